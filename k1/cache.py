@@ -1,0 +1,37 @@
+"""A folder of derived data that can always be made again: bundled text and blocks of tokens as Arrow files."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from datasets import DatasetDict, load_from_disk
+
+from k1.errors import K1Error
+
+
+def cached(kind: str, key: str, build: Callable[[], DatasetDict]) -> DatasetDict:
+    """The memory-mapped datasets stored under `kind` and `key`, built and stored the first time.
+
+    The folder is `$K1_CACHE`, by default `~/.cache/k1`. An entry appears under its
+    name only when it is complete. Raises `K1Error` when the folder cannot be written.
+    """
+    folder = Path(os.environ.get("K1_CACHE") or Path.home() / ".cache" / "k1") / kind / key
+    if not folder.exists():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            temporary = tempfile.mkdtemp(prefix=f".{key}-", dir=folder.parent)
+        except OSError as error:
+            raise K1Error(f"cannot write the cache folder {folder.parent} ({error.strerror}); set K1_CACHE to another")
+        try:
+            build().save_to_disk(temporary)
+            try:
+                os.rename(temporary, folder)
+            except OSError:
+                # Another process stored the same entry first; its content is the same.
+                if not folder.exists():
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return load_from_disk(str(folder))

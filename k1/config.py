@@ -1,0 +1,274 @@
+"""Presets, and the command line of the training scripts."""
+
+import argparse
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from transformers import HfArgumentParser
+
+from k1.errors import K1Error, UsageError
+
+UPDATE_FRACTION = 0.51
+STAGES = 3
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One size of the experiment; K-1 and baseline share all of it but the learning rates."""
+
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    vocabulary_size: int
+    seq_length: int
+    batch_size: int
+    gradient_accumulation_steps: int
+    max_steps: tuple[int, int, int]
+    warmup_steps: int
+    learning_rates: dict[str, tuple[float, float, float]]
+    evaluation_tokens: int
+    max_documents: int
+    weight_decay: float = 0.1
+    max_grad_norm: float = 1.0
+
+
+PRESETS = {
+    "smoke": Preset(
+        hidden_size=32, intermediate_size=88, layers=2, heads=2, vocabulary_size=512,
+        seq_length=128, batch_size=8, gradient_accumulation_steps=1,
+        max_steps=(60, 30, 30), warmup_steps=5,
+        learning_rates={"k1": (1e-2, 1e-2, 1e-2), "baseline": (1e-2, 1e-2, 1e-2)},
+        evaluation_tokens=8_192, max_documents=200,
+    ),
+    "quick": Preset(
+        hidden_size=128, intermediate_size=344, layers=4, heads=4, vocabulary_size=2_048,
+        seq_length=128, batch_size=16, gradient_accumulation_steps=1,
+        max_steps=(700, 350, 350), warmup_steps=50,
+        learning_rates={"k1": (3e-3, 3e-3, 3e-3), "baseline": (3e-3, 3e-3, 3e-3)},
+        evaluation_tokens=65_536, max_documents=20_000,
+    ),
+    "full": Preset(
+        hidden_size=768, intermediate_size=2_048, layers=12, heads=12, vocabulary_size=32_000,
+        seq_length=1_024, batch_size=8, gradient_accumulation_steps=8,
+        max_steps=(600, 600, 600), warmup_steps=60,
+        learning_rates={"k1": (6e-4, 3e-4, 3e-4), "baseline": (6e-4, 3e-4, 3e-4)},
+        evaluation_tokens=1_048_576, max_documents=200_000,
+    ),
+}  # fmt: skip
+
+
+def flag(help_text: str, default=None):
+    """A dataclass field that becomes a command-line flag with this help text."""
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass
+class DataFlags:
+    data_source: Literal["auto", "hub", "bundled"] = flag(
+        "where preset datasets come from; auto takes the bundled text when the hub cannot be reached", "auto"
+    )
+    max_documents: int | None = flag("training documents read per dataset (default: by preset)")
+
+
+@dataclass
+class OneDatasetFlags:
+    dataset_name: str | None = flag(
+        "preset name, hub id (owner/name or owner/name:config) or local path (default: the one named in the script)"
+    )
+
+
+@dataclass
+class AllDatasetsFlags:
+    dataset_names: list[str] = field(
+        default_factory=list,
+        metadata={"help": "the three datasets, in order (default: those named in the script)", "metavar": "NAME"},
+    )
+
+
+@dataclass
+class TrainingFlags:
+    preset: Literal["smoke", "quick", "full"] | None = flag("size of the experiment (default: quick)")
+    max_steps: int | None = flag("optimizer steps of each stage (default: by preset)")
+    batch_size: int | None = flag("sequences per forward pass (default: by preset)")
+    gradient_accumulation_steps: int | None = flag("forward passes per optimizer step (default: by preset)")
+    seq_length: int | None = flag("tokens per sequence (default: by preset)")
+    learning_rate: float | None = flag("peak learning rate (default: by preset, tuned for each method)")
+    warmup_steps: int | None = flag("steps of linear warm-up (default: by preset)")
+    weight_decay: float | None = flag("decoupled weight decay of matrices (default: by preset)")
+    max_grad_norm: float | None = flag("gradients are clipped to this norm (default: by preset)")
+    seed: int | None = flag("initial weights, order of the text and random selection (default: 0)")
+    device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto takes the fastest one present", "auto")
+    precision: Literal["auto", "float32", "bfloat16"] = flag("auto is bfloat16 on cuda, else float32", "auto")
+    threads: int | None = flag("CPU threads (default: one per core); results depend on it in the last bits")
+    models_dir: str = flag("folder of the checkpoints", "models")
+    overwrite: bool = flag("replace checkpoints that exist", False)
+
+
+@dataclass
+class SparseUpdateFlags:
+    update_fraction: float | None = flag(f"share of all parameters updated per step (default: {UPDATE_FRACTION})")
+    selection: Literal["all", "random", "groups", "gradient", "momentum"] | None = flag(
+        "policy that chooses the parameters to update (default: gradient)"
+    )
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Every setting of one stage, with presets and checkpoints taken into account."""
+
+    method: str
+    stage: int
+    preset: str
+    dataset_name: str | None
+    data_source: str
+    max_documents: int
+    evaluation_tokens: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    vocabulary_size: int
+    seq_length: int
+    batch_size: int
+    gradient_accumulation_steps: int
+    max_steps: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    max_grad_norm: float
+    update_fraction: float
+    selection: str
+    seed: int
+    device: str
+    precision: str
+    threads: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens that one optimizer step reads."""
+        return self.batch_size * self.gradient_accumulation_steps * self.seq_length
+
+    def as_dict(self) -> dict:
+        """The settings as plain values, as a checkpoint keeps them."""
+        return dataclasses.asdict(self)
+
+
+# What a later stage takes from the checkpoint it continues; a flag may repeat it but not change it.
+INHERITED = ("preset", "seq_length", "seed", "update_fraction", "selection")
+MODEL_SHAPE = ("hidden_size", "intermediate_size", "layers", "heads", "vocabulary_size")
+
+MINIMUM = {
+    "max_documents": 1, "max_steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "seq_length": 2,
+    "warmup_steps": 0, "weight_decay": 0, "seed": 0, "threads": 1,
+}  # fmt: skip
+
+
+class Flags(argparse.Namespace):
+    """What was typed on the command line of a training script; `None` where a flag was not given."""
+
+    method: str
+    models_dir: Path
+    overwrite: bool
+
+    def resolve(self, stage: int, previous: dict | None = None) -> Arguments:
+        """Settings of `stage` (1, 2 or 3), given the `arguments` of the checkpoint it continues.
+
+        Order of precedence: the checkpoint for model and sparse-update settings,
+        then the command line, then the preset. Raises `UsageError` when a flag
+        contradicts the checkpoint.
+        """
+        for name in INHERITED if previous else ():
+            given = getattr(self, name, None)
+            if given is not None and given != previous[name]:
+                raise UsageError(
+                    f"--{name} {given} contradicts the checkpoint, which was trained with {previous[name]}; "
+                    f"leave the flag out or train stage 1 again with it"
+                )
+
+        def value(name, default):
+            if previous and name in INHERITED:
+                return previous[name]
+            given = getattr(self, name, None)
+            return default if given is None else given
+
+        preset_name = value("preset", "quick")
+        preset = PRESETS[preset_name]
+        max_steps = value("max_steps", preset.max_steps[stage - 1])
+        device = resolve_device(self.device)
+        dense = self.method == "baseline"
+        return Arguments(
+            method=self.method,
+            stage=stage,
+            preset=preset_name,
+            dataset_name=getattr(self, "dataset_name", None),
+            data_source=self.data_source,
+            max_steps=max_steps,
+            warmup_steps=value("warmup_steps", min(preset.warmup_steps, max_steps // 5)),
+            learning_rate=value("learning_rate", preset.learning_rates[self.method][stage - 1]),
+            update_fraction=1.0 if dense else value("update_fraction", UPDATE_FRACTION),
+            selection="all" if dense else value("selection", "gradient"),
+            seed=value("seed", 0),
+            device=device,
+            precision=resolve_precision(self.precision, device),
+            threads=value("threads", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+            evaluation_tokens=preset.evaluation_tokens,
+            **{name: previous[name] if previous else getattr(preset, name) for name in MODEL_SHAPE},
+            **{
+                name: value(name, getattr(preset, name))
+                for name in (
+                    "max_documents", "seq_length", "batch_size",
+                    "gradient_accumulation_steps", "weight_decay", "max_grad_norm",
+                )
+            },
+        )  # fmt: skip
+
+
+def resolve_device(device: str) -> str:
+    """The torch device to use for a `--device` value; raises `K1Error` if it is not present."""
+    import torch
+
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if present[name])
+    if not present[device]:
+        raise K1Error(f"--device {device}: torch finds no such device here; use --device cpu")
+    return device
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """The number format of the forward pass for a `--precision` value."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if device == "cuda" else "float32"
+
+
+def parse_training_flags(description: str, method: str, argv: list[str] | None = None) -> Flags:
+    """Parse the command line of a training script of `method` (`k1` or `baseline`).
+
+    Exits with status 2 and one line on stderr when a flag is unknown or out of range.
+    """
+    groups = [DataFlags, TrainingFlags]
+    groups += [OneDatasetFlags, SparseUpdateFlags] if method == "k1" else [AllDatasetsFlags]
+    parser = HfArgumentParser(
+        groups, description=description, formatter_class=argparse.HelpFormatter, allow_abbrev=False
+    )
+    flags = parser.parse_args(argv, namespace=Flags(method=method))
+    for name, minimum in MINIMUM.items():
+        value = getattr(flags, name, None)
+        if value is not None and not value >= minimum:
+            parser.error(f"--{name} must be at least {minimum}, not {value}")
+    for name in ("learning_rate", "max_grad_norm"):
+        value = getattr(flags, name)
+        if value is not None and not 0 < value < float("inf"):
+            parser.error(f"--{name} must be a positive number, not {value}")
+    fraction = getattr(flags, "update_fraction", None)
+    if fraction is not None and not 0 < fraction <= 1:
+        parser.error(f"--update_fraction must be above 0 and at most 1, not {fraction}")
+    if method == "baseline" and len(flags.dataset_names) not in (0, STAGES):
+        parser.error(f"--dataset_names takes {STAGES} names, not {len(flags.dataset_names)}")
+    flags.models_dir = Path(flags.models_dir)
+    return flags

@@ -1,0 +1,305 @@
+"""Three corpora read from installed packages, so that the default run needs no network.
+
+wikitext: Wikipedia articles in gensim's test data; code: the Python standard library;
+science: the docstrings of NumPy and SciPy.
+"""
+
+import ast
+import bz2
+import importlib.metadata
+import importlib.util
+import inspect
+import platform
+import re
+import sysconfig
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from k1.errors import K1Error
+
+WIKI_DUMP = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+WIKI_MIN_CHARS, SCIENCE_MIN_CHARS = 500, 300
+
+# Private-use characters stand for what has no text: a paragraph with UNREADABLE is dropped, REMOVED is tidied away.
+UNREADABLE, REMOVED = "\ue000", "\ue001"
+# Tags that only format their text; lists, tables, formulas and the like are all UNREADABLE.
+TEXT_TAGS = set("b i u s em strong small big sub sup span font p q cite abbr blockquote nowiki var code tt div".split())
+# Templates that leave a whole sentence when removed: notes, sources, pronunciation, maintenance.
+SILENT_TEMPLATE = re.compile(
+    r"cit(e|ation)|vcite|harv|sfn|rp$|refn|efn|ref\b|ipa|respell|pron|audio|inflation-fn|lsj|page needed|verify|"
+    r"clarify|when|who|which|where|why|by whom|vague|dubious|dead link|failed verif|fact|cn$|better source|full|"
+    r"specify|anchor|wayback|coord|flag|nbsp|update|[a-z]{2} icon|inconsistent|google books|isbn|oclc|issn"
+)
+TEXT_TEMPLATE = re.compile(r"(lang|transl|nowrap|small|smaller|vanchor|angbr|nihongo|sc|abbr|tooltip|nobold)\b")
+
+SKIPPED_DIRS = {"test", "tests", "idle_test", "testing", "__pycache__", "site-packages", "dist-packages"}
+# Machine-dependent files, tables of characters or texts, and packages that some Linux distributions leave out.
+NOT_CODE = re.compile(
+    r"_sysconfigdata|config-|sitecustomize\.py|encodings/(?!__init__|idna|punycode|utf_8_sig)|pydoc_data/|locale\.py|"
+    r"html/entities\.py|this\.py|stringprep\.py|re/_casefix\.py|curses/has_key\.py|"
+    r"(idlelib|lib2to3|distutils|ensurepip|tkinter|turtledemo|venv)/|turtle\.py"
+)
+# Build tools, and helpers for other packages.
+NOT_SCIENCE = re.compile(r"(distutils|f2py|_lib|_pyinstaller|_utils|typing|_typing)/|conftest\.py|__config__\.py")
+DROPPED_SECTIONS = {"see also", "examples", "example", "references", "methods", "usage", "routine listings"}
+FIELD_SECTIONS = {"parameters", "other parameters", "returns", "yields", "raises", "warns", "attributes", "options"}
+TABLE_OR_PROMPT = re.compile(
+    r"^\s*(>>>|\.\.\. |\||\+[-=+]+\+|[-=]{2,}( +[-=]{2,})+\s*$)|\w {3,}\S|\w +- {2,}\w", re.M
+)
+CODE = re.compile(
+    r"^\s*(>>>|={2,} +==|\$ |%|#|import |from \w+ import|def |class |for .*:$|print)|"
+    r"\b(np|sp|plt|scipy)\.|\w = \w[\w.]*\(",
+    re.M,
+)
+
+
+def _package_dir(name: str) -> Path:
+    """The folder of an installed package, found without importing it."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise K1Error(f"the package {name}, source of a corpus, is missing; run: pip install -r requirements.txt")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _template_text(template) -> str:
+    """What a reader sees of a wiki template, for the few kinds that stand inside sentences."""
+    name = str(template.name).strip().lower()
+    args = [_wiki_text(param.value).strip() for param in template.params if not param.showkey]
+    if name in ("convert", "cvt") and len(args) > 1:
+        return " ".join(args[:4] if args[1] in ("-", "–", "to", "and", "by", "x") else args[:2])
+    if args and TEXT_TEMPLATE.match(name):
+        return args[-1] if name in ("lang", "transl") else args[0]
+    return REMOVED if SILENT_TEMPLATE.match(name) else UNREADABLE
+
+
+def _wiki_text(wikicode) -> str:
+    """The plain text of parsed wiki markup, with markers where something without text stood."""
+    from mwparserfromhell import nodes
+
+    text = ""
+    for node in wikicode.nodes:
+        if isinstance(node, nodes.Text):
+            text += str(node)
+        elif isinstance(node, nodes.Wikilink):
+            # Files, categories and links to other languages are not part of the sentence.
+            other = re.match(r"\s*(file|image|category|media|[a-z]{2,3}(-[a-z]+)*):", str(node.title), re.I)
+            text += REMOVED if other else _wiki_text(node.text or node.title)
+        elif isinstance(node, nodes.Template):
+            text += _template_text(node)
+        elif isinstance(node, nodes.Tag):
+            tag = str(node.tag).strip().lower()
+            shown = _wiki_text(node.contents) if tag in TEXT_TAGS and node.contents else UNREADABLE
+            text += {"ref": REMOVED, "references": REMOVED, "br": "\n"}.get(tag, shown)
+        elif isinstance(node, nodes.ExternalLink):
+            text += _wiki_text(node.title) if node.title else UNREADABLE
+        elif isinstance(node, nodes.HTMLEntity):
+            text += node.normalize()
+        elif isinstance(node, nodes.Heading):
+            text += "\n"
+    return text
+
+
+def _tidy(line: str) -> str:
+    """Repair spacing and punctuation around what was removed from a line."""
+    line = re.sub(rf"{REMOVED}|'{{2,}}|__[A-Z]+__|[\u200b\u200e\u200f\u00ad\ufeff]", "", line)
+    previous = None
+    while line != previous:
+        previous = line
+        line = re.sub(r"\(\s*(?:(?:or|and|pronounced|IPA|[,;:–/-])\s*)*\)", "", line)
+        line = re.sub(r"\([\s,;:]+", "(", line)
+        line = re.sub(r"[\s,;:]+\)", ")", line)
+        line = re.sub(r"([,;])(?:\s*[,;])+", r"\1", line)
+        line = re.sub(r"\s+([,;:.!?])(?=\s|$|[\"”)])", r"\1", line)
+        line = re.sub(r"\s+", " ", line)
+    return line.strip()
+
+
+def clean_wikitext(markup: str) -> str:
+    """Prose paragraphs of one wiki page, joined by blank lines; everything else is dropped."""
+    import mwparserfromhell
+
+    lines = map(_tidy, _wiki_text(mwparserfromhell.parse(markup)).split("\n"))
+    return "\n\n".join(
+        line
+        for line in lines
+        if len(line) >= 80
+        and re.match(r"[\"“‘'(]*(?![a-z])[^\W_]", line)
+        and re.search(r"[.!?][\"”’')\]]*$", line)
+        and sum(c.isalpha() or c == " " for c in line) > 0.85 * len(line)
+        and not re.search(UNREADABLE + r"|[|<>{}_\\]|\[\[|\]\]|==|https?:|\(\)", line)
+    )
+
+
+def _wikitext_documents() -> Iterator[str]:
+    dump = _package_dir("gensim") / WIKI_DUMP
+    _package_dir("mwparserfromhell")
+    if not dump.is_file():
+        raise K1Error("the installed gensim lacks the test data of wikitext; run: pip install -r requirements.txt")
+    from gensim.corpora.wikicorpus import extract_pages
+
+    with bz2.open(dump, "rb") as file:
+        for _title, markup, _page_id in extract_pages(file, ()):
+            if markup and not markup.lstrip().lower().startswith("#redirect"):
+                document = clean_wikitext(markup)
+                if len(document) >= WIKI_MIN_CHARS:
+                    yield document
+
+
+def _python_files(root: Path, excluded: re.Pattern) -> list[Path]:
+    """The .py files under `root` that are no tests and not `excluded`, sorted by relative path."""
+    files = {}
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root).parts
+        name = "/".join(parts)
+        if SKIPPED_DIRS.isdisjoint(parts) and not path.name.startswith("test_") and not excluded.match(name):
+            files[name] = path
+    return [files[name] for name in sorted(files)]
+
+
+def _code_documents() -> Iterator[str]:
+    for path in _python_files(Path(sysconfig.get_paths()["stdlib"]), NOT_CODE):
+        try:
+            text = path.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError:
+            continue
+        if text:
+            yield text
+
+
+def _sections(lines: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Split a docstring at its underlined headings into (title, lines); the first title is empty."""
+    title, body = "", []
+    for line in lines:
+        rule = re.fullmatch(r"( *)([-=~^*#\"])\2{2,}\s*", line)
+        alone = body and body[-1].strip() and not any(text.strip() for text in body[-2:-1])
+        if rule and alone and re.match(rule[1] + r"\S", body[-1]):
+            heading = body.pop().strip()
+            yield title, body
+            title, body = heading.lower().rstrip(":"), []
+        elif not rule or rule[1]:
+            body.append(line)
+    yield title, body
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """Prose and formulas of one section; an empty string stands for code or a table left out."""
+    lines = [*textwrap.dedent(text).split("\n"), ""]
+    block: list[str] = []
+    i = 0
+    while i < len(lines):
+        line = lines[i]
+        i += 1
+        directive = re.match(r"\s*\.\.(?: ?([\w-]+)::(.*)| .*|)$", line)
+        literal = not directive and line.rstrip().endswith("::")
+        if line.strip() and not directive:
+            block.append(re.sub(r",?::$", ":", line.rstrip()))
+        if block and (not line.strip() or directive or literal):
+            prose = textwrap.dedent("\n".join(block))
+            yield "" if TABLE_OR_PROMPT.search(prose) else prose
+            block = []
+        if not directive and not literal:
+            continue
+        start, indent = i, re.match(r" *", line)[0] + " "
+        while i < len(lines) and (not lines[i].strip() or lines[i].startswith(indent)):
+            i += 1
+        body = textwrap.dedent("\n".join(lines[start:i])).strip("\n")
+        if literal:
+            yield "" if CODE.search(body) else textwrap.indent(body, "    ")
+        elif directive[1] == "math":
+            formula = re.sub(r"^:(label|nowrap).*\n+", "", f"{directive[2].strip()}\n{body}".strip(), flags=re.M)
+            yield ".. math::\n\n" + textwrap.indent(formula, "    ")
+        elif directive[1] in ("note", "warning", "tip", "important", "caution", "attention"):
+            yield from _paragraphs(f"{directive[2].strip()}\n{body}".strip())
+
+
+def _fields(text: str) -> Iterator[str]:
+    """The entries of a numpydoc field list (`name : type`, indented description) as `name: description`."""
+    for entry in re.split(r"\n(?=\S)", textwrap.dedent(text).strip("\n")):
+        head, _, description = entry.partition("\n")
+        name, colon, _type = head.partition(":")
+        prose = list(_paragraphs(description))
+        # A return value without a name has only a type before its description.
+        if prose and prose[0] and (colon or re.fullmatch(r"[\w, *]+", name)) and " or " not in name:
+            prose[0] = f"{name.strip()}: {prose[0]}"
+        yield from prose
+
+
+def clean_docstring(docstring: str) -> str:
+    """Prose and formulas of a numpydoc docstring, without examples, tables, link lists and scaffolding."""
+    docstring = inspect.cleandoc(docstring)
+    # Compiled functions repeat their signature first; a template placeholder alone on its line stands for a section.
+    docstring = re.sub(r"\A([\w.]+\([^\n]*(\n[^\n]+)*\n\s*\n)+", "", docstring)
+    docstring = re.sub(r"^\s*(%\(\w+\)s|\$\{\w+\})\s*$", "", docstring, flags=re.M)
+    if re.search(r"%\(\w+\)s|\$\{\w+\}|[Cc]opyright|Redistribution|^:?Author", docstring, re.M):
+        return ""
+    kept: list[str] = []
+    for title, lines in _sections(docstring.split("\n")):
+        if title in DROPPED_SECTIONS:
+            continue
+        section = "\n".join(lines)
+        is_fields = title in FIELD_SECTIONS or re.match(r"\s*[\w*, ]+ ?: [^\n]*\n +\S", section)
+        for text in _fields(section) if is_fields else _paragraphs(section):
+            if text:
+                kept.append(text)
+            elif kept and re.search(r"[:,]$", kept[-1]):
+                # The sentence that introduces what was left out goes with it.
+                kept[-1] = re.sub(r"(\A|(?<=[.!?])\s)(?:[^.!?]|[.!?](?!\s))*\Z", "", kept[-1])
+    text = "\n\n".join(filter(None, kept))
+    text = re.sub(r":(?!math)[a-z]+(?::[a-z]+)?:`", "`", text)
+    text = re.sub(r"`~?([^`<>]+?)\s*<[^`<>]*>`(_{0,2})", lambda m: m[1] if m[2] else f"`{m[1]}`", text)
+    return re.sub(r"\[(\w[^\[\]\n]*)\]_\b", r"[\1]", text)
+
+
+def _object_docstrings(tree: ast.Module) -> Iterator[list[str]]:
+    """The docstrings of each top-level object of a module, those of methods with their class."""
+    yield [ast.get_docstring(tree) or ""]
+    added: dict[str, list[str]] = {}
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            members = node.body if isinstance(node, ast.ClassDef) else []
+            objects = [node, *(m for m in members if isinstance(m, (ast.FunctionDef, ast.ClassDef)))]
+            yield [ast.get_docstring(o) or "" for o in objects]
+        call = getattr(node, "value", None)
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "add_newdoc":
+            # The texts of compiled objects: (module, object, doc or (method, doc)) or (object, doc).
+            names = [a.value for a in call.args[:-1] if isinstance(a, ast.Constant)]
+            texts = [c.value for c in ast.walk(call.args[-1]) if isinstance(c, ast.Constant)]
+            added.setdefault(names[-1], []).extend(t for t in texts if isinstance(t, str) and "\n" in t)
+    yield from added.values()
+
+
+def _science_documents() -> Iterator[str]:
+    seen: set[str] = set()
+    for path in [file for package in ("numpy", "scipy") for file in _python_files(_package_dir(package), NOT_SCIENCE)]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        for docstrings in _object_docstrings(tree):
+            paragraphs = "\n\n".join(filter(None, map(clean_docstring, docstrings))).split("\n\n")
+            # Related functions share whole docstrings or the description of a parameter.
+            fresh = [text for text in paragraphs if len(text) < 120 or text[0] == " " or text not in seen]
+            seen.update(fresh)
+            document = "\n\n".join(fresh)
+            if len(document) >= SCIENCE_MIN_CHARS:
+                yield document
+
+
+BUNDLED_CORPORA: dict[str, Callable[[], Iterator[str]]]
+BUNDLED_CORPORA = {"wikitext": _wikitext_documents, "code": _code_documents, "science": _science_documents}
+
+
+def bundled_documents(name: str) -> Iterator[str]:
+    """The documents of the bundled corpus `name`, in a fixed order."""
+    return BUNDLED_CORPORA[name]()
+
+
+def bundled_version(name: str) -> str:
+    """The versions of what the corpus is read from, e.g. "numpy 2.4.6, scipy 1.17.1"."""
+    if name == "code":
+        return f"Python {platform.python_version()}"
+    packages = {"wikitext": ("gensim", "mwparserfromhell"), "science": ("numpy", "scipy")}[name]
+    for package in packages:
+        _package_dir(package)
+    return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)

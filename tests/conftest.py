@@ -1,0 +1,123 @@
+"""Fixtures: a small model, three small local corpora, and a way to run the scripts as a user does."""
+
+import os
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+VOCABULARIES = {
+    "rivers": "river water flows north south valley bridge stream bank boat fish deep wide cold slow".split(),
+    "numbers": "sum product prime factor even odd square root digit ratio proof lemma series limit bound".split(),
+    "kitchen": "bread butter knife oven salt sugar spoon plate bowl onion soup stew roast bake boil".split(),
+}
+
+
+def write_corpus(folder: Path, name: str, documents: int = 60) -> Path:
+    """A .jsonl file of documents whose sentences use the words of `name`."""
+    import json
+
+    generator = random.Random(name)
+    path = folder / f"{name}.jsonl"
+    with open(path, "w") as file:
+        for _ in range(documents):
+            sentences = [
+                " ".join(generator.choices(VOCABULARIES[name], k=generator.randint(4, 9))).capitalize() + "."
+                for _ in range(generator.randint(6, 14))
+            ]
+            file.write(json.dumps({"text": " ".join(sentences)}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory):
+    """Keep what tests derive out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["K1_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory) -> list[Path]:
+    """Three local datasets of different domains."""
+    folder = tmp_path_factory.mktemp("corpora")
+    return [write_corpus(folder, name) for name in VOCABULARIES]
+
+
+@dataclass
+class Finished:
+    """A script that has ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def run_script(script: str, *flags: object, environment: dict | None = None, cwd: Path = ROOT) -> Finished:
+    """Run a script of the project, or `-m` and a module, in a process of its own."""
+    target = [script] if script.startswith("-m") else [str(ROOT / script)]
+    command = [sys.executable, *" ".join(target).split(), *map(str, flags)]
+    process = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=cwd, env={**os.environ, **(environment or {})}
+    )
+    return Finished(process.returncode, process.stdout, process.stderr)
+
+
+def assert_one_clear_line(finished: Finished, status: int, *fragments: str) -> None:
+    """The script failed with `status`, wrote nothing to stdout, no traceback, and one error line with `fragments`."""
+    assert finished.status == status, finished.stderr
+    assert finished.stdout == ""
+    assert "Traceback" not in finished.stderr
+    errors = [line for line in finished.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1, finished.stderr
+    for fragment in fragments:
+        assert fragment in errors[0]
+
+
+@dataclass
+class TrainedRun:
+    """The checkpoints of both methods after the four training scripts, and what each script printed."""
+
+    models_dir: Path
+    corpora: list[Path]
+    printed: dict[str, Finished]
+
+
+def train_all(models_dir: Path, corpora: list[Path], *flags: object) -> dict[str, Finished]:
+    """Run the four training scripts on local corpora, preset smoke."""
+    printed = {}
+    common = ["--preset", "smoke", "--models_dir", models_dir, "--threads", 1, *flags]
+    for stage, corpus in enumerate(corpora, start=1):
+        script = f"train_k1_dataset{stage}.py"
+        printed[script] = run_script(script, "--dataset_name", corpus, *common)
+    printed["train_baseline_all.py"] = run_script("train_baseline_all.py", "--dataset_names", *corpora, *common)
+    for script, finished in printed.items():
+        assert finished.status == 0, (script, finished.stderr)
+    return printed
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, corpora) -> TrainedRun:
+    """Both methods trained on the local corpora."""
+    models_dir = tmp_path_factory.mktemp("models")
+    return TrainedRun(models_dir, corpora, train_all(models_dir, corpora, "--max_steps", 20))
+
+
+@pytest.fixture
+def tiny_model() -> torch.nn.Module:
+    """A Llama of a few thousand parameters, odd in every dimension that may be odd."""
+    from k1.model import build_model
+
+    config = {
+        "model_type": "llama", "vocab_size": 37, "hidden_size": 12, "intermediate_size": 17,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "max_position_embeddings": 16, "tie_word_embeddings": False, "pad_token_id": None,
+        "bos_token_id": None, "eos_token_id": None,
+    }  # fmt: skip
+    return build_model(config, seed=0)
