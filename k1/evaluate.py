@@ -1,0 +1,65 @@
+"""Loss, perplexity and accuracy on held-out text."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from datasets import Dataset
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from k1.config import Arguments
+from k1.data import TokenizedDataset
+
+BATCH_TOKENS = 4_096
+
+
+def evaluate(model: PreTrainedModel, datasets: list[TokenizedDataset], arguments: Arguments) -> dict:
+    """Evaluate `model` on the validation and test text of each of `datasets`.
+
+    Returns dataset name -> split -> `loss` (nats per token), `perplexity` (its
+    exponential), `accuracy` (share of tokens that were the model's first choice)
+    and `tokens` (number of predicted tokens). Of a long split the first
+    `arguments.evaluation_tokens` tokens are read. In a block each token but the
+    first is predicted from the ones before it.
+    """
+    return {
+        dataset.name: {
+            split: evaluate_blocks(model, dataset.blocks[split], arguments) for split in ("validation", "test")
+        }
+        for dataset in datasets
+    }
+
+
+@torch.no_grad()
+def evaluate_blocks(model: PreTrainedModel, blocks: Dataset, arguments: Arguments) -> dict:
+    """Loss, perplexity, accuracy and number of predicted tokens over `blocks`; see `evaluate`."""
+    model.eval()
+    loss, correct, tokens = 0.0, 0, 0
+    for input_ids in batches_in_order(blocks, arguments.seq_length, arguments.evaluation_tokens):
+        input_ids = input_ids.to(model.device)
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
+            logits = model(input_ids=input_ids).logits
+        predictions, targets = logits[:, :-1].flatten(0, 1).float(), input_ids[:, 1:].flatten()
+        loss += cross_entropy(predictions, targets, reduction="sum").item()
+        correct += int((predictions.argmax(-1) == targets).sum())
+        tokens += targets.numel()
+    mean = loss / tokens
+    return {
+        "loss": mean,
+        "perplexity": math.exp(mean) if mean < 700 else math.inf,
+        "accuracy": correct / tokens,
+        "tokens": tokens,
+    }
+
+
+def batches_in_order(blocks: Dataset, seq_length: int, max_tokens: int) -> Iterator[torch.Tensor]:
+    """Token ids, (batch, length): whole blocks together, then the shorter last one by itself."""
+    count = min(len(blocks), max(1, max_tokens // seq_length))
+    last_is_short = len(blocks[count - 1]["input_ids"]) < seq_length
+    whole = count - 1 if last_is_short else count
+    batch_size = max(1, BATCH_TOKENS // seq_length)
+    for start in range(0, whole, batch_size):
+        yield blocks[start : min(start + batch_size, whole)]["input_ids"].long()
+    if last_is_short:
+        yield blocks[count - 1]["input_ids"].long().unsqueeze(0)

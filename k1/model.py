@@ -1,0 +1,49 @@
+"""The transformer: a Hugging Face causal language model built from a configuration."""
+
+import json
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from k1.config import Arguments
+
+
+def configure_torch(arguments: Arguments) -> None:
+    """Fix what the bits of a result depend on: the number of threads and deterministic kernels."""
+    torch.set_num_threads(arguments.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def model_config(arguments: Arguments, vocabulary_size: int) -> dict:
+    """The configuration of a Llama model with untied embeddings, as plain values."""
+    config = LlamaConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=arguments.hidden_size,
+        intermediate_size=arguments.intermediate_size,
+        num_hidden_layers=arguments.layers,
+        num_attention_heads=arguments.heads,
+        num_key_value_heads=arguments.heads,
+        max_position_embeddings=arguments.seq_length,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        use_cache=False,
+    )
+    return json.loads(config.to_json_string(use_diff=False))
+
+
+def build_model(config: dict, seed: int, device: str = "cpu") -> PreTrainedModel:
+    """A model with fresh weights that depend on `config` and `seed` alone.
+
+    The weights are drawn on the CPU from a generator of their own, so they are
+    the same on every device and whatever was drawn before.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    return model.to(device)
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Number of parameters, each counted once where two layers share it."""
+    return sum(parameter.numel() for parameter in model.parameters())

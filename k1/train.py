@@ -1,0 +1,145 @@
+"""The training loop of one stage; K-1 and baseline differ only in what `SparseAdamW` is told to select."""
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+
+import torch
+from datasets import Dataset
+from tqdm import tqdm
+from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+
+from k1.config import Arguments
+from k1.data import TokenizedDataset
+from k1.errors import K1Error
+from k1.optim import SparseAdamW
+
+LOGGED_STEPS = 50
+
+
+def train(model: PreTrainedModel, dataset: TokenizedDataset, arguments: Arguments) -> list[dict]:
+    """Train `model` in place on the training text of `dataset` for `arguments.max_steps` steps.
+
+    Returns the history, about 50 entries: `step`, `loss` (nats per token, mean
+    since the last entry), `learning_rate`, `updated_fraction` (share of all
+    parameters whose bits this step changed, by comparing them before and after)
+    and `tokens_per_second`. Raises `K1Error` when the loss or the gradient is no
+    longer finite.
+    """
+    model.train()
+    optimizer = build_optimizer(model, arguments)
+    schedule = warmup_and_cosine(optimizer, arguments.warmup_steps, arguments.max_steps)
+    stage_seed = STAGES_PER_SEED * arguments.seed + arguments.stage
+    batches = batches_of_blocks(dataset.blocks["train"], arguments.batch_size, stage_seed)
+    logging_interval = max(1, arguments.max_steps // LOGGED_STEPS)
+
+    history: list[dict] = []
+    losses: list[float] = []
+    started = time.perf_counter()
+    progress = tqdm(
+        range(1, arguments.max_steps + 1),
+        desc=f"stage {arguments.stage}: {dataset.name}",
+        unit="step",
+        file=sys.stderr,
+        mininterval=1,
+    )
+    for step in progress:
+        losses.append(accumulate_gradients(model, batches, arguments))
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+        if not math.isfinite(losses[-1]) or not torch.isfinite(norm):
+            progress.close()
+            raise K1Error(
+                f"training on '{dataset.name}' diverged at step {step} (loss {losses[-1]:.3g}, gradient norm "
+                f"{float(norm):.3g}); no checkpoint was written; lower --learning_rate from {arguments.learning_rate:g}"
+            )
+        learning_rate = schedule.get_last_lr()[0]
+        is_logged = step % logging_interval == 0 or step == arguments.max_steps
+        before = copy_parameters(model) if is_logged else None
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if is_logged:
+            elapsed = time.perf_counter() - started
+            entry = {
+                "step": step,
+                "loss": sum(losses) / len(losses),
+                "learning_rate": learning_rate,
+                "updated_fraction": changed_fraction(before, model),
+                "tokens_per_second": len(losses) * arguments.tokens_per_step / elapsed,
+            }
+            history.append(entry)
+            progress.set_postfix_str(
+                f"loss {entry['loss']:.3f}, {entry['tokens_per_second']:,.0f} tokens/s", refresh=False
+            )
+            losses = []
+            started = time.perf_counter()
+    return history
+
+
+# Distinct random streams for the stages of one seed and for different seeds.
+STAGES_PER_SEED = 10
+
+
+def build_optimizer(model: PreTrainedModel, arguments: Arguments) -> SparseAdamW:
+    """AdamW over all parameters; weight decay acts on matrices only, not on normalisations."""
+    matrices = [(name, parameter) for name, parameter in model.named_parameters() if parameter.dim() >= 2]
+    vectors = [(name, parameter) for name, parameter in model.named_parameters() if parameter.dim() < 2]
+    return SparseAdamW(
+        [
+            {"params": matrices, "weight_decay": arguments.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        selection=arguments.selection,
+        update_fraction=arguments.update_fraction,
+        seed=STAGES_PER_SEED * arguments.seed + arguments.stage,
+        lr=arguments.learning_rate,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+
+
+def warmup_and_cosine(optimizer: torch.optim.Optimizer, warmup_steps: int, max_steps: int):
+    """Linear warm-up, then cosine decay, with a learning rate above zero at each of the `max_steps` steps."""
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    # transformers' schedule is zero at its first and last point; starting at its second point skips both.
+    return get_cosine_schedule_with_warmup(optimizer, warmup_steps + 1, max_steps + 1, last_epoch=0)
+
+
+def batches_of_blocks(blocks: Dataset, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
+    """Token ids, (batch_size, seq_length), without end: a new seeded permutation of the blocks each epoch.
+
+    A batch may reach into the next epoch, so a dataset may be smaller than one batch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order: list[int] = []
+    while True:
+        while len(order) < batch_size:
+            order += torch.randperm(len(blocks), generator=generator).tolist()
+        yield blocks[order[:batch_size]]["input_ids"].long()
+        del order[:batch_size]
+
+
+def accumulate_gradients(model: PreTrainedModel, batches: Iterator[torch.Tensor], arguments: Arguments) -> float:
+    """Add the gradients of one optimizer step's batches; returns their mean loss in nats per token."""
+    total = 0.0
+    for _ in range(arguments.gradient_accumulation_steps):
+        input_ids = next(batches).to(arguments.device)
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
+            loss = model(input_ids=input_ids, labels=input_ids).loss / arguments.gradient_accumulation_steps
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def copy_parameters(model: PreTrainedModel) -> list[torch.Tensor]:
+    """A copy of every parameter, to compare with later."""
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def changed_fraction(before: list[torch.Tensor], model: PreTrainedModel) -> float:
+    """Share of all parameters that differ from the copies `before`."""
+    pairs = list(zip(before, model.parameters(), strict=True))
+    changed = sum(int((old != new).sum()) for old, new in pairs)
+    return changed / sum(old.numel() for old in before)

@@ -1,0 +1,145 @@
+"""Checkpoints: complete, atomic, and refused with one clear line when they are not what they should be."""
+
+import os
+
+import pytest
+import torch
+from conftest import assert_one_clear_line, run_script
+
+from k1.checkpoint import load_checkpoint, output_path, restore_model, save_checkpoint
+from k1.errors import K1Error
+
+KEYS = {
+    "format", "method", "stage", "model_config", "model", "tokenizer", "arguments", "seed", "datasets",
+    "evaluations", "initial_evaluation", "history", "versions",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["k1_dataset1.pt", "k1_dataset2.pt", "k1_final.pt", "baseline_final.pt"])
+def test_keys_that_others_rely_on(trained, file):
+    content = torch.load(trained.models_dir / file, weights_only=True)
+    assert set(content) == KEYS
+    stage = content["stage"]
+    assert content["method"] == file.split("_")[0]
+    assert len(content["datasets"]) == len(content["evaluations"]) == stage
+    assert {"name", "source", "fingerprint", "tokens"} <= set(content["datasets"][0])
+    assert set(content["datasets"][0]["tokens"]) == {"train", "validation", "test"}
+    names = [dataset["name"] for dataset in content["datasets"]]
+    for i, row in enumerate(content["evaluations"]):
+        assert list(row) == names[: i + 2] if i + 1 < stage else list(row) == names
+        for splits in row.values():
+            assert set(splits) == {"validation", "test"}
+            assert set(splits["test"]) == {"loss", "perplexity", "accuracy", "tokens"}
+    assert set(content["history"][0]) == {"step", "loss", "learning_rate", "updated_fraction", "tokens_per_second"}
+    assert content["history"][-1]["step"] == content["arguments"]["max_steps"] == 20
+
+
+def test_a_saved_checkpoint_comes_back_the_same(trained, tmp_path):
+    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt", "k1", stage=3)
+    save_checkpoint(tmp_path / "copy.pt", checkpoint)
+    copy = load_checkpoint(tmp_path / "copy.pt", "k1", stage=3)
+    for name, tensor in checkpoint.model.items():
+        assert torch.equal(tensor, copy.model[name])
+    assert (copy.evaluations, copy.history, copy.tokenizer) == (
+        checkpoint.evaluations, checkpoint.history, checkpoint.tokenizer,
+    )  # fmt: skip
+    assert os.listdir(tmp_path) == ["copy.pt"]
+
+
+def test_a_failed_write_leaves_the_old_file(trained, tmp_path, monkeypatch):
+    path = tmp_path / "old.pt"
+    path.write_bytes(b"old")
+    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt", "k1")
+
+    def full_disk(content, file):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(K1Error, match="No space left"):
+        save_checkpoint(path, checkpoint)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["old.pt"]
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_refused(trained, tmp_path, share):
+    content = (trained.models_dir / "k1_final.pt").read_bytes()
+    path = tmp_path / "k1_final.pt"
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(K1Error, match="damaged or is not a checkpoint"):
+        load_checkpoint(path, "k1")
+
+
+def test_code_in_a_file_is_not_run(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "was-run"),)
+
+    torch.save({"format": 1, "payload": Payload()}, tmp_path / "k1_final.pt")
+    with pytest.raises(K1Error, match="damaged or is not a checkpoint"):
+        load_checkpoint(tmp_path / "k1_final.pt", "k1")
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "not a k1 checkpoint"),
+        ({"model": {}}, "not a k1 checkpoint"),
+        ({"format": 99}, "format version 99"),
+        ({"format": 1, "method": "k1"}, "lacks stage"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / "k1_final.pt")
+    with pytest.raises(K1Error, match=message):
+        load_checkpoint(tmp_path / "k1_final.pt", "k1")
+
+
+def test_text_is_not_a_checkpoint(tmp_path):
+    (tmp_path / "k1_final.pt").write_text("hello")
+    with pytest.raises(K1Error, match="damaged or is not a checkpoint"):
+        load_checkpoint(tmp_path / "k1_final.pt", "k1")
+
+
+def test_the_other_method_and_another_stage_are_refused(trained):
+    with pytest.raises(K1Error, match="of method 'baseline', not 'k1'"):
+        load_checkpoint(trained.models_dir / "baseline_final.pt", "k1")
+    with pytest.raises(K1Error, match="of stage 2, not 1"):
+        load_checkpoint(trained.models_dir / "k1_dataset2.pt", "k1", stage=1)
+
+
+def test_weights_that_do_not_fit_are_refused(trained):
+    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt", "k1")
+    checkpoint.model["lm_head.weight"] = torch.zeros(3, 3)
+    with pytest.raises(K1Error, match="do not fit"):
+        restore_model(checkpoint, "cpu")
+
+
+def test_an_existing_output_is_kept_unless_overwrite(tmp_path):
+    path = output_path(tmp_path, "k1", 1, overwrite=False)
+    path.write_bytes(b"")
+    with pytest.raises(K1Error, match="--overwrite"):
+        output_path(tmp_path, "k1", 1, overwrite=False)
+    assert output_path(tmp_path, "k1", 1, overwrite=True) == path
+
+
+def test_a_models_dir_that_is_a_file(tmp_path):
+    (tmp_path / "models").write_text("")
+    finished = run_script("train_k1_dataset1.py", "--models_dir", tmp_path / "models")
+    assert_one_clear_line(finished, 1, "cannot write checkpoints into")
+
+
+@pytest.mark.parametrize(
+    ("script", "first"),
+    [
+        ("train_k1_dataset2.py", "run train_k1_dataset1.py first"),
+        ("train_k1_dataset3.py", "run train_k1_dataset2.py first"),
+        ("generate_k1.py", "run train_k1_dataset3.py first"),
+        ("generate_baseline.py", "run train_baseline_all.py first"),
+        ("-m k1.report", "run train_k1_dataset1.py first"),
+    ],
+)
+def test_a_missing_input_names_the_script_to_run_first(tmp_path, script, first):
+    assert_one_clear_line(run_script(script, "--models_dir", tmp_path), 1, first)
