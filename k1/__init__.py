@@ -1,0 +1,34 @@
+"""k1: does a language model that updates 51% of its parameters per step forget less than one that updates all?"""
+
+from k1.checkpoint import load_checkpoint, output_path, restore_model, save_checkpoint, stage_checkpoint
+from k1.config import parse_training_flags
+from k1.data import DataLoader, load_datasets
+from k1.errors import command
+from k1.evaluate import evaluate
+from k1.generate import parse_generation_arguments, print_continuations
+from k1.model import build_model, configure_torch, model_config
+from k1.tables import print_evaluation
+from k1.tokenizer import load_tokenizer, train_tokenizer
+from k1.train import train
+
+__all__ = [
+    "DataLoader",
+    "build_model",
+    "command",
+    "configure_torch",
+    "evaluate",
+    "load_checkpoint",
+    "load_datasets",
+    "load_tokenizer",
+    "model_config",
+    "output_path",
+    "parse_generation_arguments",
+    "parse_training_flags",
+    "print_continuations",
+    "print_evaluation",
+    "restore_model",
+    "save_checkpoint",
+    "stage_checkpoint",
+    "train",
+    "train_tokenizer",
+]

@@ -1,0 +1,167 @@
+"""python3 -m k1.study: tune the learning rates of both methods through the same scripts a user runs.
+
+First every learning rate is tried on dataset 1; then every learning rate on
+datasets 2 and 3, from the stage-1 model that was best. Every run has a folder of
+its own below --out; a run that is recorded in results.json is not repeated, so
+the study can be stopped and started again. Each training runs on one thread.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copyfile
+
+from tqdm import tqdm
+
+from k1.checkpoint import FILES, SCRIPTS, load_checkpoint
+from k1.errors import K1Error, command
+from k1.files import write_atomically
+from k1.metrics import accuracy_matrix, average_forgetting_percent, mean
+from k1.tables import LABELS, format_table
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The baseline's stages are those of K-1 with every parameter selected, to the bit (a test compares them).
+METHOD_FLAGS = {"baseline": ["--selection", "all", "--update_fraction", "1.0"], "k1": []}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of stage 1, or of stages 2 and 3 from a stage-1 checkpoint."""
+
+    method: str
+    stages: tuple[int, ...]
+    learning_rate: float
+    start: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-stage{''.join(map(str, self.stages))}-{self.learning_rate:g}"
+
+    def execute(self, out: Path, settings: list[str]) -> dict:
+        """Run the scripts of the stages and return the record of the last; raises `K1Error` when one fails."""
+        folder = out / "runs" / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.start:
+            copyfile(self.start, folder / self.start.name)
+        for stage in self.stages:
+            script = SCRIPTS["k1"][stage - 1]
+            flags = ["--learning_rate", str(self.learning_rate), "--models_dir", str(folder), "--overwrite"]
+            flags += settings + (METHOD_FLAGS[self.method] if stage == 1 else [])
+            finished = subprocess.run([sys.executable, ROOT / script, *flags], capture_output=True, text=True)
+            if finished.returncode:
+                reason = (finished.stderr.strip().splitlines() or ["no message"])[-1]
+                return {"method": self.method, "learning_rate": self.learning_rate, "failed": reason}
+        return record_of(self, folder / FILES["k1"][self.stages[-1] - 1])
+
+
+def record_of(run: Run, path: Path) -> dict:
+    """What the study keeps of a run: validation figures after each dataset's own stage and at the end."""
+    checkpoint = load_checkpoint(path, "k1")
+    names = [dataset["name"] for dataset in checkpoint.datasets]
+    final = {name: checkpoint.evaluations[-1][name]["validation"]["loss"] for name in names}
+    return {
+        "method": run.method,
+        "learning_rate": run.learning_rate,
+        "own_loss": {name: checkpoint.evaluations[i][name]["validation"]["loss"] for i, name in enumerate(names)},
+        "final_loss": final,
+        "mean_final_loss": mean(list(final.values())),
+        "average_forgetting_percent": (
+            average_forgetting_percent(accuracy_matrix(checkpoint, "validation")) if len(names) > 1 else None
+        ),
+    }
+
+
+def execute_all(runs: list[Run], results: dict[str, dict], out: Path, settings: list[str], jobs: int) -> None:
+    """Execute the runs that `results` lacks, `jobs` at a time, and write results.json after each."""
+    waiting = [run for run in runs if run.name not in results]
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), initial=len(runs) - len(waiting), unit="run") as bar:
+        for run, record in pool.map(lambda run: (run, run.execute(out, settings)), waiting):
+            results[run.name] = record
+            text = json.dumps(results, indent=2) + "\n"
+            write_atomically(out / "results.json", lambda file: file.write(text.encode()))
+            bar.update()
+
+
+def best_of(records: list[dict]) -> dict:
+    """The record with the lowest mean validation loss at the end; raises `K1Error` if all runs failed."""
+    finished = [record for record in records if "failed" not in record]
+    if not finished:
+        raise K1Error(f"no run finished; the first said: {records[0]['failed']}")
+    return min(finished, key=lambda record: record["mean_final_loss"])
+
+
+def format_study(first: dict[str, list[dict]], later: dict[str, list[dict]]) -> str:
+    """The two tables of the study as Markdown; the chosen learning rate of each method is marked `*`."""
+
+    def rows(records: dict[str, list[dict]], cells) -> list[list[str]]:
+        table = []
+        for method, method_records in records.items():
+            best = best_of(method_records)
+            for record in method_records:
+                mark = "*" if record is best else ""
+                shown = ["diverged"] if "failed" in record else cells(record)
+                table.append([LABELS[method], f"{record['learning_rate']:g}{mark}", *shown])
+        width = max(len(row) for row in table)
+        return [row + [""] * (width - len(row)) for row in table]
+
+    def sequence(record: dict) -> list[str]:
+        final = record["final_loss"]
+        own = [f"{record['own_loss'][name]:.3f} -> {loss:.3f}" for name, loss in final.items()]
+        return [*own, f"{record['mean_final_loss']:.3f}", f"{record['average_forgetting_percent']:.1f}"]
+
+    names = list(best_of(next(iter(later.values())))["final_loss"])
+    head = ["Method", "Learning rate"]
+    return "\n\n".join(
+        [
+            f"Dataset 1 ({names[0]}): validation loss in nats per token",
+            format_table([[*head, "Loss"], *rows(first, lambda record: [f"{record['mean_final_loss']:.3f}"])]),
+            "Datasets 2 and 3, from the best model of dataset 1: validation loss in nats per token, "
+            "after the dataset's own stage -> at the end",
+            format_table([[*head, *names, "Mean at the end", "Forgetting %"], *rows(later, sequence)]),
+        ]
+    )
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python3 -m k1.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--methods", nargs="+", choices=list(METHOD_FLAGS), default=list(METHOD_FLAGS))
+    parser.add_argument("--learning_rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2])
+    parser.add_argument("--later_learning_rates", nargs="+", type=float, default=[2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3])
+    parser.add_argument("--preset", choices=["smoke", "quick", "full"], default="quick")
+    parser.add_argument("--data_source", choices=["auto", "hub", "bundled"], default="bundled")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("results/sweep"))
+    arguments = parser.parse_args()
+    settings = {name: getattr(arguments, name) for name in ("preset", "data_source", "seed")}
+    flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))] + ["--threads", "1"]
+
+    path = arguments.out / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    first_runs = [Run(method, (1,), rate) for method in arguments.methods for rate in arguments.learning_rates]
+    execute_all(first_runs, results, arguments.out, flags, arguments.jobs)
+    first = {
+        method: [results[run.name] for run in first_runs if run.method == method] for method in arguments.methods
+    }
+    later_runs = []
+    for method in arguments.methods:
+        best = Run(method, (1,), best_of(first[method])["learning_rate"])
+        start = arguments.out / "runs" / best.name / FILES["k1"][0]
+        later_runs += [Run(method, (2, 3), rate, start) for rate in arguments.later_learning_rates]
+    execute_all(later_runs, results, arguments.out, flags, arguments.jobs)
+    later = {
+        method: [results[run.name] for run in later_runs if run.method == method] for method in arguments.methods
+    }
+    print(format_study(first, later))
+
+
+if __name__ == "__main__":
+    main()

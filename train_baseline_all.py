@@ -1,0 +1,55 @@
+"""Baseline: learn the three datasets one after another, updating every parameter at each step."""
+
+from k1 import (
+    DataLoader,
+    build_model,
+    command,
+    configure_torch,
+    evaluate,
+    model_config,
+    output_path,
+    parse_training_flags,
+    print_evaluation,
+    save_checkpoint,
+    stage_checkpoint,
+    train,
+    train_tokenizer,
+)
+
+
+@command
+def main() -> None:
+    flags = parse_training_flags(__doc__, method="baseline")
+    outputs = [output_path(flags.models_dir, "baseline", stage, flags.overwrite) for stage in (1, 2, 3)]
+    arguments = flags.resolve(stage=1)
+    configure_torch(arguments)
+
+    data_loaders = [
+        DataLoader(dataset_name=dataset_name, arguments=arguments)
+        for dataset_name in flags.dataset_names or ["wikitext", "code", "science"]
+    ]
+    tokenizer = train_tokenizer(data_loaders[0].text("train"), arguments.vocabulary_size)
+    config = model_config(arguments, tokenizer.get_vocab_size())
+    model = build_model(config, arguments.seed, arguments.device)
+
+    checkpoint, learned = None, []
+    for stage, (data_loader, output) in enumerate(zip(data_loaders, outputs), start=1):
+        arguments = flags.resolve(stage, previous=checkpoint.arguments if checkpoint else None)
+        dataset = data_loader.tokenize(tokenizer)
+        learned.append(dataset)
+
+        untrained = evaluate(build_model(config, arguments.seed, arguments.device), [dataset], arguments)
+        before = evaluate(model, [dataset], arguments)
+        history = train(model, dataset, arguments)
+        after = evaluate(model, learned, arguments)
+
+        checkpoint = stage_checkpoint(
+            model, tokenizer, dataset, arguments, previous=checkpoint,
+            untrained=untrained, before=before, after=after, history=history,
+        )  # fmt: skip
+        save_checkpoint(output, checkpoint)
+        print_evaluation(checkpoint)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""K-1, stage 1: learn dataset 1 from fresh weights, updating 51% of the parameters at each step."""
+
+from k1 import (
+    DataLoader,
+    build_model,
+    command,
+    configure_torch,
+    evaluate,
+    model_config,
+    output_path,
+    parse_training_flags,
+    print_evaluation,
+    save_checkpoint,
+    stage_checkpoint,
+    train,
+    train_tokenizer,
+)
+
+
+@command
+def main() -> None:
+    flags = parse_training_flags(__doc__, method="k1")
+    output = output_path(flags.models_dir, "k1", stage=1, overwrite=flags.overwrite)
+    arguments = flags.resolve(stage=1)
+    configure_torch(arguments)
+
+    data_loader = DataLoader(dataset_name="wikitext", arguments=arguments)
+    tokenizer = train_tokenizer(data_loader.text("train"), arguments.vocabulary_size)
+    dataset = data_loader.tokenize(tokenizer)
+    model = build_model(model_config(arguments, tokenizer.get_vocab_size()), arguments.seed, arguments.device)
+
+    untrained = evaluate(model, [dataset], arguments)
+    history = train(model, dataset, arguments)
+    after = evaluate(model, [dataset], arguments)
+
+    checkpoint = stage_checkpoint(
+        model, tokenizer, dataset, arguments,
+        untrained=untrained, before=untrained, after=after, history=history,
+    )  # fmt: skip
+    save_checkpoint(output, checkpoint)
+    print_evaluation(checkpoint)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""K-1, stage 3: go on from models/k1_dataset2.pt and learn dataset 3, updating 51% of the parameters at each step."""
+
+from k1 import (
+    DataLoader,
+    build_model,
+    command,
+    configure_torch,
+    evaluate,
+    load_checkpoint,
+    load_datasets,
+    load_tokenizer,
+    output_path,
+    parse_training_flags,
+    print_evaluation,
+    restore_model,
+    save_checkpoint,
+    stage_checkpoint,
+    train,
+)
+
+
+@command
+def main() -> None:
+    flags = parse_training_flags(__doc__, method="k1")
+    output = output_path(flags.models_dir, "k1", stage=3, overwrite=flags.overwrite)
+    previous = load_checkpoint(flags.models_dir / "k1_dataset2.pt", "k1", stage=2)
+    arguments = flags.resolve(stage=3, previous=previous.arguments)
+    configure_torch(arguments)
+
+    data_loader = DataLoader(dataset_name="science", arguments=arguments)
+    tokenizer = load_tokenizer(previous.tokenizer)
+    dataset = data_loader.tokenize(tokenizer)
+    learned = load_datasets(previous.datasets, tokenizer, arguments)
+    model = restore_model(previous, arguments.device)
+
+    untrained = evaluate(build_model(previous.model_config, previous.seed, arguments.device), [dataset], arguments)
+    before = evaluate(model, [dataset], arguments)
+    history = train(model, dataset, arguments)
+    after = evaluate(model, [*learned, dataset], arguments)
+
+    checkpoint = stage_checkpoint(
+        model, tokenizer, dataset, arguments, previous=previous,
+        untrained=untrained, before=before, after=after, history=history,
+    )  # fmt: skip
+    save_checkpoint(output, checkpoint)
+    print_evaluation(checkpoint)
+
+
+if __name__ == "__main__":
+    main()
