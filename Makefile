@@ -14,6 +14,8 @@ report: models/k1_final.pt models/baseline_final.pt
 	$(RUN) -m k1.report
 
 .venv/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'error: Python 3.11 or newer is needed; name one: make PYTHON=python3.11' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
@@ -41,6 +43,10 @@ k1_output.txt: generate_k1.py models/k1_final.pt
 
 baseline_output.txt: generate_baseline.py models/baseline_final.pt
 	$(RUN) $< > $@
+
+# Several hours: every learning rate of the README's table, recorded in results/sweep as it goes.
+sweep: .venv/.installed
+	$(RUN) -m k1.study --out results/sweep
 
 test: .venv/.installed
 	$(RUN) -m pytest

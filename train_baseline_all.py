@@ -10,6 +10,7 @@ from k1 import (
     output_path,
     parse_training_flags,
     print_evaluation,
+    require_distinct,
     save_checkpoint,
     stage_checkpoint,
     train,
@@ -28,6 +29,7 @@ def main() -> None:
         DataLoader(dataset_name=dataset_name, arguments=arguments)
         for dataset_name in flags.dataset_names or ["wikitext", "code", "science"]
     ]
+    require_distinct([data_loader.name for data_loader in data_loaders])
     tokenizer = train_tokenizer(data_loaders[0].text("train"), arguments.vocabulary_size)
     config = model_config(arguments, tokenizer.get_vocab_size())
     model = build_model(config, arguments.seed, arguments.device)

@@ -12,6 +12,7 @@ from k1 import (
     output_path,
     parse_training_flags,
     print_evaluation,
+    require_distinct,
     restore_model,
     save_checkpoint,
     stage_checkpoint,
@@ -28,6 +29,7 @@ def main() -> None:
     configure_torch(arguments)
 
     data_loader = DataLoader(dataset_name="code", arguments=arguments)
+    require_distinct([*(record["name"] for record in previous.datasets), data_loader.name])
     tokenizer = load_tokenizer(previous.tokenizer)
     dataset = data_loader.tokenize(tokenizer)
     learned = load_datasets(previous.datasets, tokenizer, arguments)

@@ -2,7 +2,7 @@
 
 from k1.checkpoint import load_checkpoint, output_path, restore_model, save_checkpoint, stage_checkpoint
 from k1.config import parse_training_flags
-from k1.data import DataLoader, load_datasets
+from k1.data import DataLoader, load_datasets, require_distinct
 from k1.errors import command
 from k1.evaluate import evaluate
 from k1.generate import parse_generation_arguments, print_continuations
@@ -26,6 +26,7 @@ __all__ = [
     "parse_training_flags",
     "print_continuations",
     "print_evaluation",
+    "require_distinct",
     "restore_model",
     "save_checkpoint",
     "stage_checkpoint",

@@ -1,12 +1,15 @@
-"""A folder of derived data that can always be made again: bundled text and blocks of tokens as Arrow files."""
+"""Text and tokens as memory-mapped Arrow files, and a folder of those that are worth keeping between runs."""
 
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
-from datasets import DatasetDict, load_from_disk
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, load_from_disk
 
 from k1.errors import K1Error
 
@@ -35,3 +38,20 @@ def cached(kind: str, key: str, build: Callable[[], DatasetDict]) -> DatasetDict
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return load_from_disk(str(folder))
+
+
+def write_dataset(column: str, kind: pa.DataType, values: Iterable) -> Dataset:
+    """Write `values` to an Arrow file that lasts as long as the process; they need not fit in memory."""
+    schema = pa.schema({column: kind})
+    handle, path = tempfile.mkstemp(suffix=".arrow", dir=scratch_folder().name)
+    values = iter(values)
+    with os.fdopen(handle, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        while batch := list(islice(values, 100)):
+            writer.write_table(pa.table({column: batch}, schema))
+    return Dataset.from_file(path)
+
+
+@cache
+def scratch_folder() -> tempfile.TemporaryDirectory:
+    """A folder that is removed when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="k1-")

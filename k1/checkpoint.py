@@ -30,6 +30,11 @@ SCRIPTS = {
     "baseline": ("train_baseline_all.py",) * 3,
 }
 
+# What torch.load raises on a damaged file, depending on where the damage is.
+UNREADABLE = (
+    OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, AttributeError,
+)  # fmt: skip
+
 
 @dataclass
 class Checkpoint:
@@ -139,10 +144,12 @@ def load_checkpoint(path: Path, method: str, stage: int | None = None) -> Checkp
         )
         raise K1Error(f"{path} does not exist; run {hint} first")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        path.open("rb").close()
     except OSError as error:
-        raise K1Error(f"cannot read {path} ({error.strerror or error}); check the file and its permissions")
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, AttributeError):
+        raise K1Error(f"cannot read {path} ({error.strerror}); check the file and its permissions")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE:
         raise K1Error(f"{path} is damaged or is not a checkpoint; train the stage that writes it again")
     if not isinstance(content, dict) or "format" not in content:
         raise K1Error(f"{path} is not a k1 checkpoint; train the stage that writes it again")

@@ -214,7 +214,7 @@ class Flags(argparse.Namespace):
             seed=value("seed", 0),
             device=device,
             precision=resolve_precision(self.precision, device),
-            threads=value("threads", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+            threads=value("threads", available_cores()),
             evaluation_tokens=preset.evaluation_tokens,
             **{name: previous[name] if previous else getattr(preset, name) for name in MODEL_SHAPE},
             **{
@@ -225,6 +225,11 @@ class Flags(argparse.Namespace):
                 )
             },
         )  # fmt: skip
+
+
+def available_cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def resolve_device(device: str) -> str:

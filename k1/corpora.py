@@ -45,9 +45,7 @@ NOT_CODE = re.compile(
 NOT_SCIENCE = re.compile(r"(distutils|f2py|_lib|_pyinstaller|_utils|typing|_typing)/|conftest\.py|__config__\.py")
 DROPPED_SECTIONS = {"see also", "examples", "example", "references", "methods", "usage", "routine listings"}
 FIELD_SECTIONS = {"parameters", "other parameters", "returns", "yields", "raises", "warns", "attributes", "options"}
-TABLE_OR_PROMPT = re.compile(
-    r"^\s*(>>>|\.\.\. |\||\+[-=+]+\+|[-=]{2,}( +[-=]{2,})+\s*$)|\w {3,}\S|\w +- {2,}\w", re.M
-)
+TABLE_OR_PROMPT = re.compile(r"^\s*(>>>|\.\.\. |\||\+[-=+]+\+|[-=]{2,}( +[-=]{2,})+\s*$)|\w {3,}\S|\w +- {2,}\w", re.M)
 CODE = re.compile(
     r"^\s*(>>>|={2,} +==|\$ |%|#|import |from \w+ import|def |class |for .*:$|print)|"
     r"\b(np|sp|plt|scipy)\.|\w = \w[\w.]*\(",

@@ -1,24 +1,22 @@
 """From a dataset's name to blocks of tokens: split by document, fingerprinted, cached as Arrow files."""
 
 import hashlib
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import datasets
+import pyarrow as pa
 from tokenizers import Tokenizer
 
-from k1.cache import cached
+from k1.cache import cached, write_dataset
 from k1.config import Arguments
 from k1.errors import K1Error
+from k1.local_files import SPLITS
 from k1.sources import load_documents
 from k1.tokenizer import END_OF_DOCUMENT
 
-SPLITS = ("train", "validation", "test")
 HELD_OUT_SHARE = 0.05
-
-datasets.disable_progress_bars()
 
 
 @dataclass(frozen=True)
@@ -93,14 +91,8 @@ class DataLoader:
         """
         identity = f"{self.fingerprint} {self.seq_length} {tokenizer.to_str()}"
         key = hashlib.sha256(identity.encode()).hexdigest()[:32]
-        with tempfile.TemporaryDirectory() as scratch:
-            blocks = cached("blocks", key, lambda: self._pack(tokenizer, scratch))
-        tokens = {split: sum(len(row) for row in blocks[split]["input_ids"]) for split in SPLITS}
-        if not len(blocks["train"]):
-            raise K1Error(
-                f"dataset '{self.name}' has fewer than {self.seq_length} tokens of training text, "
-                f"which is one block; give it more text or lower --seq_length"
-            )
+        blocks = cached("blocks", key, lambda: self._pack(tokenizer))
+        tokens = {split: tokens_in(blocks[split]) for split in SPLITS}
         return TokenizedDataset(
             name=self.name,
             source=self.source,
@@ -119,30 +111,34 @@ class DataLoader:
         openings = (" ".join(text.split()[:8]) for text in self.documents["test"][:3]["text"])
         return list(openings)
 
-    def _pack(self, tokenizer: Tokenizer, scratch: str) -> datasets.DatasetDict:
+    def _pack(self, tokenizer: Tokenizer) -> datasets.DatasetDict:
         end = tokenizer.token_to_id(END_OF_DOCUMENT)
         length = self.seq_length
 
-        def blocks(split: str) -> Iterator[dict]:
+        def blocks(split: str) -> Iterator[list[int]]:
             buffer: list[int] = []
             for text in self.text(split):
                 buffer += [*tokenizer.encode(text, add_special_tokens=False).ids, end]
                 full = len(buffer) // length * length
                 for start in range(0, full, length):
-                    yield {"input_ids": buffer[start : start + length]}
+                    yield buffer[start : start + length]
                 del buffer[:full]
             # Held-out text counts to its last token; training batches need blocks of one length.
             if split != "train" and len(buffer) > 1:
-                yield {"input_ids": buffer}
+                yield buffer
 
-        features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
-        packed = datasets.DatasetDict()
-        for split in SPLITS:
-            # An explicit fingerprint spares hashing the closure; `scratch` is new, so nothing stale is found.
-            packed[split] = datasets.Dataset.from_generator(
-                blocks, features=features, cache_dir=scratch, gen_kwargs={"split": split}, fingerprint=split
+        packed = {split: write_dataset("input_ids", pa.list_(pa.int32()), blocks(split)) for split in SPLITS}
+        if not len(packed["train"]):
+            raise K1Error(
+                f"dataset '{self.name}' has fewer than {length} tokens of training text, "
+                f"which is one block; give it more text or lower --seq_length"
             )
-        return packed
+        return datasets.DatasetDict(packed)
+
+
+def tokens_in(blocks: datasets.Dataset) -> int:
+    """Number of tokens in blocks of which only the last may be shorter than the first."""
+    return (len(blocks) - 1) * len(blocks[0]["input_ids"]) + len(blocks[len(blocks) - 1]["input_ids"])
 
 
 def iterate_text(documents: datasets.Dataset) -> Iterator[str]:

@@ -61,16 +61,18 @@ def generate(
     return tokenizer.decode_batch([row.tolist() for row in output[:, input_ids.shape[1] :]])
 
 
-def continue_test_text(
-    model: PreTrainedModel, tokenizer: Tokenizer, dataset: TokenizedDataset, seed: int
-) -> list[str]:
+def continue_test_text(model: PreTrainedModel, tokenizer: Tokenizer, dataset: TokenizedDataset, seed: int) -> list[str]:
     """Continuations, 64 tokens each, of the first 32 tokens of 50 blocks spread evenly over the test text.
 
-    A test text with fewer whole blocks gives one prompt for each of them.
+    A test text with fewer blocks gives one prompt for each of them; blocks that
+    are shorter than 64 tokens give up to half of theirs as the prompt.
     """
-    blocks = [row for row in dataset.blocks["test"][:]["input_ids"] if len(row) >= SCORED_PROMPT_TOKENS]
-    count = min(SCORED_PROMPTS, len(blocks))
-    prompts = [blocks[i * len(blocks) // count][:SCORED_PROMPT_TOKENS].tolist() for i in range(count)]
+    blocks = dataset.blocks["test"]
+    length = max(1, min(SCORED_PROMPT_TOKENS, len(blocks[0]["input_ids"]) // 2))
+    usable = len(blocks) if len(blocks[len(blocks) - 1]["input_ids"]) >= length else len(blocks) - 1
+    count = min(SCORED_PROMPTS, usable)
+    chosen = blocks[[i * usable // count for i in range(count)]]["input_ids"]
+    prompts = [block[:length].tolist() for block in chosen]
     return generate(model, tokenizer, prompts, SCORED_NEW_TOKENS, TEMPERATURE, TOP_K, seed, stop_at_end=False)
 
 

@@ -1,6 +1,7 @@
 """The transformer: a Hugging Face causal language model built from a configuration."""
 
 import json
+import os
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
@@ -10,6 +11,8 @@ from k1.config import Arguments
 
 def configure_torch(arguments: Arguments) -> None:
     """Fix what the bits of a result depend on: the number of threads and deterministic kernels."""
+    # cuBLAS is deterministic only with a fixed workspace, which it reads when it starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(arguments.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
 

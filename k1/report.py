@@ -26,6 +26,7 @@ from k1.model import configure_torch
 from k1.tables import LABELS, format_table
 from k1.tokenizer import load_tokenizer
 
+
 def load_run(models_dir: Path, method: str) -> list[Checkpoint]:
     """The three checkpoints of a method; raises `K1Error` where one is missing or they are not of one run."""
     run = [load_checkpoint(models_dir / file, method, stage) for stage, file in enumerate(FILES[method], start=1)]
@@ -142,16 +143,15 @@ def judge(k1: dict, baseline: dict) -> list[dict]:
         {
             "criterion": f"4. K-1 forgets less than the baseline, of {first} and on average",
             "met": ours < theirs and averages[0] < averages[1],
-            "figures": f"{first} {ours:.1f}% against {theirs:.1f}%, average {averages[0]:.1f}% against {averages[1]:.1f}%",
+            "figures": f"{first} {ours:.1f}% against {theirs:.1f}%, "
+            f"average {averages[0]:.1f}% against {averages[1]:.1f}%",
         },
     ]
 
 
 def quality_kept(scores: dict) -> dict[str, float]:
     """Final score / score after the dataset's own stage, for each score of generated text."""
-    return {
-        score: scores["final"][score] / value if value else 1.0 for score, value in scores["own"].items()
-    }
+    return {score: scores["final"][score] / value if value else 1.0 for score, value in scores["own"].items()}
 
 
 def format_report(report: dict) -> str:

@@ -4,6 +4,7 @@ First every learning rate is tried on dataset 1; then every learning rate on
 datasets 2 and 3, from the stage-1 model that was best. Every run has a folder of
 its own below --out; a run that is recorded in results.json is not repeated, so
 the study can be stopped and started again. Each training runs on one thread.
+The tables go to stdout, the plot of forgetting against learning to frontier.png.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from k1.checkpoint import FILES, SCRIPTS, load_checkpoint
 from k1.errors import K1Error, command
 from k1.files import write_atomically
 from k1.metrics import accuracy_matrix, average_forgetting_percent, mean
+from k1.plots import plot_frontier
 from k1.tables import LABELS, format_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,23 +33,25 @@ METHOD_FLAGS = {"baseline": ["--selection", "all", "--update_fraction", "1.0"], 
 
 @dataclass(frozen=True)
 class Run:
-    """One training of stage 1, or of stages 2 and 3 from a stage-1 checkpoint."""
+    """One training of stage 1, or of stages 2 and 3 after a stage 1 with learning rate `first_rate`."""
 
     method: str
     stages: tuple[int, ...]
     learning_rate: float
-    start: Path | None = None
+    first_rate: float | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.method}-stage{''.join(map(str, self.stages))}-{self.learning_rate:g}"
+        after = f"-after-{self.first_rate:g}" if self.first_rate else ""
+        return f"{self.method}-stage{''.join(map(str, self.stages))}-{self.learning_rate:g}{after}"
 
     def execute(self, out: Path, settings: list[str]) -> dict:
         """Run the scripts of the stages and return the record of the last; raises `K1Error` when one fails."""
         folder = out / "runs" / self.name
         folder.mkdir(parents=True, exist_ok=True)
-        if self.start:
-            copyfile(self.start, folder / self.start.name)
+        if self.first_rate:
+            first = out / "runs" / Run(self.method, (1,), self.first_rate).name / FILES["k1"][0]
+            copyfile(first, folder / FILES["k1"][0])
         for stage in self.stages:
             script = SCRIPTS["k1"][stage - 1]
             flags = ["--learning_rate", str(self.learning_rate), "--models_dir", str(folder), "--overwrite"]
@@ -76,15 +80,42 @@ def record_of(run: Run, path: Path) -> dict:
     }
 
 
-def execute_all(runs: list[Run], results: dict[str, dict], out: Path, settings: list[str], jobs: int) -> None:
-    """Execute the runs that `results` lacks, `jobs` at a time, and write results.json after each."""
-    waiting = [run for run in runs if run.name not in results]
+def load_results(path: Path, settings: dict) -> dict:
+    """What `path` has recorded so far; raises `K1Error` if that was with other `settings`."""
+    if not path.exists():
+        return {"settings": settings, "runs": {}}
+    try:
+        results = json.loads(path.read_text())
+        recorded = results["settings"], results["runs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise K1Error(f"{path} cannot be read as results of a study ({error}); choose another --out")
+    if recorded[0] != settings:
+        raise K1Error(f"{path} was recorded with {recorded[0]}, not {settings}; choose another --out")
+    return results
+
+
+def execute_all(runs: list[Run], results: dict, out: Path, settings: list[str], jobs: int) -> list[dict]:
+    """Execute the runs that `results` lacks, `jobs` at a time, and write results.json after each.
+
+    Returns the records of all `runs`, in their order.
+    """
+    recorded = results["runs"]
+    waiting = [run for run in runs if run.name not in recorded]
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), initial=len(runs) - len(waiting), unit="run") as bar:
         for run, record in pool.map(lambda run: (run, run.execute(out, settings)), waiting):
-            results[run.name] = record
+            recorded[run.name] = record
             text = json.dumps(results, indent=2) + "\n"
             write_atomically(out / "results.json", lambda file: file.write(text.encode()))
             bar.update()
+    return [recorded[run.name] for run in runs]
+
+
+def by_method(records: list[dict]) -> dict[str, list[dict]]:
+    """The records of each method, in their order."""
+    grouped: dict[str, list[dict]] = {}
+    for record in records:
+        grouped.setdefault(record["method"], []).append(record)
+    return grouped
 
 
 def best_of(records: list[dict]) -> dict:
@@ -144,23 +175,18 @@ def main() -> None:
     settings = {name: getattr(arguments, name) for name in ("preset", "data_source", "seed")}
     flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))] + ["--threads", "1"]
 
-    path = arguments.out / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
+    results = load_results(arguments.out / "results.json", settings)
     first_runs = [Run(method, (1,), rate) for method in arguments.methods for rate in arguments.learning_rates]
-    execute_all(first_runs, results, arguments.out, flags, arguments.jobs)
-    first = {
-        method: [results[run.name] for run in first_runs if run.method == method] for method in arguments.methods
-    }
-    later_runs = []
-    for method in arguments.methods:
-        best = Run(method, (1,), best_of(first[method])["learning_rate"])
-        start = arguments.out / "runs" / best.name / FILES["k1"][0]
-        later_runs += [Run(method, (2, 3), rate, start) for rate in arguments.later_learning_rates]
-    execute_all(later_runs, results, arguments.out, flags, arguments.jobs)
-    later = {
-        method: [results[run.name] for run in later_runs if run.method == method] for method in arguments.methods
-    }
-    print(format_study(first, later))
+    first = by_method(execute_all(first_runs, results, arguments.out, flags, arguments.jobs))
+    later_runs = [
+        Run(method, (2, 3), rate, first_rate=best_of(first[method])["learning_rate"])
+        for method in arguments.methods
+        for rate in arguments.later_learning_rates
+    ]
+    later = by_method(execute_all(later_runs, results, arguments.out, flags, arguments.jobs))
+    tables = format_study(first, later)
+    plot_frontier(later, arguments.out / "frontier.png")
+    print(tables)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,9 @@ def test_the_cache_gives_the_same_blocks_and_a_changed_text_does_not(tmp_path, a
     blocks = first.tokenize(tokenizer).blocks["train"][:]["input_ids"]
     second = load(path, arguments)
     assert second.fingerprint == first.fingerprint
-    assert torch.equal(torch.stack(list(second.tokenize(tokenizer).blocks["train"][:]["input_ids"])), torch.stack(list(blocks)))
+    assert torch.equal(
+        torch.stack(list(second.tokenize(tokenizer).blocks["train"][:]["input_ids"])), torch.stack(list(blocks))
+    )
     path.write_text("\n".join([*lines[:-1], json.dumps({"text": "Something else."})]))
     third = load(path, arguments)
     assert third.fingerprint != first.fingerprint

@@ -23,11 +23,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k1 import sources
+from k1 import cache, sources
 from k1.errors import K1Error
-from k1.sources import PRESETS, cut_into_sections, load_documents, wikitext_articles
+from k1.local_files import cut_into_sections
+from k1.sources import PRESETS, load_documents, wikitext_articles
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory, monkeypatch):
+    """The stand-ins of these tests must not reach the user's cache."""
+    monkeypatch.setenv("K1_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def texts(path, **options):
@@ -94,7 +101,8 @@ def test_home_and_relative_paths(tmp_path, monkeypatch):
 
 def test_local_path_ignores_data_source(tmp_path):
     (tmp_path / "a.txt").write_text("short")
-    assert texts(tmp_path / "a.txt", data_source="hub") == texts(tmp_path / "a.txt", data_source="bundled") == ["short"]
+    for data_source in ("auto", "hub", "bundled"):
+        assert texts(tmp_path / "a.txt", data_source=data_source) == ["short"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -197,7 +205,8 @@ def test_changed_file_is_read_anew(tmp_path, name):
 def test_saved_dataset(tmp_path):
     datasets.Dataset.from_dict({"content": [*TWO, " ", None], "n": [1, 2, 3, 4]}).save_to_disk(tmp_path / "one")
     assert texts(tmp_path / "one") == TWO
-    parts = {name: datasets.Dataset.from_dict({"text": [name, "x"]}) for name in ("train", "validation", "test", "more")}
+    splits = ("train", "validation", "test", "more")
+    parts = {name: datasets.Dataset.from_dict({"text": [name, "x"]}) for name in splits}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "many")
     documents, source = load_documents(str(tmp_path / "many"), max_documents=1)
     assert source == "local"
@@ -278,7 +287,7 @@ def test_permission_denied(name):
         path = Path(folder, name)
         path.write_bytes(FILES.get(name, b"text"))
         path.chmod(0)
-        os.chmod(sources.scratch_folder().name, 0o777)
+        os.chmod(cache.scratch_folder().name, 0o777)
         with unprivileged():
             message = failure(path)
             assert str(path) in message and "permission denied" in message

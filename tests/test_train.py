@@ -1,0 +1,161 @@
+"""The training loop: fair, reproducible to the bit, and honest about what it changed."""
+
+import math
+import os
+
+import pytest
+import torch
+from conftest import assert_one_clear_line, run_script, train_all
+from torch.nn.functional import cross_entropy
+
+from k1.checkpoint import FILES, load_checkpoint
+from k1.config import parse_training_flags
+from k1.evaluate import evaluate_blocks
+from k1.model import build_model
+from k1.train import accumulate_gradients, warmup_and_cosine
+
+
+def parameters_of(path, method):
+    return load_checkpoint(path, method).model
+
+
+def assert_same_bits(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+def test_two_runs_of_the_same_scripts_write_the_same_bits(trained, tmp_path):
+    train_all(tmp_path, trained.corpora, "--max_steps", 20)
+    for method, files in FILES.items():
+        for file in files:
+            assert_same_bits(parameters_of(trained.models_dir / file, method), parameters_of(tmp_path / file, method))
+
+
+def test_the_baseline_is_k1_with_everything_selected(trained, tmp_path):
+    """The study trains the baseline stage by stage in this way."""
+    for stage, corpus in enumerate(trained.corpora, start=1):
+        flags = ["--preset", "smoke", "--selection", "all", "--update_fraction", "1.0"] if stage == 1 else []
+        finished = run_script(
+            f"train_k1_dataset{stage}.py", *flags, "--dataset_name", corpus, "--models_dir", tmp_path,
+            "--max_steps", 20, "--threads", 1,
+        )  # fmt: skip
+        assert finished.status == 0, finished.stderr
+        assert_same_bits(
+            parameters_of(tmp_path / FILES["k1"][stage - 1], "k1"),
+            parameters_of(trained.models_dir / FILES["baseline"][stage - 1], "baseline"),
+        )
+
+
+def test_both_methods_start_from_the_same_weights_which_depend_on_the_seed_alone(trained):
+    k1 = load_checkpoint(trained.models_dir / "k1_dataset1.pt", "k1")
+    baseline = load_checkpoint(trained.models_dir / "baseline_dataset1.pt", "baseline")
+    torch.manual_seed(123)
+    first = build_model(k1.model_config, k1.seed)
+    torch.rand(5)
+    second = build_model(baseline.model_config, baseline.seed)
+    assert_same_bits(first.state_dict(), second.state_dict())
+    other = build_model(k1.model_config, k1.seed + 1)
+    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
+    assert k1.initial_evaluation == baseline.initial_evaluation
+
+
+def test_the_fraction_that_changed_is_recorded(trained):
+    for file in FILES["k1"]:
+        history = load_checkpoint(trained.models_dir / file, "k1").history
+        fractions = [entry["updated_fraction"] for entry in history]
+        assert all(abs(fraction - 0.51) < 0.01 for fraction in fractions)
+        assert abs(sum(fractions) / len(fractions) - 0.51) < 0.001
+    for file in FILES["baseline"]:
+        history = load_checkpoint(trained.models_dir / file, "baseline").history
+        assert all(entry["updated_fraction"] > 0.99 for entry in history)
+
+
+def test_the_model_learns(trained):
+    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt", "k1")
+    for i, dataset in enumerate(checkpoint.datasets):
+        untrained = checkpoint.initial_evaluation[dataset["name"]]["test"]["loss"]
+        assert checkpoint.evaluations[i][dataset["name"]]["test"]["loss"] < untrained - 0.5
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 1), (0, 10), (3, 10), (10, 10), (50, 1)])
+def test_no_step_has_a_learning_rate_of_zero(warmup, steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = warmup_and_cosine(optimizer, warmup, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert min(rates) > 0 and max(rates) <= 1
+    if steps > warmup > 0:
+        assert rates[: warmup + 1] == pytest.approx([(i + 1) / (warmup + 1) for i in range(warmup + 1)])
+        assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+
+
+def arguments_with(*argv):
+    return parse_training_flags("", "k1", ["--preset", "smoke", *argv]).resolve(stage=1)
+
+
+def test_accumulated_gradients_are_those_of_the_large_batch(tiny_model):
+    ids = torch.randint(0, 37, (12, 16), generator=torch.Generator().manual_seed(0))
+    loss = accumulate_gradients(tiny_model, iter([ids]), arguments_with())
+    whole = [parameter.grad.clone() for parameter in tiny_model.parameters()]
+    tiny_model.zero_grad()
+    in_parts = accumulate_gradients(
+        tiny_model, iter(ids.split(4)), arguments_with("--gradient_accumulation_steps", "3")
+    )
+    assert in_parts == pytest.approx(loss, rel=1e-5)
+    for parameter, expected in zip(tiny_model.parameters(), whole):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_computes_about_the_same_loss_and_keeps_float32_parameters(tiny_model):
+    ids = torch.randint(0, 37, (4, 16), generator=torch.Generator().manual_seed(0))
+    exact = accumulate_gradients(tiny_model, iter([ids]), arguments_with())
+    rounded = accumulate_gradients(tiny_model, iter([ids]), arguments_with("--precision", "bfloat16"))
+    assert rounded != exact and rounded == pytest.approx(exact, rel=0.02)
+    assert {parameter.dtype for parameter in tiny_model.parameters()} == {torch.float32}
+
+
+def test_evaluation_against_a_direct_computation(tiny_model):
+    from datasets import Dataset
+
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randint(0, 37, (16,), generator=generator).tolist() for _ in range(5)] + [[1, 2, 3, 4]]
+    arguments = arguments_with("--seq_length", "16")
+    result = evaluate_blocks(tiny_model, Dataset.from_dict({"input_ids": rows}).with_format("torch"), arguments)
+    losses, hits = [], []
+    for row in rows:
+        logits = tiny_model(input_ids=torch.tensor([row])).logits[0, :-1]
+        targets = torch.tensor(row[1:])
+        losses += cross_entropy(logits, targets, reduction="none").tolist()
+        hits += (logits.argmax(-1) == targets).tolist()
+    assert result["tokens"] == len(losses) == 5 * 15 + 3
+    assert result["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert result["accuracy"] == sum(hits) / len(hits)
+    assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
+
+
+def test_divergence_stops_with_a_clear_line_and_leaves_the_old_checkpoint(trained, tmp_path):
+    (tmp_path / "k1_dataset1.pt").write_bytes((trained.models_dir / "k1_dataset1.pt").read_bytes())
+    (tmp_path / "k1_dataset2.pt").write_bytes(b"an older result")
+    finished = run_script(
+        "train_k1_dataset2.py", "--dataset_name", trained.corpora[1], "--models_dir", tmp_path, "--overwrite",
+        "--learning_rate", "1e30", "--weight_decay", 0,
+    )  # fmt: skip
+    assert_one_clear_line(finished, 1, "diverged at step", "lower --learning_rate")
+    assert (tmp_path / "k1_dataset2.pt").read_bytes() == b"an older result"
+    assert sorted(os.listdir(tmp_path)) == ["k1_dataset1.pt", "k1_dataset2.pt"]
+
+
+@pytest.mark.parametrize("selection", ["random", "groups", "momentum"])
+def test_every_selection_policy_trains(trained, tmp_path, selection):
+    finished = run_script(
+        "train_k1_dataset1.py", "--preset", "smoke", "--dataset_name", trained.corpora[0], "--models_dir", tmp_path,
+        "--max_steps", 5, "--selection", selection, "--threads", 1,
+    )  # fmt: skip
+    assert finished.status == 0, finished.stderr
+    checkpoint = load_checkpoint(tmp_path / "k1_dataset1.pt", "k1")
+    for entry in checkpoint.history:
+        assert abs(entry["updated_fraction"] - 0.51) < 0.01
