@@ -4,14 +4,17 @@ DATA_SOURCE ?= bundled
 PRESET ?= quick
 SETTINGS = --data_source $(DATA_SOURCE) --preset $(PRESET)
 RUN = .venv/bin/python
+# An edit of one of these changes what is trained.
+TRAINING_CODE = $(patsubst %,k1/%.py,config sources local_files corpora data tokenizer model selection optim train evaluate)
 
-.PHONY: all report test sweep clean FORCE
+.PHONY: all report sweep record test clean FORCE
 .DELETE_ON_ERROR:
 
-all: k1_output.txt baseline_output.txt report
+all: k1_output.txt baseline_output.txt
+	@$(RUN) -m k1.report
 
-report: models/k1_final.pt models/baseline_final.pt
-	$(RUN) -m k1.report
+report: .venv/.installed
+	@$(RUN) -m k1.report
 
 .venv/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -23,9 +26,11 @@ report: models/k1_final.pt models/baseline_final.pt
 # Changes only when the settings do, so that make DATA_SOURCE=hub trains again.
 models/.settings: FORCE
 	@mkdir -p models
+	@if [ ! -e $@ ] && ls models/*.pt > /dev/null 2>&1; then \
+		echo 'error: models/ holds checkpoints that make did not train; move them away, or make clean' >&2; exit 1; fi
 	@echo '$(SETTINGS)' | cmp -s - $@ || echo '$(SETTINGS)' > $@
 
-models/k1_dataset1.pt: train_k1_dataset1.py models/.settings | .venv/.installed
+models/k1_dataset1.pt: train_k1_dataset1.py $(TRAINING_CODE) models/.settings | .venv/.installed
 	$(RUN) $< $(SETTINGS) --overwrite
 
 models/k1_dataset2.pt: train_k1_dataset2.py models/k1_dataset1.pt
@@ -35,18 +40,25 @@ models/k1_final.pt: train_k1_dataset3.py models/k1_dataset2.pt
 	$(RUN) $< $(SETTINGS) --overwrite
 
 # Trained after K-1, also under make -j: two trainings at once slow each other down.
-models/baseline_final.pt: train_baseline_all.py models/.settings | .venv/.installed models/k1_final.pt
+models/baseline_final.pt: train_baseline_all.py $(TRAINING_CODE) models/.settings | .venv/.installed models/k1_final.pt
 	$(RUN) $< $(SETTINGS) --overwrite
 
-k1_output.txt: generate_k1.py models/k1_final.pt
+k1_output.txt: generate_k1.py k1/generate.py models/k1_final.pt
 	$(RUN) $< > $@
 
-baseline_output.txt: generate_baseline.py models/baseline_final.pt
+baseline_output.txt: generate_baseline.py k1/generate.py models/baseline_final.pt
 	$(RUN) $< > $@
 
-# Several hours: every learning rate of the README's table, recorded in results/sweep as it goes.
+# Every learning rate of the README's tables; stopped and started again, it goes on.
 sweep: .venv/.installed
-	$(RUN) -m k1.study --out results/sweep
+	$(RUN) -m k1.study --data_source $(DATA_SOURCE) --preset $(PRESET) --out models/sweep
+
+# What the README shows, from the last make and the last make sweep.
+record: .venv/.installed
+	$(RUN) -m k1.report --json results/report.json > results/report.md
+	$(RUN) -m k1.study --data_source $(DATA_SOURCE) --preset $(PRESET) --out models/sweep > results/sweep.md
+	cp models/sweep/results.json results/sweep.json
+	cp models/sweep/frontier.png results/frontier.png
 
 test: .venv/.installed
 	$(RUN) -m pytest

@@ -23,7 +23,7 @@ def main() -> None:
     flags = parse_training_flags(__doc__, method="baseline")
     outputs = [output_path(flags.models_dir, "baseline", stage, flags.overwrite) for stage in (1, 2, 3)]
     arguments = flags.resolve(stage=1)
-    configure_torch(arguments)
+    configure_torch(arguments.threads)
 
     data_loaders = [
         DataLoader(dataset_name=dataset_name, arguments=arguments)

@@ -22,7 +22,7 @@ def main() -> None:
     flags = parse_training_flags(__doc__, method="k1")
     output = output_path(flags.models_dir, "k1", stage=1, overwrite=flags.overwrite)
     arguments = flags.resolve(stage=1)
-    configure_torch(arguments)
+    configure_torch(arguments.threads)
 
     data_loader = DataLoader(dataset_name="wikitext", arguments=arguments)
     tokenizer = train_tokenizer(data_loader.text("train"), arguments.vocabulary_size)

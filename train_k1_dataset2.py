@@ -26,7 +26,7 @@ def main() -> None:
     output = output_path(flags.models_dir, "k1", stage=2, overwrite=flags.overwrite)
     previous = load_checkpoint(flags.models_dir / "k1_dataset1.pt", "k1", stage=1)
     arguments = flags.resolve(stage=2, previous=previous.arguments)
-    configure_torch(arguments)
+    configure_torch(arguments.threads)
 
     data_loader = DataLoader(dataset_name="code", arguments=arguments)
     require_distinct([*(record["name"] for record in previous.datasets), data_loader.name])

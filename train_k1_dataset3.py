@@ -26,7 +26,7 @@ def main() -> None:
     output = output_path(flags.models_dir, "k1", stage=3, overwrite=flags.overwrite)
     previous = load_checkpoint(flags.models_dir / "k1_dataset2.pt", "k1", stage=2)
     arguments = flags.resolve(stage=3, previous=previous.arguments)
-    configure_torch(arguments)
+    configure_torch(arguments.threads)
 
     data_loader = DataLoader(dataset_name="science", arguments=arguments)
     require_distinct([*(record["name"] for record in previous.datasets), data_loader.name])

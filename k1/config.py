@@ -47,7 +47,7 @@ PRESETS = {
     "quick": Preset(
         hidden_size=128, intermediate_size=344, layers=4, heads=4, vocabulary_size=2_048,
         seq_length=128, batch_size=16, gradient_accumulation_steps=1,
-        max_steps=(700, 350, 350), warmup_steps=50,
+        max_steps=(600, 300, 300), warmup_steps=50,
         learning_rates={"k1": (3e-3, 3e-3, 3e-3), "baseline": (3e-3, 3e-3, 3e-3)},
         evaluation_tokens=65_536, max_documents=20_000,
     ),
@@ -112,7 +112,7 @@ class TrainingFlags:
 class SparseUpdateFlags:
     update_fraction: float | None = flag(f"share of all parameters updated per step (default: {UPDATE_FRACTION})")
     selection: Literal["all", "random", "groups", "gradient", "momentum"] | None = flag(
-        "policy that chooses the parameters to update (default: gradient)"
+        "policy that chooses the parameters to update; all updates every one (default: gradient)"
     )
 
 
@@ -167,6 +167,10 @@ MINIMUM = {
 }  # fmt: skip
 
 
+# Far above any use; a seed beyond it would overflow torch's generators.
+MAXIMUM = 2**32 - 1
+
+
 class Flags(argparse.Namespace):
     """What was typed on the command line of a training script; `None` where a flag was not given."""
 
@@ -199,7 +203,10 @@ class Flags(argparse.Namespace):
         preset = PRESETS[preset_name]
         max_steps = value("max_steps", preset.max_steps[stage - 1])
         device = resolve_device(self.device)
-        dense = self.method == "baseline"
+        selection = "all" if self.method == "baseline" else value("selection", "gradient")
+        if selection == "all" and getattr(self, "update_fraction", None) not in (None, 1.0):
+            raise UsageError("--selection all updates every parameter; leave --update_fraction out")
+        update_fraction = 1.0 if selection == "all" else value("update_fraction", UPDATE_FRACTION)
         return Arguments(
             method=self.method,
             stage=stage,
@@ -209,8 +216,8 @@ class Flags(argparse.Namespace):
             max_steps=max_steps,
             warmup_steps=value("warmup_steps", min(preset.warmup_steps, max_steps // 5)),
             learning_rate=value("learning_rate", preset.learning_rates[self.method][stage - 1]),
-            update_fraction=1.0 if dense else value("update_fraction", UPDATE_FRACTION),
-            selection="all" if dense else value("selection", "gradient"),
+            update_fraction=update_fraction,
+            selection=selection,
             seed=value("seed", 0),
             device=device,
             precision=resolve_precision(self.precision, device),
@@ -254,7 +261,7 @@ def resolve_precision(precision: str, device: str) -> str:
 def parse_training_flags(description: str, method: str, argv: list[str] | None = None) -> Flags:
     """Parse the command line of a training script of `method` (`k1` or `baseline`).
 
-    Exits with status 2 and one line on stderr when a flag is unknown or out of range.
+    Exits with status 2, the usage and one line on stderr when a flag is unknown or out of range.
     """
     groups = [DataFlags, TrainingFlags]
     groups += [OneDatasetFlags, SparseUpdateFlags] if method == "k1" else [AllDatasetsFlags]
@@ -264,8 +271,8 @@ def parse_training_flags(description: str, method: str, argv: list[str] | None =
     flags = parser.parse_args(argv, namespace=Flags(method=method))
     for name, minimum in MINIMUM.items():
         value = getattr(flags, name, None)
-        if value is not None and not value >= minimum:
-            parser.error(f"--{name} must be at least {minimum}, not {value}")
+        if value is not None and not minimum <= value <= MAXIMUM:
+            parser.error(f"--{name} must be at least {minimum} and at most {MAXIMUM}, not {value}")
     for name in ("learning_rate", "max_grad_norm"):
         value = getattr(flags, name)
         if value is not None and not 0 < value < float("inf"):

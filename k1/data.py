@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -66,6 +67,9 @@ class DataLoader:
         self.seq_length = arguments.seq_length
         self.max_documents = arguments.max_documents
         documents, self.source = load_documents(self.name, arguments.data_source, arguments.max_documents)
+        if self.source == "local":
+            # The same file has the same name whatever folder a script is run from.
+            self.name = str(Path(self.name).expanduser().resolve())
         self.documents = split_documents(documents, self.name)
 
     def text(self, split: str) -> Iterator[str]:

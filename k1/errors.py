@@ -1,7 +1,7 @@
 """Errors that a user can act on, and the one place that prints them."""
 
 import functools
-import signal
+import os
 import sys
 from collections.abc import Callable
 
@@ -21,21 +21,24 @@ class UsageError(K1Error):
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Wrap the `main` of a script so that bad input ends with one line on stderr, not a traceback.
 
-    Exit status: 1 for a `K1Error`, 2 for a `UsageError`, 130 for Ctrl-C. A reader of
-    stdout that goes away (`| head`) ends the script quietly, as it does other shell tools.
+    Exit status: 1 for a `K1Error`, 2 for a `UsageError`, 130 for Ctrl-C, and 141 when the
+    reader of stdout goes away (`| head`), as for other shell tools.
     """
 
     @functools.wraps(main)
     def wrapper() -> None:
-        if hasattr(signal, "SIGPIPE"):
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         try:
             main()
+            sys.stdout.flush()
         except K1Error as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             sys.exit(error.exit_status)
         except KeyboardInterrupt:
-            print("error: interrupted; no file was changed by the stage that was running", file=sys.stderr)
+            print("error: interrupted", file=sys.stderr)
             sys.exit(130)
+        except BrokenPipeError:
+            # The interpreter flushes stdout once more at exit; let that go nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
 
     return wrapper

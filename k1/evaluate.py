@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from k1.config import Arguments
 from k1.data import TokenizedDataset
+from k1.errors import K1Error
 
 BATCH_TOKENS = 4_096
 
@@ -33,7 +34,10 @@ def evaluate(model: PreTrainedModel, datasets: list[TokenizedDataset], arguments
 
 @torch.no_grad()
 def evaluate_blocks(model: PreTrainedModel, blocks: Dataset, arguments: Arguments) -> dict:
-    """Loss, perplexity, accuracy and number of predicted tokens over `blocks`; see `evaluate`."""
+    """Loss, perplexity, accuracy and number of predicted tokens over `blocks`; see `evaluate`.
+
+    Raises `K1Error` when the loss is not finite.
+    """
     model.eval()
     loss, correct, tokens = 0.0, 0, 0
     for input_ids in batches_in_order(blocks, arguments.seq_length, arguments.evaluation_tokens):
@@ -45,6 +49,8 @@ def evaluate_blocks(model: PreTrainedModel, blocks: Dataset, arguments: Argument
         correct += int((predictions.argmax(-1) == targets).sum())
         tokens += targets.numel()
     mean = loss / tokens
+    if not math.isfinite(mean):
+        raise K1Error("the loss on held-out text is not finite: training diverged; lower --learning_rate")
     return {
         "loss": mean,
         "perplexity": math.exp(mean) if mean < 700 else math.inf,

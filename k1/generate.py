@@ -1,6 +1,7 @@
 """Prompts, sampling, and the command line of the two generate scripts."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
 from k1.checkpoint import FILES, Checkpoint, load_checkpoint, restore_model
-from k1.config import resolve_device
+from k1.config import MAXIMUM, resolve_device
 from k1.data import TokenizedDataset
+from k1.model import configure_torch
+from k1.tables import dataset_label
 from k1.tokenizer import END_OF_DOCUMENT, load_tokenizer
 
 # generate() has advice on stderr for library users; ours is in `warn_about_length`.
@@ -19,6 +22,8 @@ logging.set_verbosity_error()
 
 TEMPERATURE = 0.8
 TOP_K = 40
+# Dividing by less overflows float32.
+MIN_TEMPERATURE = 1e-3
 PROMPTS_PER_SEED = 1_000
 SCORED_PROMPTS = 50
 SCORED_PROMPT_TOKENS = 32
@@ -92,8 +97,14 @@ def parse_generation_arguments(description: str, method: str, argv: list[str] | 
     arguments = parser.parse_args(argv)
     for name, minimum in {"max_new_tokens": 1, "temperature": 0, "top_k": 0, "seed": 0}.items():
         value = getattr(arguments, name)
-        if not minimum <= value < float("inf"):
-            parser.error(f"--{name} must be at least {minimum} and finite, not {value}")
+        if not minimum <= value <= MAXIMUM:
+            parser.error(f"--{name} must be at least {minimum} and at most {MAXIMUM}, not {value}")
+    if 0 < arguments.temperature < MIN_TEMPERATURE:
+        parser.error(f"--temperature must be 0 (greedy) or at least {MIN_TEMPERATURE}, not {arguments.temperature}")
+    for prompt in arguments.prompt or []:
+        # The shell hands over bytes that are no UTF-8 as lone surrogates.
+        if not prompt.isascii() and re.search("[\ud800-\udfff]", prompt):
+            parser.error("--prompt must be UTF-8 text")
     arguments.checkpoints = arguments.checkpoints or [arguments.models_dir / FILES[method][-1]]
     return arguments
 
@@ -105,12 +116,12 @@ def print_continuations(method: str, arguments: argparse.Namespace) -> None:
     names the model, so that `diff` of two outputs shows continuations only.
     """
     device = resolve_device(arguments.device)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    configure_torch()
     for number, path in enumerate(arguments.checkpoints, start=1):
         checkpoint = load_checkpoint(path, method)
         print(f"{path}: stage {checkpoint.stage}", file=sys.stderr)
         if len(arguments.checkpoints) > 1:
-            print(f"##### checkpoint {number}, after {checkpoint.datasets[-1]['name']}")
+            print(f"##### checkpoint {number}, after {dataset_label(checkpoint.datasets[-1]['name'])}")
         model = restore_model(checkpoint, device)
         tokenizer = load_tokenizer(checkpoint.tokenizer)
         for position, (domain, index, prompt) in enumerate(prompts_of(checkpoint.datasets, arguments.prompt)):
@@ -138,7 +149,7 @@ def prompts_of(datasets: list[dict], given: list[str] | None) -> list[tuple[str,
     if given:
         return [("prompt", index, prompt) for index, prompt in enumerate(given, start=1)]
     return [
-        (dataset["name"], index, prompt)
+        (dataset_label(dataset["name"]), index, prompt)
         for dataset in datasets
         for index, prompt in enumerate(dataset["prompts"], start=1)
     ]

@@ -9,12 +9,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrain
 from k1.config import Arguments
 
 
-def configure_torch(arguments: Arguments) -> None:
-    """Fix what the bits of a result depend on: the number of threads and deterministic kernels."""
+def configure_torch(threads: int | None = None) -> None:
+    """Fix what the bits of a result depend on: deterministic kernels and, where given, the number of threads."""
     # cuBLAS is deterministic only with a fixed workspace, which it reads when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.set_num_threads(arguments.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def model_config(arguments: Arguments, vocabulary_size: int) -> dict:

@@ -20,10 +20,11 @@ from k1.metrics import (
     distinct_2,
     forgetting_percent,
     forward_transfer,
+    mean,
     trigram_shares,
 )
 from k1.model import configure_torch
-from k1.tables import LABELS, format_table
+from k1.tables import LABELS, dataset_label, format_table
 from k1.tokenizer import load_tokenizer
 
 
@@ -32,7 +33,7 @@ def load_run(models_dir: Path, method: str) -> list[Checkpoint]:
     run = [load_checkpoint(models_dir / file, method, stage) for stage, file in enumerate(FILES[method], start=1)]
     for stage in (1, 2):
         earlier, later = run[stage - 1], run[stage]
-        known = [{name: row[name] for name in old} for row, old in zip(later.evaluations, earlier.evaluations)]
+        known = [{name: row.get(name) for name in old} for row, old in zip(later.evaluations, earlier.evaluations)]
         if known != earlier.evaluations or later.tokenizer != earlier.tokenizer:
             raise K1Error(
                 f"{models_dir / FILES[method][stage]} does not continue {models_dir / FILES[method][stage - 1]}, "
@@ -103,20 +104,21 @@ def results_of(run: list[Checkpoint], generation: dict) -> dict:
     return {
         "own": dict(zip(names, own)),
         "final": dict(zip(names, end)),
+        "mean_final_loss": mean([scores["loss"] for scores in end]),
         "accuracy_matrix": matrix,
         "forgetting_percent": dict(zip(names, forgetting_percent(matrix))),
         "average_forgetting_percent": average_forgetting_percent(matrix),
         "backward_transfer": backward_transfer(matrix),
         "forward_transfer": forward_transfer(matrix),
         "generation": generation,
-        "updated_fraction": sum(entry["updated_fraction"] for entry in entries) / len(entries),
-        "tokens_per_second": sum(entry["tokens_per_second"] for entry in entries) / len(entries),
+        "updated_fraction": mean([entry["updated_fraction"] for entry in entries]),
+        "tokens_per_second": mean([entry["tokens_per_second"] for entry in entries]),
         "learning_rates": [checkpoint.arguments["learning_rate"] for checkpoint in run],
     }
 
 
 def judge(k1: dict, baseline: dict) -> list[dict]:
-    """The four success criteria, each with `criterion`, `met` and `figures`."""
+    """The four success criteria, each with `criterion`, `met`, `values` and `figures` (the values as text)."""
     first = next(iter(k1["own"]))
     ours, theirs = k1["forgetting_percent"][first], baseline["forgetting_percent"][first]
     kept = {name: quality_kept(scores) for name, scores in k1["generation"].items()}
@@ -125,16 +127,19 @@ def judge(k1: dict, baseline: dict) -> list[dict]:
         {
             "criterion": f"1. K-1 keeps dataset 1: it forgets at most {MAX_FORGETTING_PERCENT:g}% of {first}",
             "met": ours <= MAX_FORGETTING_PERCENT,
+            "values": {"k1": ours, "threshold": MAX_FORGETTING_PERCENT},
             "figures": f"{ours:.1f}%",
         },
         {
             "criterion": f"2. The baseline does not: it forgets more than {MAX_FORGETTING_PERCENT:g}% of {first}",
             "met": theirs > MAX_FORGETTING_PERCENT,
+            "values": {"baseline": theirs, "threshold": MAX_FORGETTING_PERCENT},
             "figures": f"{theirs:.1f}%",
         },
         {
             "criterion": f"3. K-1's generated text stays good: at least {MIN_QUALITY_KEPT:.0%} of each score is kept",
             "met": all(min(shares.values()) >= MIN_QUALITY_KEPT for shares in kept.values()),
+            "values": {"k1": kept, "threshold": MIN_QUALITY_KEPT},
             "figures": "; ".join(
                 f"{name} {shares['trigram_share']:.0%} of trigram share, {shares['distinct_2']:.0%} of distinct-2"
                 for name, shares in kept.items()
@@ -143,6 +148,7 @@ def judge(k1: dict, baseline: dict) -> list[dict]:
         {
             "criterion": f"4. K-1 forgets less than the baseline, of {first} and on average",
             "met": ours < theirs and averages[0] < averages[1],
+            "values": {"k1": [ours, averages[0]], "baseline": [theirs, averages[1]]},
             "figures": f"{first} {ours:.1f}% against {theirs:.1f}%, "
             f"average {averages[0]:.1f}% against {averages[1]:.1f}%",
         },
@@ -164,7 +170,7 @@ def format_report(report: dict) -> str:
         return f"{own:.{digits}f} -> {final:.{digits}f}"
 
     def table(cell, last_column: str = "", last_cell=None) -> str:
-        head = ["Model", *names, *([last_column] if last_cell else [])]
+        head = ["Model", *map(dataset_label, names), *([last_column] if last_cell else [])]
         rows = [
             [LABELS[method], *(cell(result, name) for name in names), *([last_cell(result)] if last_cell else [])]
             for method, result in models.items()
@@ -175,7 +181,7 @@ def format_report(report: dict) -> str:
         return f"{result['average_forgetting_percent']:.1f}"
 
     def average_loss(result: dict) -> str:
-        return f"{sum(result['final'][name]['loss'] for name in names) / len(names):.3f}"
+        return f"{result['mean_final_loss']:.3f}"
 
     def generation(result: dict, name: str) -> str:
         own, final = result["generation"][name]["own"], result["generation"][name]["final"]
@@ -202,7 +208,7 @@ def format_report(report: dict) -> str:
             for item in report["criteria"]
         ),
         "\n".join(
-            f"{dataset['name']}: {dataset['source']} text, fingerprint {dataset['fingerprint'][:12]}, "
+            f"{dataset_label(dataset['name'])}: {dataset['source']} text, fingerprint {dataset['fingerprint'][:12]}, "
             f"{dataset['tokens']['train']:,} training tokens"
             for dataset in report["datasets"]
         ),
@@ -216,7 +222,7 @@ def build_report(models_dir: Path, device: str) -> dict:
     runs = {method: load_run(models_dir, method) for method in FILES}
     require_comparable(runs["k1"], runs["baseline"])
     final = runs["k1"][-1]
-    configure_torch(Arguments(**final.arguments))
+    configure_torch(final.arguments["threads"])
     generation = generation_quality(runs, device)
     models = {method: results_of(run, generation[method]) for method, run in runs.items()}
     return {
@@ -237,11 +243,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the same numbers to FILE")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     arguments = parser.parse_args()
+    if arguments.json and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
+        parser.error(f"--json {arguments.json} is not a file in an existing folder")
     report = build_report(arguments.models_dir, resolve_device(arguments.device))
+    print(format_report(report), flush=True)
     if arguments.json:
         text = json.dumps(report, indent=2) + "\n"
         write_atomically(arguments.json, lambda file: file.write(text.encode()))
-    print(format_report(report))
 
 
 if __name__ == "__main__":

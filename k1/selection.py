@@ -76,9 +76,7 @@ def select_groups(parameters: Tensors, moments: Tensors, budget: int, generator:
     groups: dict[str, list[str]] = {}
     for name in parameters:
         groups.setdefault(module_group(name), []).append(name)
-    norms = {
-        group: float(sum(sizes[name].double().square().sum() for name in members)) for group, members in groups.items()
-    }
+    norms = {group: sum(float(sizes[name].norm()) ** 2 for name in members) for group, members in groups.items()}
     masks = {name: torch.zeros_like(size, dtype=torch.bool) for name, size in sizes.items()}
     for group in sorted(groups, key=lambda group: -norms[group]):
         members = {name: sizes[name] for name in groups[group]}

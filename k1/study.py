@@ -12,13 +12,14 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from shutil import copyfile
 
 from tqdm import tqdm
 
 from k1.checkpoint import FILES, SCRIPTS, load_checkpoint
+from k1.config import PRESETS
 from k1.errors import K1Error, command
 from k1.files import write_atomically
 from k1.metrics import accuracy_matrix, average_forgetting_percent, mean
@@ -28,7 +29,7 @@ from k1.tables import LABELS, format_table
 ROOT = Path(__file__).resolve().parent.parent
 
 # The baseline's stages are those of K-1 with every parameter selected, to the bit (a test compares them).
-METHOD_FLAGS = {"baseline": ["--selection", "all", "--update_fraction", "1.0"], "k1": []}
+METHOD_FLAGS = {"baseline": ["--selection", "all"], "k1": []}
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,18 @@ class Run:
         return f"{self.method}-stage{''.join(map(str, self.stages))}-{self.learning_rate:g}{after}"
 
     def execute(self, out: Path, settings: list[str]) -> dict:
-        """Run the scripts of the stages and return the record of the last; raises `K1Error` when one fails."""
+        """Run the scripts of the stages and return the record of the last, or of the divergence.
+
+        Raises `K1Error` when a script fails for another reason.
+        """
         folder = out / "runs" / self.name
         folder.mkdir(parents=True, exist_ok=True)
         if self.first_rate:
-            first = out / "runs" / Run(self.method, (1,), self.first_rate).name / FILES["k1"][0]
-            copyfile(first, folder / FILES["k1"][0])
+            first = Run(self.method, (1,), self.first_rate)
+            checkpoint = out / "runs" / first.name / FILES["k1"][0]
+            if not checkpoint.exists():
+                first.execute(out, settings)
+            copyfile(checkpoint, folder / checkpoint.name)
         for stage in self.stages:
             script = SCRIPTS["k1"][stage - 1]
             flags = ["--learning_rate", str(self.learning_rate), "--models_dir", str(folder), "--overwrite"]
@@ -59,6 +66,8 @@ class Run:
             finished = subprocess.run([sys.executable, ROOT / script, *flags], capture_output=True, text=True)
             if finished.returncode:
                 reason = (finished.stderr.strip().splitlines() or ["no message"])[-1]
+                if "diverged" not in reason:
+                    raise K1Error(f"run {self.name} failed: {reason}; start the study again to go on")
                 return {"method": self.method, "learning_rate": self.learning_rate, "failed": reason}
         return record_of(self, folder / FILES["k1"][self.stages[-1] - 1])
 
@@ -90,7 +99,10 @@ def load_results(path: Path, settings: dict) -> dict:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise K1Error(f"{path} cannot be read as results of a study ({error}); choose another --out")
     if recorded[0] != settings:
-        raise K1Error(f"{path} was recorded with {recorded[0]}, not {settings}; choose another --out")
+        different = [
+            name for name in settings if not isinstance(recorded[0], dict) or recorded[0].get(name) != settings[name]
+        ]
+        raise K1Error(f"{path} was recorded with another {', '.join(different)}; choose another --out")
     return results
 
 
@@ -164,17 +176,21 @@ def main() -> None:
         prog="python3 -m k1.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--methods", nargs="+", choices=list(METHOD_FLAGS), default=list(METHOD_FLAGS))
-    parser.add_argument("--learning_rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2])
+    parser.add_argument("--learning_rates", nargs="+", type=float, default=[1e-3, 2e-3, 3e-3, 4e-3, 6e-3])
     parser.add_argument("--later_learning_rates", nargs="+", type=float, default=[2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3])
     parser.add_argument("--preset", choices=["smoke", "quick", "full"], default="quick")
     parser.add_argument("--data_source", choices=["auto", "hub", "bundled"], default="bundled")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("results/sweep"))
+    parser.add_argument("--out", type=Path, default=Path("models/sweep"), help="folder (default: %(default)s)")
     arguments = parser.parse_args()
-    settings = {name: getattr(arguments, name) for name in ("preset", "data_source", "seed")}
-    flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))] + ["--threads", "1"]
-
+    flags = ["--threads", "1"]
+    for name in ("preset", "data_source", "seed"):
+        flags += [f"--{name}", str(getattr(arguments, name))]
+    shape = asdict(PRESETS[arguments.preset])
+    del shape["learning_rates"]
+    settings = {**shape, "data_source": arguments.data_source, "seed": arguments.seed}
+    settings = json.loads(json.dumps(settings))
     results = load_results(arguments.out / "results.json", settings)
     first_runs = [Run(method, (1,), rate) for method in arguments.methods for rate in arguments.learning_rates]
     first = by_method(execute_all(first_runs, results, arguments.out, flags, arguments.jobs))

@@ -1,8 +1,15 @@
 """Tables of results, as text."""
 
+from pathlib import Path
+
 from k1.checkpoint import Checkpoint
 
 LABELS = {"k1": "K-1", "baseline": "baseline"}
+
+
+def dataset_label(name: str) -> str:
+    """How a dataset is called in tables: a local one by its file name, without the folders."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def print_evaluation(checkpoint: Checkpoint) -> None:
@@ -15,12 +22,8 @@ def print_evaluation(checkpoint: Checkpoint) -> None:
     rows = [["dataset", "split", "nats per token", "perplexity", "accuracy %", "tokens"]]
     for name, splits in checkpoint.evaluations[-1].items():
         for split, scores in splits.items():
-            rows.append(
-                [
-                    name, split, f"{scores['loss']:.4f}", f"{scores['perplexity']:.2f}",
-                    f"{100 * scores['accuracy']:.2f}", str(scores["tokens"]),
-                ]
-            )  # fmt: skip
+            figures = [f"{scores['loss']:.4f}", f"{scores['perplexity']:.2f}", f"{100 * scores['accuracy']:.2f}"]
+            rows.append([dataset_label(name), split, *figures, str(scores["tokens"])])
     print(format_table(rows), flush=True)
 
 

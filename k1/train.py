@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from datasets import Dataset
 from tqdm import tqdm
-from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
 
 from k1.config import Arguments
 from k1.data import TokenizedDataset
@@ -16,6 +16,8 @@ from k1.errors import K1Error
 from k1.optim import SparseAdamW
 
 LOGGED_STEPS = 50
+# Near zero, float32 rounds most updates away, and a step would change far fewer parameters than were selected.
+FINAL_LEARNING_RATE_SHARE = 0.1
 
 
 def train(model: PreTrainedModel, dataset: TokenizedDataset, arguments: Arguments) -> list[dict]:
@@ -100,11 +102,13 @@ def build_optimizer(model: PreTrainedModel, arguments: Arguments) -> SparseAdamW
 
 
 def warmup_and_cosine(optimizer: torch.optim.Optimizer, warmup_steps: int, max_steps: int):
-    """Linear warm-up, then cosine decay, with a learning rate above zero at each of the `max_steps` steps."""
+    """Linear warm-up, then cosine decay to a tenth of the peak, over `max_steps` steps."""
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-    # transformers' schedule is zero at its first and last point; starting at its second point skips both.
-    return get_cosine_schedule_with_warmup(optimizer, warmup_steps + 1, max_steps + 1, last_epoch=0)
+    # transformers' schedule begins with a step at zero; starting at its second point skips that.
+    return get_cosine_with_min_lr_schedule_with_warmup(
+        optimizer, warmup_steps + 1, max_steps + 1, last_epoch=0, min_lr_rate=FINAL_LEARNING_RATE_SHARE
+    )
 
 
 def batches_of_blocks(blocks: Dataset, batch_size: int, seed: int) -> Iterator[torch.Tensor]:

@@ -37,7 +37,9 @@ def write_corpus(folder: Path, name: str, documents: int = 60) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory):
-    """Keep what tests derive out of the user's cache."""
+    """Keep what tests derive out of the user's cache, and the user's hub settings out of the tests."""
+    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        os.environ.pop(name, None)
     folder = tmp_path_factory.mktemp("cache")
     os.environ["K1_CACHE"] = str(folder)
     return folder

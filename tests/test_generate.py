@@ -24,7 +24,7 @@ def test_both_scripts_print_the_same_headings_and_never_name_the_model(trained):
     k1, baseline = run("generate_k1.py", trained), run("generate_baseline.py", trained)
     assert headings(k1.stdout) == headings(baseline.stdout)
     domains = [domain for domain, _, _ in headings(k1.stdout)]
-    assert domains == [str(corpus) for corpus in trained.corpora for _ in range(3)]
+    assert domains == [corpus.name for corpus in trained.corpora for _ in range(3)]
     for output in (k1.stdout, baseline.stdout):
         assert "baseline" not in output and "k1_final" not in output
     assert k1.stdout != baseline.stdout

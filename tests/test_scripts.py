@@ -1,9 +1,13 @@
 """The command line of the scripts: flags, precedence, and errors a user can act on."""
 
 import ast
+import subprocess
+import sys
 
 import pytest
+import torch
 from conftest import ROOT, assert_one_clear_line, run_script
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from k1.checkpoint import load_checkpoint
 from k1.config import PRESETS, UPDATE_FRACTION, parse_training_flags
@@ -35,7 +39,7 @@ def test_help(script):
         ("k1", ["--learning-rte", "1"], "--learning-rte"),
         ("k1", ["--update_fraction", "0"], "--update_fraction must be above 0"),
         ("k1", ["--update_fraction", "nan"], "--update_fraction"),
-        ("k1", ["--max_steps", "0"], "--max_steps must be at least 1"),
+        ("k1", ["--max_steps", "0"], "--max_steps must be at least 1 and at most"),
         ("k1", ["--learning_rate", "-1"], "--learning_rate must be a positive number"),
         ("k1", ["--weight_decay", "nan"], "--weight_decay"),
         ("k1", ["--preset", "huge"], "--preset"),
@@ -55,7 +59,7 @@ def test_usage_errors(capsys, method, flags, fragment):
 
 def test_a_usage_error_ends_the_script_with_status_2(tmp_path):
     finished = run_script("train_k1_dataset1.py", "--max_steps", "0", "--models_dir", tmp_path / "models")
-    assert_one_clear_line(finished, 2, "--max_steps must be at least 1")
+    assert_one_clear_line(finished, 2, "--max_steps must be at least 1 and at most")
     assert not (tmp_path / "models").exists()
 
 
@@ -121,9 +125,27 @@ def test_the_default_preset_has_one_to_three_million_parameters():
 def test_the_full_preset_has_the_size_of_gpt2_small():
     full = PRESETS["full"]
     assert (full.layers, full.hidden_size, full.vocabulary_size, full.seq_length) == (12, 768, 32_000, 1_024)
+    arguments = parse_training_flags("", "k1", ["--preset", "full"]).resolve(stage=1)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**model_config(arguments, 32_000)))
+    assert 124e6 <= count_parameters(model) <= 140e6
 
 
 def test_the_readme_shows_the_recorded_results():
     readme = (ROOT / "README.md").read_text()
     for name in ("report.md", "sweep.md"):
         assert (ROOT / "results" / name).read_text().strip() in readme, name
+
+
+def test_selecting_everything_is_recorded_as_everything():
+    arguments = parse_training_flags("", "k1", ["--selection", "all"]).resolve(stage=1)
+    assert arguments.update_fraction == 1.0
+    with pytest.raises(UsageError, match="leave --update_fraction out"):
+        parse_training_flags("", "k1", ["--selection", "all", "--update_fraction", "0.5"]).resolve(stage=1)
+
+
+def test_a_reader_that_goes_away_ends_the_script_quietly(trained):
+    command = f"{sys.executable} generate_k1.py --models_dir {trained.models_dir} | head -n 1; exit ${{PIPESTATUS[0]}}"
+    finished = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert finished.returncode in (0, 141)
+    assert "Traceback" not in finished.stderr and "Exception" not in finished.stderr

@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k1 import cache, sources
+from k1 import cache, local_files, sources
 from k1.errors import K1Error
 from k1.local_files import cut_into_sections
 from k1.sources import PRESETS, load_documents, wikitext_articles
@@ -173,7 +173,7 @@ def test_few_text_documents_are_cut_at_blank_lines(tmp_path):
 @given(st.text("ab \t\n", max_size=60))
 def test_cutting_loses_only_blank_lines(text):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "SECTION_CHARACTERS", 8)
+        patch.setattr(local_files, "SECTION_CHARACTERS", 8)
         sections = list(cut_into_sections(text))
     position = 0
     for section in sections:

@@ -35,7 +35,7 @@ def test_two_runs_of_the_same_scripts_write_the_same_bits(trained, tmp_path):
 def test_the_baseline_is_k1_with_everything_selected(trained, tmp_path):
     """The study trains the baseline stage by stage in this way."""
     for stage, corpus in enumerate(trained.corpora, start=1):
-        flags = ["--preset", "smoke", "--selection", "all", "--update_fraction", "1.0"] if stage == 1 else []
+        flags = ["--preset", "smoke", "--selection", "all"] if stage == 1 else []
         finished = run_script(
             f"train_k1_dataset{stage}.py", *flags, "--dataset_name", corpus, "--models_dir", tmp_path,
             "--max_steps", 20, "--threads", 1,
@@ -79,7 +79,7 @@ def test_the_model_learns(trained):
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0, 1), (0, 10), (3, 10), (10, 10), (50, 1)])
-def test_no_step_has_a_learning_rate_of_zero(warmup, steps):
+def test_the_schedule_warms_up_decays_and_never_comes_near_zero(warmup, steps):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = warmup_and_cosine(optimizer, warmup, steps)
     rates = []
@@ -89,8 +89,9 @@ def test_no_step_has_a_learning_rate_of_zero(warmup, steps):
         schedule.step()
     assert min(rates) > 0 and max(rates) <= 1
     if steps > warmup > 0:
-        assert rates[: warmup + 1] == pytest.approx([(i + 1) / (warmup + 1) for i in range(warmup + 1)])
-        assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+        assert rates[warmup] == 1.0 and rates[:warmup] == sorted(set(rates[:warmup]))
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    assert min(rates[warmup:], default=1) >= 0.1
 
 
 def arguments_with(*argv):
