@@ -48,7 +48,7 @@ PRESETS = {
         hidden_size=128, intermediate_size=344, layers=4, heads=4, vocabulary_size=2_048,
         seq_length=128, batch_size=16, gradient_accumulation_steps=1,
         max_steps=(600, 300, 300), warmup_steps=50,
-        learning_rates={"k1": (3e-3, 3e-3, 3e-3), "baseline": (3e-3, 3e-3, 3e-3)},
+        learning_rates={"k1": (4e-3, 2e-3, 2e-3), "baseline": (3e-3, 5e-4, 5e-4)},
         evaluation_tokens=65_536, max_documents=20_000,
     ),
     "full": Preset(

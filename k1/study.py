@@ -95,13 +95,10 @@ def load_results(path: Path, settings: dict) -> dict:
         return {"settings": settings, "runs": {}}
     try:
         results = json.loads(path.read_text())
-        recorded = results["settings"], results["runs"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        different = [name for name in settings if results["settings"].get(name) != settings[name]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise K1Error(f"{path} cannot be read as results of a study ({error}); choose another --out")
-    if recorded[0] != settings:
-        different = [
-            name for name in settings if not isinstance(recorded[0], dict) or recorded[0].get(name) != settings[name]
-        ]
+    if different:
         raise K1Error(f"{path} was recorded with another {', '.join(different)}; choose another --out")
     return results
 

@@ -140,13 +140,28 @@ def test_another_tokenizer_is_refused_by_name(copies):
         build_report(copies, "cpu")
 
 
-def test_files_of_two_runs_are_refused(copies):
-    def set_evaluation(checkpoint):
-        next(iter(checkpoint.evaluations[0].values()))["test"]["loss"] += 0.1
+def set_evaluation(checkpoint):
+    next(iter(checkpoint.evaluations[0].values()))["test"]["loss"] += 0.1
 
-    alter(copies, "k1_dataset2.pt", "k1", set_evaluation)
-    finished = run_script("-m k1.report", "--models_dir", copies)
-    assert_one_clear_line(finished, 1, "does not continue", "--overwrite")
+
+def set_dataset(checkpoint):
+    checkpoint.evaluations[0] = {"another": row for row in checkpoint.evaluations[0].values()}
+
+
+@pytest.mark.parametrize("change", [set_evaluation, set_dataset])
+def test_files_of_two_runs_are_refused(copies, change):
+    alter(copies, "k1_dataset2.pt", "k1", change)
+    with pytest.raises(K1Error, match="does not continue .* --overwrite"):
+        build_report(copies, "cpu")
+
+
+def test_a_refusal_is_one_line_and_status_1(copies):
+    alter(copies, "baseline_final.pt", "baseline", set_seed)
+    assert_one_clear_line(run_script("-m k1.report", "--models_dir", copies), 1, "they differ in: seed;")
+
+
+def test_an_unwritable_json_file_is_a_usage_error(copies):
+    assert_one_clear_line(run_script("-m k1.report", "--models_dir", copies, "--json", "."), 2, "--json")
 
 
 @pytest.mark.parametrize(
