@@ -43,10 +43,10 @@ models/k1_final.pt: train_k1_dataset3.py models/k1_dataset2.pt
 models/baseline_final.pt: train_baseline_all.py $(TRAINING_CODE) models/.settings | .venv/.installed models/k1_final.pt
 	$(RUN) $< $(SETTINGS) --overwrite
 
-k1_output.txt: generate_k1.py k1/generate.py models/k1_final.pt
+k1_output.txt: generate_k1.py k1/generate.py models/k1_final.pt | models/baseline_final.pt
 	$(RUN) $< > $@
 
-baseline_output.txt: generate_baseline.py k1/generate.py models/baseline_final.pt
+baseline_output.txt: generate_baseline.py k1/generate.py models/baseline_final.pt | k1_output.txt
 	$(RUN) $< > $@
 
 # Every learning rate of the README's tables; stopped and started again, it goes on.

@@ -32,14 +32,14 @@ def test_a_small_study(tmp_path):
 
     # A recorded run is not repeated; one that is missing is.
     learned = results["k1-stage1-0.001"]["mean_final_loss"]
-    results["k1-stage1-0.001"]["mean_final_loss"] = 99.0
+    results["k1-stage1-0.001"]["mean_final_loss"] = 9.999
     del results["k1-stage23-0.01-after-0.01"]
     (tmp_path / "results.json").write_text(json.dumps(recorded))
     second = run_script("-m k1.study", *flags)
-    assert "99.000" in second.stdout
+    assert "9.999" in second.stdout
     assert "k1-stage23-0.01-after-0.01" in json.loads((tmp_path / "results.json").read_text())["runs"]
     shown = f"{learned:.3f}"
-    assert second.stdout.split() == [word if word != shown else "99.000" for word in first.stdout.split()]
+    assert second.stdout.split() == [word if word != shown else "9.999" for word in first.stdout.split()]
 
 
 def test_a_failed_run_is_shown_and_not_chosen(tmp_path):
