@@ -152,6 +152,11 @@ class Arguments:
         """Training tokens that one optimizer step reads."""
         return self.batch_size * self.gradient_accumulation_steps * self.seq_length
 
+    @property
+    def stage_seed(self) -> int:
+        """Seed of the stage's text order and random selection: another one for each stage of each seed."""
+        return 10 * self.seed + self.stage
+
     def as_dict(self) -> dict:
         """The settings as plain values, as a checkpoint keeps them."""
         return dataclasses.asdict(self)

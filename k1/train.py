@@ -32,8 +32,7 @@ def train(model: PreTrainedModel, dataset: TokenizedDataset, arguments: Argument
     model.train()
     optimizer = build_optimizer(model, arguments)
     schedule = warmup_and_cosine(optimizer, arguments.warmup_steps, arguments.max_steps)
-    stage_seed = STAGES_PER_SEED * arguments.seed + arguments.stage
-    batches = batches_of_blocks(dataset.blocks["train"], arguments.batch_size, stage_seed)
+    batches = batches_of_blocks(dataset.blocks["train"], arguments.batch_size, arguments.stage_seed)
     logging_interval = max(1, arguments.max_steps // LOGGED_STEPS)
 
     history: list[dict] = []
@@ -79,10 +78,6 @@ def train(model: PreTrainedModel, dataset: TokenizedDataset, arguments: Argument
     return history
 
 
-# Distinct random streams for the stages of one seed and for different seeds.
-STAGES_PER_SEED = 10
-
-
 def build_optimizer(model: PreTrainedModel, arguments: Arguments) -> SparseAdamW:
     """AdamW over all parameters; weight decay acts on matrices only, not on normalisations."""
     matrices = [(name, parameter) for name, parameter in model.named_parameters() if parameter.dim() >= 2]
@@ -94,7 +89,7 @@ def build_optimizer(model: PreTrainedModel, arguments: Arguments) -> SparseAdamW
         ],
         selection=arguments.selection,
         update_fraction=arguments.update_fraction,
-        seed=STAGES_PER_SEED * arguments.seed + arguments.stage,
+        seed=arguments.stage_seed,
         lr=arguments.learning_rate,
         betas=(0.9, 0.95),
         fused=True,
