@@ -1,15 +1,22 @@
-"""K-1, stage 1: learn dataset 1 from fresh weights, updating 51% of the parameters at each step."""
+"""K-1, stage 1: learn dataset 1 from fresh weights, updating 51% of the parameters at each step.
+
+Afterwards every linear layer is re-expressed in the eigenbasis of its Fisher
+information, and the importance of each parameter for dataset 1 is measured.
+"""
 
 from k1 import (
     DataLoader,
     build_model,
     command,
     configure_torch,
+    enter_eigenbasis,
     evaluate,
+    fisher_information,
     model_config,
     output_path,
     parse_training_flags,
     print_evaluation,
+    sample_batches,
     save_checkpoint,
     stage_checkpoint,
     train,
@@ -31,11 +38,13 @@ def main() -> None:
 
     untrained = evaluate(model, [dataset], arguments)
     history = train(model, dataset, arguments)
+    enter_eigenbasis(model, sample_batches(dataset, arguments), arguments.max_basis_dim)
+    importance = fisher_information(model, sample_batches(dataset, arguments))
     after = evaluate(model, [dataset], arguments)
 
     checkpoint = stage_checkpoint(
         model, tokenizer, dataset, arguments,
-        untrained=untrained, before=untrained, after=after, history=history,
+        untrained=untrained, before=untrained, after=after, history=history, importance=importance,
     )  # fmt: skip
     save_checkpoint(output, checkpoint)
     print_evaluation(checkpoint)

@@ -1,11 +1,17 @@
-"""K-1, stage 2: go on from models/k1_dataset1.pt and learn dataset 2, updating 51% of the parameters at each step."""
+"""K-1, stage 2: go on from models/k1_dataset1.pt and learn dataset 2, updating 51% of the parameters.
+
+Before training, the 51% are chosen that help dataset 2 most for what changing
+them would cost the datasets before it; the other 49% stay as they are.
+"""
 
 from k1 import (
     DataLoader,
+    add_importance,
     build_model,
     command,
     configure_torch,
     evaluate,
+    fisher_information,
     load_checkpoint,
     load_datasets,
     load_tokenizer,
@@ -14,6 +20,7 @@ from k1 import (
     print_evaluation,
     require_distinct,
     restore_model,
+    sample_batches,
     save_checkpoint,
     stage_checkpoint,
     train,
@@ -37,12 +44,14 @@ def main() -> None:
 
     untrained = evaluate(build_model(previous.model_config, previous.seed, arguments.device), [dataset], arguments)
     before = evaluate(model, [dataset], arguments)
-    history = train(model, dataset, arguments)
+    responsibility = fisher_information(model, sample_batches(dataset, arguments))
+    history = train(model, dataset, arguments, previous.importance, responsibility)
+    importance = add_importance(previous.importance, fisher_information(model, sample_batches(dataset, arguments)))
     after = evaluate(model, [*learned, dataset], arguments)
 
     checkpoint = stage_checkpoint(
         model, tokenizer, dataset, arguments, previous=previous,
-        untrained=untrained, before=before, after=after, history=history,
+        untrained=untrained, before=before, after=after, history=history, importance=importance,
     )  # fmt: skip
     save_checkpoint(output, checkpoint)
     print_evaluation(checkpoint)

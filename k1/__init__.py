@@ -3,9 +3,11 @@
 from k1.checkpoint import load_checkpoint, output_path, restore_model, save_checkpoint, stage_checkpoint
 from k1.config import parse_training_flags
 from k1.data import DataLoader, load_datasets, require_distinct
+from k1.eigenbasis import enter_eigenbasis
 from k1.errors import command
 from k1.evaluate import evaluate
 from k1.generate import parse_generation_arguments, print_continuations
+from k1.importance import add_importance, fisher_information, sample_batches
 from k1.model import build_model, configure_torch, model_config
 from k1.tables import print_evaluation
 from k1.tokenizer import load_tokenizer, train_tokenizer
@@ -13,10 +15,13 @@ from k1.train import train
 
 __all__ = [
     "DataLoader",
+    "add_importance",
     "build_model",
     "command",
     "configure_torch",
+    "enter_eigenbasis",
     "evaluate",
+    "fisher_information",
     "load_checkpoint",
     "load_datasets",
     "load_tokenizer",
@@ -28,6 +33,7 @@ __all__ = [
     "print_evaluation",
     "require_distinct",
     "restore_model",
+    "sample_batches",
     "save_checkpoint",
     "stage_checkpoint",
     "train",

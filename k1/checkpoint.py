@@ -16,11 +16,12 @@ from transformers import PreTrainedModel
 
 from k1.config import Arguments
 from k1.data import TokenizedDataset
+from k1.eigenbasis import fold_eigenbasis, restore_eigenbasis
 from k1.errors import K1Error
 from k1.files import write_atomically
 from k1.model import build_model
 
-FORMAT = 1
+FORMAT = 2
 FILES = {
     "k1": ("k1_dataset1.pt", "k1_dataset2.pt", "k1_final.pt"),
     "baseline": ("baseline_dataset1.pt", "baseline_dataset2.pt", "baseline_final.pt"),
@@ -39,7 +40,9 @@ class Checkpoint:
     i + 1 scores on each dataset so far and, where stage i + 2 has begun, on the
     next one (for forward transfer), as dataset -> split -> metrics.
     `initial_evaluation` is the same for the untrained model. `history` has the
-    entries of this stage (see `k1.train.train`).
+    entries of this stage (see `k1.train.train`). `importance` is Omega, the
+    Fisher information of all datasets so far by parameter name; the baseline,
+    which does not look at it, has none. The bases of K-1 are buffers in `model`.
     """
 
     method: str
@@ -53,6 +56,7 @@ class Checkpoint:
     evaluations: list[dict]
     initial_evaluation: dict
     history: list[dict]
+    importance: dict[str, Tensor] = field(default_factory=dict)
     versions: dict[str, str] = field(
         default_factory=lambda: {
             "python": platform.python_version(),
@@ -72,12 +76,14 @@ def stage_checkpoint(
     before: dict,
     after: dict,
     history: list[dict],
+    importance: dict[str, Tensor] | None = None,
     previous: Checkpoint | None = None,
 ) -> Checkpoint:
     """The checkpoint of a stage that has just been trained.
 
     `untrained`, `before` and `after` are evaluations (see `k1.evaluate.evaluate`)
     of the model with its initial weights and before and after this stage;
+    `importance` is that of all datasets so far (see `k1.importance`);
     `previous` is the checkpoint that the stage continued, None for stage 1.
     """
     evaluations = [dict(row) for row in previous.evaluations] if previous else []
@@ -95,6 +101,7 @@ def stage_checkpoint(
         evaluations=[*evaluations, after],
         initial_evaluation={**(previous.initial_evaluation if previous else {}), **untrained},
         history=history,
+        importance={name: tensor.cpu() for name, tensor in (importance or {}).items()},
     )
 
 
@@ -166,12 +173,18 @@ def load_checkpoint(path: Path, method: str, stage: int | None = None) -> Checkp
     return checkpoint
 
 
-def restore_model(checkpoint: Checkpoint, device: str) -> PreTrainedModel:
-    """The model of `checkpoint` on `device`; raises `K1Error` where weights and configuration do not fit."""
+def restore_model(checkpoint: Checkpoint, device: str, fold: bool = False) -> PreTrainedModel:
+    """The model of `checkpoint` on `device`, in its eigenbasis or, with `fold`, multiplied out for fast generation.
+
+    Raises `K1Error` where weights and configuration do not fit.
+    """
     try:
         model = build_model(checkpoint.model_config, checkpoint.seed)
+        restore_eigenbasis(model, checkpoint.model)
         model.load_state_dict(checkpoint.model)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise K1Error(f"the checkpoint's weights do not fit its model configuration ({reason}); train it again")
+    if fold:
+        fold_eigenbasis(model)
     return model.to(device)

@@ -13,11 +13,16 @@ from k1.errors import K1Error, UsageError
 
 UPDATE_FRACTION = 0.51
 STAGES = 3
+# K-1's policy in each stage: nothing to protect in the first, importance against responsibility afterwards.
+STAGE_SELECTIONS = ("error_feedback", "gain", "gain")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One size of the experiment; K-1 and baseline share all of it but the learning rates."""
+    """One size of the experiment; K-1 and baseline share all of it but the learning rates.
+
+    `consolidation` (lambda) and `gain_floor` (kappa) are K-1's, see `k1.optim` and `k1.selection`.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -32,6 +37,10 @@ class Preset:
     learning_rates: dict[str, tuple[float, float, float]]
     evaluation_tokens: int
     max_documents: int
+    consolidation: float
+    gain_floor: float = 0.1
+    importance_batches: int = 80
+    max_basis_dim: int = 2_048
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
 
@@ -42,21 +51,21 @@ PRESETS = {
         seq_length=128, batch_size=8, gradient_accumulation_steps=1,
         max_steps=(60, 30, 30), warmup_steps=5,
         learning_rates={"k1": (1e-2, 1e-2, 1e-2), "baseline": (1e-2, 1e-2, 1e-2)},
-        evaluation_tokens=8_192, max_documents=200,
+        evaluation_tokens=8_192, max_documents=200, consolidation=1e4, importance_batches=10,
     ),
     "quick": Preset(
         hidden_size=128, intermediate_size=344, layers=4, heads=4, vocabulary_size=2_048,
         seq_length=128, batch_size=16, gradient_accumulation_steps=1,
         max_steps=(600, 300, 300), warmup_steps=50,
         learning_rates={"k1": (4e-3, 2e-3, 2e-3), "baseline": (3e-3, 5e-4, 5e-4)},
-        evaluation_tokens=65_536, max_documents=20_000,
+        evaluation_tokens=65_536, max_documents=20_000, consolidation=5e4,
     ),
     "full": Preset(
         hidden_size=768, intermediate_size=2_048, layers=12, heads=12, vocabulary_size=32_000,
         seq_length=1_024, batch_size=8, gradient_accumulation_steps=8,
         max_steps=(600, 600, 600), warmup_steps=60,
         learning_rates={"k1": (6e-4, 3e-4, 3e-4), "baseline": (6e-4, 3e-4, 3e-4)},
-        evaluation_tokens=1_048_576, max_documents=200_000,
+        evaluation_tokens=1_048_576, max_documents=200_000, consolidation=5e4,
     ),
 }  # fmt: skip
 
@@ -111,8 +120,21 @@ class TrainingFlags:
 @dataclass
 class SparseUpdateFlags:
     update_fraction: float | None = flag(f"share of all parameters updated per step (default: {UPDATE_FRACTION})")
-    selection: Literal["all", "random", "groups", "gradient", "momentum"] | None = flag(
-        "policy that chooses the parameters to update; all updates every one (default: gradient)"
+    selection: Literal["all", "error_feedback", "gain", "gradient", "groups", "momentum", "random"] | None = flag(
+        f"policy that chooses the parameters to update; all updates every one (default: {STAGE_SELECTIONS[0]} on "
+        f"dataset 1, then {STAGE_SELECTIONS[1]}; another choice holds for the later stages too)"
+    )
+    consolidation: float | None = flag(
+        "lambda, how strongly important parameters are held where a stage began; above 0 it replaces weight decay "
+        "(default: by preset; only from stage 2)"
+    )
+    gain_floor: float | None = flag("kappa, importance below which parameters count as free (default: by preset)")
+    importance_batches: int | None = flag(
+        "batches of training text that bases and importance are measured on (default: by preset)"
+    )
+    max_basis_dim: int | None = flag(
+        "sides of a weight up to this size get an eigenbasis after dataset 1; 0 keeps the standard basis "
+        "(default: by preset)"
     )
 
 
@@ -142,6 +164,10 @@ class Arguments:
     max_grad_norm: float
     update_fraction: float
     selection: str
+    consolidation: float
+    gain_floor: float
+    importance_batches: int
+    max_basis_dim: int
     seed: int
     device: str
     precision: str
@@ -163,12 +189,13 @@ class Arguments:
 
 
 # What a later stage takes from the checkpoint it continues; a flag may repeat it but not change it.
-INHERITED = ("preset", "seq_length", "seed", "update_fraction", "selection")
+INHERITED = ("preset", "seq_length", "seed", "update_fraction", "max_basis_dim")
 MODEL_SHAPE = ("hidden_size", "intermediate_size", "layers", "heads", "vocabulary_size")
 
 MINIMUM = {
     "max_documents": 1, "max_steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "seq_length": 2,
     "warmup_steps": 0, "weight_decay": 0, "seed": 0, "threads": 1,
+    "consolidation": 0, "gain_floor": 0, "importance_batches": 1, "max_basis_dim": 0,
 }  # fmt: skip
 
 
@@ -208,10 +235,14 @@ class Flags(argparse.Namespace):
         preset = PRESETS[preset_name]
         max_steps = value("max_steps", preset.max_steps[stage - 1])
         device = resolve_device(self.device)
-        selection = "all" if self.method == "baseline" else value("selection", "gradient")
+        selection = "all" if self.method == "baseline" else value("selection", default_selection(stage, previous))
+        if selection == "gain" and stage == 1:
+            raise UsageError("--selection gain weighs earlier datasets and needs one; choose another for stage 1")
         if selection == "all" and getattr(self, "update_fraction", None) not in (None, 1.0):
             raise UsageError("--selection all updates every parameter; leave --update_fraction out")
         update_fraction = 1.0 if selection == "all" else value("update_fraction", UPDATE_FRACTION)
+        consolidates = self.method == "k1" and stage > 1
+        consolidation = value("consolidation", preset.consolidation) if consolidates else 0.0
         return Arguments(
             method=self.method,
             stage=stage,
@@ -223,6 +254,9 @@ class Flags(argparse.Namespace):
             learning_rate=value("learning_rate", preset.learning_rates[self.method][stage - 1]),
             update_fraction=update_fraction,
             selection=selection,
+            consolidation=consolidation,
+            # Decay to zero and consolidation towards the start would pull against each other.
+            weight_decay=value("weight_decay", 0.0 if consolidation else preset.weight_decay),
             seed=value("seed", 0),
             device=device,
             precision=resolve_precision(self.precision, device),
@@ -232,11 +266,18 @@ class Flags(argparse.Namespace):
             **{
                 name: value(name, getattr(preset, name))
                 for name in (
-                    "max_documents", "seq_length", "batch_size",
-                    "gradient_accumulation_steps", "weight_decay", "max_grad_norm",
+                    "max_documents", "seq_length", "batch_size", "gradient_accumulation_steps", "max_grad_norm",
+                    "gain_floor", "importance_batches", "max_basis_dim",
                 )
             },
         )  # fmt: skip
+
+
+def default_selection(stage: int, previous: dict | None) -> str:
+    """K-1's policy for `stage`, or the one that the stage before it was told to use instead of K-1's."""
+    if previous and previous["selection"] != STAGE_SELECTIONS[previous["stage"] - 1]:
+        return previous["selection"]
+    return STAGE_SELECTIONS[stage - 1]
 
 
 def available_cores() -> int:

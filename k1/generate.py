@@ -122,7 +122,7 @@ def print_continuations(method: str, arguments: argparse.Namespace) -> None:
         print(f"{path}: stage {checkpoint.stage}", file=sys.stderr)
         if len(arguments.checkpoints) > 1:
             print(f"##### checkpoint {number}, after {dataset_label(checkpoint.datasets[-1]['name'])}")
-        model = restore_model(checkpoint, device)
+        model = restore_model(checkpoint, device, fold=True)
         tokenizer = load_tokenizer(checkpoint.tokenizer)
         for position, (domain, index, prompt) in enumerate(prompts_of(checkpoint.datasets, arguments.prompt)):
             # An empty prompt is the beginning of a document.

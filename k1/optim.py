@@ -1,4 +1,4 @@
-"""SparseAdamW: AdamW that changes only selected parameters."""
+"""SparseAdamW: AdamW that changes only selected parameters and holds the important ones near where a stage began."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from k1.errors import K1Error
-from k1.selection import ONCE_PER_STAGE, SELECTION_POLICIES, budget_of
+from k1.selection import ONCE_PER_STAGE, SELECTION_POLICIES, Evidence, budget_of
 
 
 class SparseAdamW(torch.optim.AdamW):
@@ -17,13 +17,22 @@ class SparseAdamW(torch.optim.AdamW):
     included, reaches only those that the policy `selection` chose. With
     `selection="all"` or `update_fraction=1` it is `torch.optim.AdamW`.
 
+    Consolidation (EWC, arXiv:1612.00796) adds `consolidation` x importance x
+    (parameter - its value at the start) to each gradient.
+
     Args:
         parameter_groups: as for `torch.optim.AdamW`, with names: each group's
             `params` is a list of (name, parameter).
         selection: `all`, or a key of `k1.selection.SELECTION_POLICIES`.
         update_fraction: share of all parameters that a step may change, in (0, 1].
         seed: of the generator handed to the policy.
+        importance: Omega, parameter name -> tensor of its shape, 0 or more; None is 0 everywhere.
+        responsibility: rho, likewise; what the policy `gain` needs besides Omega.
+        gain_floor: kappa of the policy `gain`.
+        consolidation: lambda, 0 or more.
         **options: options of `torch.optim.AdamW`.
+
+    Raises `K1Error` for a policy that is unknown or lacks what it selects by.
     """
 
     def __init__(
@@ -32,39 +41,70 @@ class SparseAdamW(torch.optim.AdamW):
         selection: str = "all",
         update_fraction: float = 1.0,
         seed: int = 0,
+        importance: dict[str, Tensor] | None = None,
+        responsibility: dict[str, Tensor] | None = None,
+        gain_floor: float = 0.0,
+        consolidation: float = 0.0,
         **options,
     ) -> None:
         if selection != "all" and selection not in SELECTION_POLICIES:
             raise K1Error(f"selection '{selection}' is unknown; known are: all, {', '.join(SELECTION_POLICIES)}")
         if not 0 < update_fraction <= 1:
             raise K1Error(f"update_fraction must be above 0 and at most 1, not {update_fraction}")
+        if selection == "gain" and (importance is None or responsibility is None):
+            raise K1Error("selection 'gain' needs a stage before this one, whose importance it weighs; choose another")
         parameter_groups = [dict(group) for group in parameter_groups]
         self._parameters = {name: parameter for group in parameter_groups for name, parameter in group["params"]}
         super().__init__(parameter_groups, **options)
-        self._budget = budget_of(update_fraction, self._parameters)
         self._selection = "all" if update_fraction == 1 else selection
-        self._generator = torch.Generator().manual_seed(seed)
+        self._evidence = Evidence(
+            parameters=self._parameters,
+            budget=budget_of(update_fraction, self._parameters),
+            generator=torch.Generator().manual_seed(seed),
+            importance=importance or {},
+            responsibility=responsibility or {},
+            gain_floor=gain_floor,
+        )
+        if self._selection == "error_feedback":
+            self._evidence.pending_updates = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
         self._masks: dict[str, Tensor] | None = None
+        self._consolidation = consolidation if importance else 0.0
+        self._start = {name: p.detach().clone() for name, p in self._parameters.items()} if self._consolidation else {}
 
     @torch.no_grad()
     def step(self, closure=None):
         """One AdamW step on the selected parameters; returns what `closure` returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for name, start in self._start.items():
+            parameter = self._parameters[name]
+            if parameter.grad is not None:
+                parameter.grad.addcmul_(self._evidence.importance[name], parameter - start, value=self._consolidation)
         if self._selection == "all":
-            return super().step(closure)
+            super().step()
+            return loss
         before = {name: parameter.clone() for name, parameter in self._parameters.items()}
-        loss = super().step(closure)
-        # Selecting after the dense step lets a policy see this step's first moments.
+        super().step()
+        # Selecting after the dense step lets a policy see this step's moments and updates.
+        pending = self._evidence.pending_updates
+        for name, update in pending.items():
+            update += self._parameters[name] - before[name]
         for name, mask in self._select().items():
             parameter = self._parameters[name]
-            torch.where(mask, parameter, before[name], out=parameter.data)
+            after = before[name] + pending[name] if pending else parameter
+            torch.where(mask, after, before[name], out=parameter.data)
+            if pending:
+                pending[name].masked_fill_(mask, 0)
         return loss
 
     def _select(self) -> dict[str, Tensor]:
         if self._masks is not None and self._selection in ONCE_PER_STAGE:
             return self._masks
-        moments = {
+        self._evidence.first_moments = {
             name: self.state[parameter].get("exp_avg", torch.zeros_like(parameter))
             for name, parameter in self._parameters.items()
         }
-        self._masks = SELECTION_POLICIES[self._selection](self._parameters, moments, self._budget, self._generator)
+        self._masks = SELECTION_POLICIES[self._selection](self._evidence)
         return self._masks

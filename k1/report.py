@@ -58,7 +58,8 @@ def require_comparable(k1: list[Checkpoint], baseline: list[Checkpoint]) -> None
         ],
         "architecture": lambda run: run[-1].model_config,
         "batch size": settings("batch_size", "gradient_accumulation_steps"),
-        "warm-up, weight decay or clipping": settings("warmup_steps", "weight_decay", "max_grad_norm"),
+        "warm-up or clipping": settings("warmup_steps", "max_grad_norm"),
+        "weight decay": lambda run: [run[0].arguments["weight_decay"]],
         "precision": settings("precision"),
         "evaluated text": settings("evaluation_tokens", "seq_length"),
     }  # fmt: skip
@@ -83,7 +84,9 @@ def generation_quality(runs: dict[str, list[Checkpoint]], device: str) -> dict:
     quality: dict = {method: {dataset.name: {} for dataset in datasets} for method in runs}
     for index, dataset in enumerate(datasets):
         continuations = {
-            (method, when): continue_test_text(restore_model(checkpoint, device), tokenizer, dataset, final.seed)
+            (method, when): continue_test_text(
+                restore_model(checkpoint, device, fold=True), tokenizer, dataset, final.seed
+            )
             for method, run in runs.items()
             for when, checkpoint in (("own", run[index]), ("final", run[-1]))
         }
@@ -231,7 +234,7 @@ def build_report(models_dir: Path, device: str) -> dict:
         "datasets": final.datasets,
         "seed": final.seed,
         "preset": final.arguments["preset"],
-        "parameters": sum(tensor.numel() for tensor in final.model.values()),
+        "parameters": sum(tensor.numel() for tensor in runs["baseline"][-1].model.values()),
         "versions": final.versions,
     }
 

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -14,23 +15,35 @@ from k1.config import Arguments
 from k1.data import TokenizedDataset
 from k1.errors import K1Error
 from k1.optim import SparseAdamW
+from k1.selection import Tensors, module_group
 
 LOGGED_STEPS = 50
 # Near zero, float32 rounds most updates away, and a step would change far fewer parameters than were selected.
 FINAL_LEARNING_RATE_SHARE = 0.1
 
 
-def train(model: PreTrainedModel, dataset: TokenizedDataset, arguments: Arguments) -> list[dict]:
+def train(
+    model: PreTrainedModel,
+    dataset: TokenizedDataset,
+    arguments: Arguments,
+    importance: Tensors | None = None,
+    responsibility: Tensors | None = None,
+) -> list[dict]:
     """Train `model` in place on the training text of `dataset` for `arguments.max_steps` steps.
+
+    `importance` is the Fisher information of all earlier datasets and
+    `responsibility` that of `dataset` at the start (see `k1.importance`): what
+    the selection `gain` and consolidation go by.
 
     Returns the history, about 50 entries: `step`, `loss` (nats per token, mean
     since the last entry), `learning_rate`, `updated_fraction` (share of all
-    parameters whose bits this step changed, by comparing them before and after)
-    and `tokens_per_second`. Raises `K1Error` when the loss or the gradient is no
-    longer finite.
+    parameters whose bits this step changed, by comparing them before and after),
+    `updated_by_group` (the same share within each module group, see
+    `k1.selection.module_group`) and `tokens_per_second`. Raises `K1Error` when
+    the loss or the gradient is no longer finite.
     """
     model.train()
-    optimizer = build_optimizer(model, arguments)
+    optimizer = build_optimizer(model, arguments, importance, responsibility)
     schedule = warmup_and_cosine(optimizer, arguments.warmup_steps, arguments.max_steps)
     batches = batches_of_blocks(dataset.blocks["train"], arguments.batch_size, arguments.stage_seed)
     logging_interval = max(1, arguments.max_steps // LOGGED_STEPS)
@@ -66,7 +79,7 @@ def train(model: PreTrainedModel, dataset: TokenizedDataset, arguments: Argument
                 "step": step,
                 "loss": sum(losses) / len(losses),
                 "learning_rate": learning_rate,
-                "updated_fraction": changed_fraction(before, model),
+                **changed_fractions(before, model),
                 "tokens_per_second": len(losses) * arguments.tokens_per_step / elapsed,
             }
             history.append(entry)
@@ -78,10 +91,16 @@ def train(model: PreTrainedModel, dataset: TokenizedDataset, arguments: Argument
     return history
 
 
-def build_optimizer(model: PreTrainedModel, arguments: Arguments) -> SparseAdamW:
+def build_optimizer(
+    model: PreTrainedModel,
+    arguments: Arguments,
+    importance: Tensors | None = None,
+    responsibility: Tensors | None = None,
+) -> SparseAdamW:
     """AdamW over all parameters; weight decay acts on matrices only, not on normalisations."""
-    matrices = [(name, parameter) for name, parameter in model.named_parameters() if parameter.dim() >= 2]
-    vectors = [(name, parameter) for name, parameter in model.named_parameters() if parameter.dim() < 2]
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    matrices = [(name, parameter) for name, parameter in trained if parameter.dim() >= 2]
+    vectors = [(name, parameter) for name, parameter in trained if parameter.dim() < 2]
     return SparseAdamW(
         [
             {"params": matrices, "weight_decay": arguments.weight_decay},
@@ -90,6 +109,10 @@ def build_optimizer(model: PreTrainedModel, arguments: Arguments) -> SparseAdamW
         selection=arguments.selection,
         update_fraction=arguments.update_fraction,
         seed=arguments.stage_seed,
+        importance=importance and {name: value.to(arguments.device) for name, value in importance.items()},
+        responsibility=responsibility,
+        gain_floor=arguments.gain_floor,
+        consolidation=arguments.consolidation,
         lr=arguments.learning_rate,
         betas=(0.9, 0.95),
         fused=True,
@@ -132,13 +155,19 @@ def accumulate_gradients(model: PreTrainedModel, batches: Iterator[torch.Tensor]
     return total
 
 
-def copy_parameters(model: PreTrainedModel) -> list[torch.Tensor]:
+def copy_parameters(model: PreTrainedModel) -> Tensors:
     """A copy of every parameter, to compare with later."""
-    return [parameter.detach().clone() for parameter in model.parameters()]
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def changed_fraction(before: list[torch.Tensor], model: PreTrainedModel) -> float:
-    """Share of all parameters that differ from the copies `before`."""
-    pairs = list(zip(before, model.parameters(), strict=True))
-    changed = sum(int((old != new).sum()) for old, new in pairs)
-    return changed / sum(old.numel() for old in before)
+def changed_fractions(before: Tensors, model: PreTrainedModel) -> dict:
+    """`updated_fraction`, the share of all parameters that differ from the copies, and `updated_by_group`."""
+    changed, sizes = Counter(), Counter()
+    for name, parameter in model.named_parameters():
+        group = module_group(name)
+        changed[group] += int((before[name] != parameter).sum())
+        sizes[group] += parameter.numel()
+    return {
+        "updated_fraction": changed.total() / sizes.total(),
+        "updated_by_group": {group: changed[group] / size for group, size in sizes.items()},
+    }

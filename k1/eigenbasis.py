@@ -1,0 +1,129 @@
+"""The Kronecker-factored eigenbasis: every linear layer as W = L Theta R^T, with Theta as the parameter."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+
+class Eigenbasis(nn.Module):
+    """Parametrization W = left Theta right^T of a weight; Theta is the parameter, the bases never change.
+
+    `left` (rows, rows) and `right` (columns, columns) are orthogonal; None is the identity.
+    """
+
+    def __init__(self, left: Tensor | None, right: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("left", left)
+        self.register_buffer("right", right)
+
+    def forward(self, theta: Tensor) -> Tensor:
+        """The weight W, (rows, columns), for Theta of the same shape."""
+        weight = theta if self.left is None else self.left @ theta
+        return weight if self.right is None else weight @ self.right.T
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Theta = left^T W right, worked out in float64 so that the function of the layer is kept to rounding."""
+        theta = weight.double()
+        theta = theta if self.left is None else self.left.double().T @ theta
+        theta = theta if self.right is None else theta @ self.right.double()
+        return theta.to(weight.dtype)
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The linear layers of `model` by name (`nn.Linear` and GPT-2's `Conv1D`) whose weight no embedding shares."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in embeddings
+    }
+
+
+def kronecker_factors(
+    model: PreTrainedModel, batches: Iterable[Tensor], max_basis_dim: int
+) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+    """The Kronecker factors of the Fisher information of every linear layer (K-FAC, arXiv:1503.05671).
+
+    Over all tokens of `batches` (token ids, (batch, length)): A = E[x x^T] of the
+    layer's inputs x and G = E[d d^T] of the loss gradients d at its outputs, up
+    to a factor. Returns layer name -> (factor of the rows of its weight, factor
+    of the columns), float64; None for a side larger than `max_basis_dim` and for
+    the vocabulary side of the output layer.
+    """
+    output_layer = model.get_output_embeddings()
+    factors: dict[str, list[Tensor | None]] = {}
+    hooks = []
+
+    def accumulate(name: str, side: int, vectors: Tensor) -> None:
+        vectors = vectors.detach().flatten(0, -2).float()
+        # On the CPU: not every device has float64.
+        factors[name][side] += (vectors.T @ vectors).double().cpu()
+
+    def observe(name: str, layer: nn.Module) -> None:
+        rows, columns = layer.weight.shape
+        input_side, output_side = (0, 1) if isinstance(layer, Conv1D) else (1, 0)
+        sizes = [rows, columns]
+        factors[name] = [torch.zeros(n, n, dtype=torch.float64) if n <= max_basis_dim else None for n in sizes]
+        if layer is output_layer:
+            factors[name][output_side] = None
+
+        def hook(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            if factors[name][input_side] is not None:
+                accumulate(name, input_side, inputs[0])
+            if factors[name][output_side] is not None:
+                output.register_hook(lambda gradient: accumulate(name, output_side, gradient))
+
+        hooks.append(layer.register_forward_hook(hook))
+
+    for name, layer in linear_layers(model).items():
+        observe(name, layer)
+    try:
+        for input_ids in batches:
+            model(input_ids=input_ids, labels=input_ids).loss.backward()
+            model.zero_grad()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: (sides[0], sides[1]) for name, sides in factors.items()}
+
+
+def eigenvectors(factor: Tensor | None) -> Tensor | None:
+    """The eigenvectors of a symmetric `factor` as columns, largest eigenvalue first; None for None."""
+    return None if factor is None else torch.linalg.eigh(factor).eigenvectors.flip(1)
+
+
+def enter_eigenbasis(model: PreTrainedModel, batches: Iterable[Tensor], max_basis_dim: int) -> None:
+    """Re-express, in place, every linear layer of `model` in the eigenbasis of its Kronecker factors.
+
+    The eigenbasis is that of EK-FAC (arXiv:1806.03884), measured on `batches` of
+    token ids, (batch, length). The model computes the same function as before;
+    its parameters are from here on the Thetas. Biases, normalisations and
+    embeddings stay as they are.
+    """
+    model.eval()
+    layers = linear_layers(model)
+    for name, (rows, columns) in kronecker_factors(model, batches, max_basis_dim).items():
+        weight = layers[name].weight
+        left, right = (
+            None if basis is None else basis.to(weight) for basis in (eigenvectors(rows), eigenvectors(columns))
+        )
+        parametrize.register_parametrization(layers[name], "weight", Eigenbasis(left, right))
+
+
+def restore_eigenbasis(model: PreTrainedModel, state: dict[str, Tensor]) -> None:
+    """Give the layers of a freshly built `model` the bases of a saved state, so that it can load that state."""
+    marker = ".parametrizations.weight."
+    for name in dict.fromkeys(key.split(marker)[0] for key in state if marker in key):
+        bases = [state.get(f"{name}{marker}0.{side}") for side in ("left", "right")]
+        parametrize.register_parametrization(model.get_submodule(name), "weight", Eigenbasis(*bases))
+
+
+def fold_eigenbasis(model: PreTrainedModel) -> None:
+    """Multiply, in place, every W = L Theta R^T out, so that the model is a plain one again, and as fast."""
+    for module in model.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)

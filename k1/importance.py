@@ -1,0 +1,53 @@
+"""How much each parameter matters to a dataset: the diagonal of the empirical Fisher information."""
+
+from collections.abc import Iterable
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from k1.config import Arguments
+from k1.data import TokenizedDataset
+from k1.errors import K1Error
+from k1.selection import Tensors
+from k1.train import batches_of_blocks
+
+# The scale of the importance, and with it of lambda, depends on this.
+SEQUENCES_PER_BATCH = 8
+
+
+def sample_batches(dataset: TokenizedDataset, arguments: Arguments) -> list[Tensor]:
+    """Token ids, (8, length) each, of the training text that a dataset's bases and importance are measured on."""
+    batches = batches_of_blocks(dataset.blocks["train"], SEQUENCES_PER_BATCH, arguments.stage_seed)
+    return [batch.to(arguments.device) for batch in islice(batches, arguments.importance_batches)]
+
+
+def fisher_information(model: nn.Module, batches: Iterable[Tensor]) -> Tensors:
+    """Mean over `batches` of the squared gradient of the loss with respect to each parameter.
+
+    `batches` are token ids, (batch, length); the loss is in nats per token, so
+    the result is in squared nats per token and unit of the parameter. It is the
+    empirical Fisher information of EWC (arXiv:1612.00796), of mini-batches
+    instead of samples. Returns parameter name -> tensor of its shape, zero where
+    the loss does not depend on it. Raises `K1Error` when a gradient is not finite.
+    """
+    model.eval()
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    count = 0
+    for input_ids in batches:
+        model.zero_grad()
+        model(input_ids=input_ids, labels=input_ids).loss.backward()
+        for name, parameter in parameters.items():
+            if parameter.grad is not None:
+                total[name] += parameter.grad.square()
+        count += 1
+    model.zero_grad()
+    if not all(torch.isfinite(value).all() for value in total.values()):
+        raise K1Error("a gradient is not finite, so no importance can be measured: lower --learning_rate")
+    return {name: value / max(count, 1) for name, value in total.items()}
+
+
+def add_importance(old: Tensors, new: Tensors) -> Tensors:
+    """Omega over one more dataset: the sum of both, parameter by parameter."""
+    return {name: old[name].to(value.device) + value for name, value in new.items()}
