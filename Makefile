@@ -2,12 +2,15 @@
 PYTHON ?= python3
 DATA_SOURCE ?= bundled
 PRESET ?= quick
+SEEDS ?= 0 1 2 3 4
 SETTINGS = --data_source $(DATA_SOURCE) --preset $(PRESET)
 RUN = .venv/bin/python
 # An edit of one of these changes what is trained.
-TRAINING_CODE = $(patsubst %,k1/%.py,config sources local_files corpora data tokenizer model selection optim train evaluate)
+TRAINING_CODE = $(patsubst %,k1/%.py,\
+	config sources local_files corpora data tokenizer model eigenbasis importance selection optim train evaluate)
 
-.PHONY: all report sweep record test clean FORCE
+.PHONY: all report seeds study test clean FORCE
+.SECONDARY:
 .DELETE_ON_ERROR:
 
 all: k1_output.txt baseline_output.txt
@@ -49,16 +52,23 @@ k1_output.txt: generate_k1.py k1/generate.py models/k1_final.pt | models/baselin
 baseline_output.txt: generate_baseline.py k1/generate.py models/baseline_final.pt | k1_output.txt
 	$(RUN) $< > $@
 
-# Every learning rate of the README's tables; stopped and started again, it goes on.
-sweep: .venv/.installed
-	$(RUN) -m k1.study --data_source $(DATA_SOURCE) --preset $(PRESET) --out models/sweep
+# The experiment at several seeds, one thread a training (make -j2 seeds: two at a time); a finished training is kept.
+seeds: $(SEEDS:%=models/seed%/report.json)
+	@$(RUN) -m k1.seeds $^
 
-# What the README shows, from the last make and the last make sweep.
-record: .venv/.installed
-	$(RUN) -m k1.report --json results/report.json > results/report.md
-	$(RUN) -m k1.study --data_source $(DATA_SOURCE) --preset $(PRESET) --out models/sweep > results/sweep.md
-	cp models/sweep/results.json results/sweep.json
-	cp models/sweep/frontier.png results/frontier.png
+models/seed%/k1_final.pt: | .venv/.installed
+	for script in train_k1_dataset1.py train_k1_dataset2.py train_k1_dataset3.py; do \
+		$(RUN) $$script $(SETTINGS) --seed $* --threads 1 --models_dir $(@D) --overwrite || exit 1; done
+
+models/seed%/baseline_final.pt: | .venv/.installed
+	$(RUN) train_baseline_all.py $(SETTINGS) --seed $* --threads 1 --models_dir $(@D) --overwrite
+
+models/seed%/report.json: models/seed%/k1_final.pt models/seed%/baseline_final.pt
+	$(RUN) -m k1.report --models_dir $(@D) --json $@ > $(@D)/report.md
+
+# All methods over learning rates and seeds, at preset study; stopped and started again, it goes on.
+study: .venv/.installed
+	$(RUN) -m k1.study --out models/study
 
 test: .venv/.installed
 	$(RUN) -m pytest

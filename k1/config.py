@@ -21,7 +21,7 @@ STAGE_SELECTIONS = ("error_feedback", "gain", "gain")
 class Preset:
     """One size of the experiment; K-1 and baseline share all of it but the learning rates.
 
-    `consolidation` (lambda) and `gain_floor` (kappa) are K-1's, see `k1.optim` and `k1.selection`.
+    `consolidation` and `gain_floor` (kappa) are K-1's, see `k1.optim` and `k1.selection`.
     """
 
     hidden_size: int
@@ -51,21 +51,28 @@ PRESETS = {
         seq_length=128, batch_size=8, gradient_accumulation_steps=1,
         max_steps=(60, 30, 30), warmup_steps=5,
         learning_rates={"k1": (1e-2, 1e-2, 1e-2), "baseline": (1e-2, 1e-2, 1e-2)},
-        evaluation_tokens=8_192, max_documents=200, consolidation=1e4, importance_batches=10,
+        evaluation_tokens=8_192, max_documents=200, consolidation=3.2, importance_batches=10,
     ),
     "quick": Preset(
         hidden_size=128, intermediate_size=344, layers=4, heads=4, vocabulary_size=2_048,
         seq_length=128, batch_size=16, gradient_accumulation_steps=1,
         max_steps=(600, 300, 300), warmup_steps=50,
-        learning_rates={"k1": (4e-3, 2e-3, 2e-3), "baseline": (3e-3, 5e-4, 5e-4)},
-        evaluation_tokens=65_536, max_documents=20_000, consolidation=5e4,
+        learning_rates={"k1": (3e-3, 3e-3, 1.2e-3), "baseline": (3e-3, 5e-4, 5e-4)},
+        evaluation_tokens=65_536, max_documents=20_000, consolidation=3.2,
+    ),
+    "study": Preset(
+        hidden_size=64, intermediate_size=172, layers=2, heads=2, vocabulary_size=1_024,
+        seq_length=128, batch_size=16, gradient_accumulation_steps=1,
+        max_steps=(300, 150, 150), warmup_steps=25,
+        learning_rates={"k1": (6e-3, 3e-3, 3e-3), "baseline": (6e-3, 1e-3, 1e-3)},
+        evaluation_tokens=16_384, max_documents=20_000, consolidation=3.2,
     ),
     "full": Preset(
         hidden_size=768, intermediate_size=2_048, layers=12, heads=12, vocabulary_size=32_000,
         seq_length=1_024, batch_size=8, gradient_accumulation_steps=8,
         max_steps=(600, 600, 600), warmup_steps=60,
         learning_rates={"k1": (6e-4, 3e-4, 3e-4), "baseline": (6e-4, 3e-4, 3e-4)},
-        evaluation_tokens=1_048_576, max_documents=200_000, consolidation=5e4,
+        evaluation_tokens=1_048_576, max_documents=200_000, consolidation=3.2,
     ),
 }  # fmt: skip
 
@@ -100,7 +107,7 @@ class AllDatasetsFlags:
 
 @dataclass
 class TrainingFlags:
-    preset: Literal["smoke", "quick", "full"] | None = flag("size of the experiment (default: quick)")
+    preset: Literal["smoke", "quick", "study", "full"] | None = flag("size of the experiment (default: quick)")
     max_steps: int | None = flag("optimizer steps of each stage (default: by preset)")
     batch_size: int | None = flag("sequences per forward pass (default: by preset)")
     gradient_accumulation_steps: int | None = flag("forward passes per optimizer step (default: by preset)")
@@ -125,8 +132,8 @@ class SparseUpdateFlags:
         f"dataset 1, then {STAGE_SELECTIONS[1]}; another choice holds for the later stages too)"
     )
     consolidation: float | None = flag(
-        "lambda, how strongly important parameters are held where a stage began; above 0 it replaces weight decay "
-        "(default: by preset; only from stage 2)"
+        "how strongly important parameters are held where a stage began, from stage 2; above 0 it replaces weight "
+        "decay (default: by preset)"
     )
     gain_floor: float | None = flag("kappa, importance below which parameters count as free (default: by preset)")
     importance_batches: int | None = flag(
@@ -217,7 +224,8 @@ class Flags(argparse.Namespace):
         then the command line, then the preset. Raises `UsageError` when a flag
         contradicts the checkpoint.
         """
-        for name in INHERITED if previous else ():
+        inherited = INHERITED if previous and previous["selection"] != "all" else set(INHERITED) - {"update_fraction"}
+        for name in inherited if previous else ():
             given = getattr(self, name, None)
             if given is not None and given != previous[name]:
                 raise UsageError(
@@ -226,7 +234,7 @@ class Flags(argparse.Namespace):
                 )
 
         def value(name, default):
-            if previous and name in INHERITED:
+            if previous and name in inherited:
                 return previous[name]
             given = getattr(self, name, None)
             return default if given is None else given

@@ -53,7 +53,7 @@ CODE = re.compile(
 )
 
 
-def _package_dir(name: str) -> Path:
+def package_dir(name: str) -> Path:
     """The folder of an installed package, found without importing it."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
@@ -131,8 +131,8 @@ def clean_wikitext(markup: str) -> str:
 
 
 def _wikitext_documents() -> Iterator[str]:
-    dump = _package_dir("gensim") / WIKI_DUMP
-    _package_dir("mwparserfromhell")
+    dump = package_dir("gensim") / WIKI_DUMP
+    package_dir("mwparserfromhell")
     if not dump.is_file():
         raise K1Error("the installed gensim lacks the test data of wikitext; run: pip install -r requirements.txt")
     from gensim.corpora.wikicorpus import extract_pages
@@ -145,7 +145,7 @@ def _wikitext_documents() -> Iterator[str]:
                     yield document
 
 
-def _python_files(root: Path, excluded: re.Pattern) -> list[Path]:
+def python_files(root: Path, excluded: re.Pattern) -> list[Path]:
     """The .py files under `root` that are no tests and not `excluded`, sorted by relative path."""
     files = {}
     for path in root.rglob("*.py"):
@@ -157,7 +157,7 @@ def _python_files(root: Path, excluded: re.Pattern) -> list[Path]:
 
 
 def _code_documents() -> Iterator[str]:
-    for path in _python_files(Path(sysconfig.get_paths()["stdlib"]), NOT_CODE):
+    for path in python_files(Path(sysconfig.get_paths()["stdlib"]), NOT_CODE):
         try:
             text = path.read_text(encoding="utf-8").strip()
         except UnicodeDecodeError:
@@ -250,7 +250,7 @@ def clean_docstring(docstring: str) -> str:
     return re.sub(r"\[(\w[^\[\]\n]*)\]_\b", r"[\1]", text)
 
 
-def _object_docstrings(tree: ast.Module) -> Iterator[list[str]]:
+def object_docstrings(tree: ast.Module) -> Iterator[list[str]]:
     """The docstrings of each top-level object of a module, those of methods with their class."""
     yield [ast.get_docstring(tree) or ""]
     added: dict[str, list[str]] = {}
@@ -270,11 +270,11 @@ def _object_docstrings(tree: ast.Module) -> Iterator[list[str]]:
 
 def _science_documents() -> Iterator[str]:
     seen: set[str] = set()
-    for path in [file for package in ("numpy", "scipy") for file in _python_files(_package_dir(package), NOT_SCIENCE)]:
+    for path in [file for package in ("numpy", "scipy") for file in python_files(package_dir(package), NOT_SCIENCE)]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(path.read_text(encoding="utf-8"))
-        for docstrings in _object_docstrings(tree):
+        for docstrings in object_docstrings(tree):
             paragraphs = "\n\n".join(filter(None, map(clean_docstring, docstrings))).split("\n\n")
             # Related functions share whole docstrings or the description of a parameter.
             fresh = [text for text in paragraphs if len(text) < 120 or text[0] == " " or text not in seen]
@@ -299,5 +299,5 @@ def bundled_version(name: str) -> str:
         return f"Python {platform.python_version()}"
     packages = {"wikitext": ("gensim", "mwparserfromhell"), "science": ("numpy", "scipy")}[name]
     for package in packages:
-        _package_dir(package)
+        package_dir(package)
     return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)

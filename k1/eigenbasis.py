@@ -8,6 +8,8 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from k1.errors import K1Error
+
 
 class Eigenbasis(nn.Module):
     """Parametrization W = left Theta right^T of a weight; Theta is the parameter, the bases never change.
@@ -22,15 +24,18 @@ class Eigenbasis(nn.Module):
 
     def forward(self, theta: Tensor) -> Tensor:
         """The weight W, (rows, columns), for Theta of the same shape."""
-        weight = theta if self.left is None else self.left @ theta
-        return weight if self.right is None else weight @ self.right.T
+        # Rounded to bfloat16, the product would be another weight than the folded one.
+        with torch.autocast(theta.device.type, enabled=False):
+            weight = theta if self.left is None else self.left @ theta
+            return weight if self.right is None else weight @ self.right.T
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Theta = left^T W right, worked out in float64 so that the function of the layer is kept to rounding."""
-        theta = weight.double()
-        theta = theta if self.left is None else self.left.double().T @ theta
-        theta = theta if self.right is None else theta @ self.right.double()
-        return theta.to(weight.dtype)
+        # On the CPU: not every device has float64.
+        theta = weight.cpu().double()
+        theta = theta if self.left is None else self.left.cpu().double().T @ theta
+        theta = theta if self.right is None else theta @ self.right.cpu().double()
+        return theta.to(weight)
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -52,7 +57,8 @@ def kronecker_factors(
     layer's inputs x and G = E[d d^T] of the loss gradients d at its outputs, up
     to a factor. Returns layer name -> (factor of the rows of its weight, factor
     of the columns), float64; None for a side larger than `max_basis_dim` and for
-    the vocabulary side of the output layer.
+    the vocabulary side of the output layer. Raises `K1Error` where a gradient is
+    not finite.
     """
     output_layer = model.get_output_embeddings()
     factors: dict[str, list[Tensor | None]] = {}
@@ -88,6 +94,8 @@ def kronecker_factors(
     finally:
         for hook in hooks:
             hook.remove()
+    if not all(torch.isfinite(side).all() for sides in factors.values() for side in sides if side is not None):
+        raise K1Error("training diverged: a gradient is not finite, so there is no eigenbasis; lower --learning_rate")
     return {name: (sides[0], sides[1]) for name, sides in factors.items()}
 
 
@@ -111,7 +119,8 @@ def enter_eigenbasis(model: PreTrainedModel, batches: Iterable[Tensor], max_basi
         left, right = (
             None if basis is None else basis.to(weight) for basis in (eigenvectors(rows), eigenvectors(columns))
         )
-        parametrize.register_parametrization(layers[name], "weight", Eigenbasis(left, right))
+        if left is not None or right is not None:
+            parametrize.register_parametrization(layers[name], "weight", Eigenbasis(left, right))
 
 
 def restore_eigenbasis(model: PreTrainedModel, state: dict[str, Tensor]) -> None:

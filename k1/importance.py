@@ -44,7 +44,7 @@ def fisher_information(model: nn.Module, batches: Iterable[Tensor]) -> Tensors:
         count += 1
     model.zero_grad()
     if not all(torch.isfinite(value).all() for value in total.values()):
-        raise K1Error("a gradient is not finite, so no importance can be measured: lower --learning_rate")
+        raise K1Error("training diverged: a gradient is not finite, so there is no importance; lower --learning_rate")
     return {name: value / max(count, 1) for name, value in total.items()}
 
 

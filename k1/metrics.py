@@ -1,23 +1,25 @@
-"""What a continual-learning experiment is judged by: forgetting, transfer, quality of generated text."""
+"""What a continual-learning experiment is judged by: forgetting, transfer, what was selected, generated text."""
 
 import re
 from collections.abc import Iterable
 
 from k1.checkpoint import Checkpoint
+from k1.selection import module_group
 
 # The success criteria's thresholds; `k1.report` names the criteria.
 MAX_FORGETTING_PERCENT = 25.0
 MIN_QUALITY_KEPT = 0.90
 
 
-def accuracy_matrix(checkpoint: Checkpoint, split: str = "test") -> list[list[float | None]]:
+def accuracy_matrix(checkpoint: Checkpoint, split: str = "test", score: str = "accuracy") -> list[list[float | None]]:
     """Next-token accuracy after each stage (rows) on each dataset (columns), None where it was not measured.
 
-    Row 0 is the untrained model, row i the model after stage i.
+    Row 0 is the untrained model, row i the model after stage i. `score` may also
+    be `loss` (nats per token) or `perplexity`.
     """
     names = [dataset["name"] for dataset in checkpoint.datasets]
     rows = [checkpoint.initial_evaluation, *checkpoint.evaluations]
-    return [[row[name][split]["accuracy"] if name in row else None for name in names] for row in rows]
+    return [[row[name][split][score] if name in row else None for name in names] for row in rows]
 
 
 def forgetting_percent(matrix: list[list[float | None]]) -> list[float]:
@@ -52,6 +54,35 @@ def forward_transfer(matrix: list[list[float | None]]) -> float:
     not seen yet (gradient episodic memory, arXiv:1706.08840, eq. 4).
     """
     return mean([matrix[i][i] - matrix[0][i] for i in range(1, len(matrix) - 1)])
+
+
+def selection_of(run: list[Checkpoint]) -> dict:
+    """Which module groups a run changed: shares of each group's parameters, 0 to 1.
+
+    `share[group]` is, stage by stage, the share that a step changes (mean over
+    the history). `overlap[group]` is, of the parameters that stage 2 changed, the
+    share that stage 3 changed too, read off the bits of the three checkpoints;
+    `overlap_by_chance` is the share of all parameters that stage 3 changed.
+    """
+    groups = list(run[0].history[0]["updated_by_group"])
+    names = [name for name in run[-1].importance or run[-1].model if run[-1].model[name].is_floating_point()]
+    counts = {group: [0, 0] for group in groups}
+    last, total = 0, 0
+    for name in names:
+        first, second, third = (checkpoint.model[name] for checkpoint in run)
+        in_second, in_third = first != second, second != third
+        count = counts[module_group(name)]
+        count[0] += int(in_second.sum())
+        count[1] += int((in_second & in_third).sum())
+        last, total = last + int(in_third.sum()), total + in_third.numel()
+    return {
+        "share": {
+            group: [mean([entry["updated_by_group"][group] for entry in checkpoint.history]) for checkpoint in run]
+            for group in groups
+        },
+        "overlap": {group: both / changed if changed else None for group, (changed, both) in counts.items()},
+        "overlap_by_chance": last / total,
+    }
 
 
 def mean(values: list[float]) -> float:

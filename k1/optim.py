@@ -1,12 +1,25 @@
 """SparseAdamW: AdamW that changes only selected parameters and holds the important ones near where a stage began."""
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from k1.errors import K1Error
-from k1.selection import ONCE_PER_STAGE, SELECTION_POLICIES, Evidence, budget_of
+from k1.selection import ONCE_PER_STAGE, SELECTION_POLICIES, Evidence, Tensors, budget_of, mean_element
+
+
+def consolidation_strength(consolidation: float, importance: Tensors, responsibility: Tensors) -> float:
+    """lambda = consolidation x sqrt(mean(rho)) / mean(Omega), for importance Omega and responsibility rho.
+
+    So a parameter of mean importance that has moved by 1 / consolidation is
+    pulled back as strongly as the new dataset's gradients pull at the start of
+    its stage (root mean square), whatever the model and however many datasets
+    Omega is summed over. Zero where nothing is important.
+    """
+    mean_importance = mean_element(importance)
+    return consolidation * math.sqrt(mean_element(responsibility)) / mean_importance if mean_importance else 0.0
 
 
 class SparseAdamW(torch.optim.AdamW):
@@ -17,8 +30,8 @@ class SparseAdamW(torch.optim.AdamW):
     included, reaches only those that the policy `selection` chose. With
     `selection="all"` or `update_fraction=1` it is `torch.optim.AdamW`.
 
-    Consolidation (EWC, arXiv:1612.00796) adds `consolidation` x importance x
-    (parameter - its value at the start) to each gradient.
+    Consolidation (EWC, arXiv:1612.00796) adds lambda x importance x (parameter -
+    its value at the start) to each gradient, see `consolidation_strength`.
 
     Args:
         parameter_groups: as for `torch.optim.AdamW`, with names: each group's
@@ -27,9 +40,9 @@ class SparseAdamW(torch.optim.AdamW):
         update_fraction: share of all parameters that a step may change, in (0, 1].
         seed: of the generator handed to the policy.
         importance: Omega, parameter name -> tensor of its shape, 0 or more; None is 0 everywhere.
-        responsibility: rho, likewise; what the policy `gain` needs besides Omega.
+        responsibility: rho, likewise; what the policy `gain` and consolidation need besides Omega.
         gain_floor: kappa of the policy `gain`.
-        consolidation: lambda, 0 or more.
+        consolidation: strength of consolidation, 0 or more.
         **options: options of `torch.optim.AdamW`.
 
     Raises `K1Error` for a policy that is unknown or lacks what it selects by.
@@ -68,8 +81,10 @@ class SparseAdamW(torch.optim.AdamW):
         if self._selection == "error_feedback":
             self._evidence.pending_updates = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
         self._masks: dict[str, Tensor] | None = None
-        self._consolidation = consolidation if importance else 0.0
-        self._start = {name: p.detach().clone() for name, p in self._parameters.items()} if self._consolidation else {}
+        self._lambda, self._start = 0.0, {}
+        if consolidation and importance and responsibility:
+            self._lambda = consolidation_strength(consolidation, importance, responsibility)
+            self._start = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -81,7 +96,7 @@ class SparseAdamW(torch.optim.AdamW):
         for name, start in self._start.items():
             parameter = self._parameters[name]
             if parameter.grad is not None:
-                parameter.grad.addcmul_(self._evidence.importance[name], parameter - start, value=self._consolidation)
+                parameter.grad.addcmul_(self._evidence.importance[name], parameter - start, value=self._lambda)
         if self._selection == "all":
             super().step()
             return loss

@@ -1,4 +1,4 @@
-"""Pictures of recorded results, legible in black and white."""
+"""The plot of forgetting against learning, legible in black and white."""
 
 import io
 from pathlib import Path
@@ -7,46 +7,67 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from k1.files import write_atomically
+from k1.frontier import KINDS, Point, learning_and_forgetting, losses, points_of
+from k1.methods import METHODS
 from k1.metrics import mean
-from k1.tables import LABELS
+from k1.tables import dataset_label
 
 matplotlib.rcParams["axes.spines.top"] = matplotlib.rcParams["axes.spines.right"] = False
 
-# Marker, line style and colour of each method; the first two alone tell them apart.
-STYLES = {"k1": ("o", "-", "#0b559f"), "baseline": ("s", "--", "#b3540a")}
+# Marker and line style tell the methods apart without colour; those compared most are drawn heavy.
+EMPHASIZED = {"k1": ("o", "-", "#0b559f"), "dense": ("s", "--", "#b3540a")}
+MARKERS = "v^<>DpPX*hd8"
 
 
-def plot_frontier(later: dict[str, list[dict]], path: Path) -> None:
-    """Plot forgetting against new-dataset loss, one line per method over its learning rates, as PNG.
+def plot_frontier(runs: dict[str, dict], path: Path) -> None:
+    """Plot forgetting against new-dataset loss, one line per method over its settings, as PNG.
 
-    `later` maps each method to the study's records of datasets 2 and 3. The
-    horizontal axis is the mean validation loss of datasets 2 and 3, each right
-    after its own stage; the vertical axis is the mean rise of the losses of
-    datasets 1 and 2 by the end; both in nats per token. Down and left is better.
+    `runs` are the records of a study. Left: dataset 1 after stage 2 against the
+    loss of dataset 2; right: the mean of datasets 1 and 2 at the end against the
+    mean loss of datasets 2 and 3 after their own stage; nats per token on
+    validation text, means over seeds. Of a method's settings those are drawn that
+    no other of its settings beats in both. Down and left is better.
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for method, records in later.items():
-        marker, line, color = STYLES[method]
-        points = [(*frontier_point(record), record["learning_rate"]) for record in records if "failed" not in record]
-        x, y, rates = zip(*points)
-        axes.plot(x, y, marker=marker, linestyle=line, color=color, label=LABELS[method])
-        for point in points:
-            above = method == "baseline"
-            axes.annotate(
-                f"{point[2]:g}", point[:2], textcoords="offset points",
-                xytext=(5, 5) if above else (-5, -12), ha="left" if above else "right", fontsize=8, color=color,
+    points = {name: found for name, found in points_of(runs).items() if not METHODS[name].joint}
+    labels = [dataset_label(name) for name in losses(next(iter(points.values()))[0].records[0], "validation")[-1]]
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    others = [name for name in points if name not in EMPHASIZED]
+    for name, found in points.items():
+        for axes, kinds in ((left, KINDS[:1]), (right, KINDS[1:])):
+            marker, line, color = EMPHASIZED.get(name) or (MARKERS[others.index(name) % len(MARKERS)], ":", "0.45")
+            heavy = name in EMPHASIZED
+            axes.plot(
+                *zip(*undominated([position(point, kinds) for point in found])),
+                marker=marker, linestyle=line, color=color, label=METHODS[name].label,
+                linewidth=2 if heavy else 1, markersize=7 if heavy else 5, zorder=3 if heavy else 2,
+                markerfacecolor=color if heavy else "white",
             )  # fmt: skip
-    axes.set_xlabel("loss of datasets 2 and 3 after their own stage (nats per token)")
-    axes.set_ylabel("forgetting of datasets 1 and 2 (nats per token)")
-    axes.margins(0.12)
-    axes.legend(frameon=False)
+    left.set_xlabel(f"loss of {labels[1]} after stage 2 (nats per token)")
+    left.set_ylabel(f"forgetting of {labels[0]} after stage 2 (nats per token)")
+    right.set_xlabel(f"loss of {labels[1]} and {labels[2]} after their own stage (nats per token)")
+    right.set_ylabel(f"forgetting of {labels[0]} and {labels[1]} at the end (nats per token)")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write `figure` to `path` as PNG, the same bytes for the same figure."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120, metadata={"Software": None})
+    figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})
     write_atomically(path, lambda file: file.write(picture.getvalue()))
 
 
-def frontier_point(record: dict) -> tuple[float, float]:
-    """(mean loss of the new datasets after their own stage, mean rise of earlier datasets' losses by the end)."""
-    own, final = list(record["own_loss"].values()), list(record["final_loss"].values())
-    return mean(own[1:]), mean([end - start for start, end in zip(own[:-1], final[:-1])])
+def position(point: Point, kinds: tuple[str, ...]) -> tuple[float, float]:
+    """(loss on new datasets, forgetting), means over the seeds of `point` and over `kinds`, on validation text."""
+    pairs = [learning_and_forgetting(record, "validation")[kind] for record in point.records for kind in kinds]
+    return mean([x for x, _ in pairs]), mean([y for _, y in pairs])
+
+
+def undominated(positions: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The positions that no other one beats in both coordinates, from left to right."""
+    kept: list[tuple[float, float]] = []
+    for x, y in sorted(positions):
+        if not kept or y < kept[-1][1]:
+            kept.append((x, y))
+    return kept

@@ -21,9 +21,11 @@ from k1.metrics import (
     forgetting_percent,
     forward_transfer,
     mean,
+    selection_of,
     trigram_shares,
 )
 from k1.model import configure_torch
+from k1.report_plots import plot_report
 from k1.tables import LABELS, dataset_label, format_table
 from k1.tokenizer import load_tokenizer
 
@@ -109,6 +111,7 @@ def results_of(run: list[Checkpoint], generation: dict) -> dict:
         "final": dict(zip(names, end)),
         "mean_final_loss": mean([scores["loss"] for scores in end]),
         "accuracy_matrix": matrix,
+        "loss_matrix": accuracy_matrix(final, score="loss"),
         "forgetting_percent": dict(zip(names, forgetting_percent(matrix))),
         "average_forgetting_percent": average_forgetting_percent(matrix),
         "backward_transfer": backward_transfer(matrix),
@@ -116,6 +119,12 @@ def results_of(run: list[Checkpoint], generation: dict) -> dict:
         "generation": generation,
         "updated_fraction": mean([entry["updated_fraction"] for entry in entries]),
         "tokens_per_second": mean([entry["tokens_per_second"] for entry in entries]),
+        "selection": selection_of(run),
+        "history": [
+            {"stage": checkpoint.stage, "step": entry["step"], "loss": entry["loss"]}
+            for checkpoint in run
+            for entry in checkpoint.history
+        ],
         "learning_rates": [checkpoint.arguments["learning_rate"] for checkpoint in run],
     }
 
@@ -195,6 +204,13 @@ def format_report(report: dict) -> str:
         percent = [100 * result[name] for name in ("backward_transfer", "forward_transfer", "updated_fraction")]
         transfer.append([LABELS[method], f"{percent[0]:+.2f}", f"{percent[1]:+.2f}", f"{percent[2]:.2f}"])
 
+    chosen = models["k1"]["selection"]
+    selection = [["Module group", *map(dataset_label, names), "Stage 2 kept in 3"]]
+    for group, shares in chosen["share"].items():
+        overlap = chosen["overlap"][group]
+        percent = [f"{100 * share:.1f}" for share in shares]
+        selection.append([group, *percent, "-" if overlap is None else f"{100 * overlap:.1f}"])
+
     sections = [
         "Next-token accuracy on test text in %: after the dataset's own stage -> at the end",
         table(lambda result, name: arrow(result, name, "accuracy", 100, 1), "Forgetting %", average_forgetting),
@@ -204,6 +220,9 @@ def format_report(report: dict) -> str:
         table(lambda result, name: f"{result['forgetting_percent'][name]:.1f}", "Average", average_forgetting),
         "Transfer in percentage points of accuracy, and the measured share of parameters that a step changes",
         format_table(transfer),
+        "Where K-1's updates go: share of each module group that a step changes, in %, and of what stage 2 changed the "
+        f"share that stage 3 changed too (by chance {100 * chosen['overlap_by_chance']:.0f}%)",
+        format_table(selection),
         "Generated text: share of word trigrams found in the training text, and distinct-2",
         table(generation),
         "\n".join(
@@ -244,15 +263,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python3 -m k1.report", description=__doc__, allow_abbrev=False)
     parser.add_argument("--models_dir", type=Path, default=Path("models"), help="folder of the checkpoints")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the same numbers to FILE")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="also draw the figures as PNG into DIR")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     arguments = parser.parse_args()
     if arguments.json and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
         parser.error(f"--json {arguments.json} is not a file in an existing folder")
+    if arguments.plots and arguments.plots.exists() and not arguments.plots.is_dir():
+        parser.error(f"--plots {arguments.plots} is not a folder")
     report = build_report(arguments.models_dir, resolve_device(arguments.device))
     print(format_report(report), flush=True)
     if arguments.json:
         text = json.dumps(report, indent=2) + "\n"
         write_atomically(arguments.json, lambda file: file.write(text.encode()))
+    if arguments.plots:
+        arguments.plots.mkdir(parents=True, exist_ok=True)
+        plot_report(report, arguments.plots)
 
 
 if __name__ == "__main__":

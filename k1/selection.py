@@ -40,6 +40,13 @@ def budget_of(fraction: float, parameters: Tensors) -> int:
     return max(1, round(fraction * sum(parameter.numel() for parameter in parameters.values())))
 
 
+def mean_element(tensors: Tensors) -> float:
+    """Mean over all elements of all tensors."""
+    return sum(float(value.cpu().double().sum()) for value in tensors.values()) / sum(
+        v.numel() for v in tensors.values()
+    )
+
+
 def largest(scores: Tensors, budget: int) -> Tensors:
     """Masks of the `budget` largest elements over all `scores` taken together.
 
@@ -82,9 +89,8 @@ def select_gain(evidence: Evidence) -> Tensors:
     importance Omega and `gain_floor` kappa.
     """
     rho, omega = evidence.responsibility, evidence.importance
-    mean = sum(float(value.sum(dtype=torch.float64)) for value in rho.values()) / sum(v.numel() for v in rho.values())
     # Where the new text gives no gradient at all, a floor of zero would divide zero by zero.
-    floor = max(evidence.gain_floor * mean, torch.finfo(torch.float32).tiny)
+    floor = max(evidence.gain_floor * mean_element(rho), torch.finfo(torch.float32).tiny)
     return largest({name: rho[name] / (omega[name] + floor) for name in rho}, evidence.budget)
 
 

@@ -1,92 +1,68 @@
-"""python3 -m k1.study: tune the learning rates of both methods through the same scripts a user runs.
+"""python3 -m k1.study: sparse updates against other ways to forget less, over learning rates, settings and seeds.
 
-First every learning rate is tried on dataset 1; then every learning rate on
-datasets 2 and 3, from the stage-1 model that was best. Every run has a folder of
-its own below --out; a run that is recorded in results.json is not repeated, so
-the study can be stopped and started again. Each training runs on one thread.
-The tables go to stdout, the plot of forgetting against learning to frontier.png.
+Every run learns datasets 2 and 3 with one method, through the same training loop
+as the scripts, from a model of dataset 1 that the methods share. A run that is
+recorded in results.json below --out is not repeated, so the study can be stopped
+and started again. Each training runs on one thread. The tables go to stdout and
+results.md, the plot of forgetting against learning to frontier.png.
 """
 
 import argparse
 import json
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from shutil import copyfile
 
 from tqdm import tqdm
 
-from k1.checkpoint import FILES, SCRIPTS, load_checkpoint
 from k1.config import PRESETS
 from k1.errors import K1Error, command
 from k1.files import write_atomically
-from k1.metrics import accuracy_matrix, average_forgetting_percent, mean
+from k1.frontier import study_tables
+from k1.methods import METHODS
 from k1.plots import plot_frontier
-from k1.tables import LABELS, format_table
-
-ROOT = Path(__file__).resolve().parent.parent
-
-# The baseline's stages are those of K-1 with every parameter selected, to the bit (a test compares them).
-METHOD_FLAGS = {"baseline": ["--selection", "all"], "k1": []}
+from k1.sequence import learn_first_dataset, learn_later_datasets
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training of stage 1, or of stages 2 and 3 after a stage 1 with learning rate `first_rate`."""
+    """One training: a method at one seed, learning rate and setting of its dial.
+
+    A run whose `method` is `first-baseline` or `first-k1` learns dataset 1 alone.
+    """
 
     method: str
-    stages: tuple[int, ...]
+    seed: int
     learning_rate: float
-    first_rate: float | None = None
+    setting: tuple[tuple[str, float], ...] = ()
 
     @property
     def name(self) -> str:
-        after = f"-after-{self.first_rate:g}" if self.first_rate else ""
-        return f"{self.method}-stage{''.join(map(str, self.stages))}-{self.learning_rate:g}{after}"
-
-    def execute(self, out: Path, settings: list[str]) -> dict:
-        """Run the scripts of the stages and return the record of the last, or of the divergence.
-
-        Raises `K1Error` when a script fails for another reason.
-        """
-        folder = out / "runs" / self.name
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.first_rate:
-            first = Run(self.method, (1,), self.first_rate)
-            checkpoint = out / "runs" / first.name / FILES["k1"][0]
-            if not checkpoint.exists():
-                first.execute(out, settings)
-            copyfile(checkpoint, folder / checkpoint.name)
-        for stage in self.stages:
-            script = SCRIPTS["k1"][stage - 1]
-            flags = ["--learning_rate", str(self.learning_rate), "--models_dir", str(folder), "--overwrite"]
-            flags += settings + (METHOD_FLAGS[self.method] if stage == 1 else [])
-            finished = subprocess.run([sys.executable, ROOT / script, *flags], capture_output=True, text=True)
-            if finished.returncode:
-                reason = (finished.stderr.strip().splitlines() or ["no message"])[-1]
-                if "diverged" not in reason:
-                    raise K1Error(f"run {self.name} failed: {reason}; start the study again to go on")
-                return {"method": self.method, "learning_rate": self.learning_rate, "failed": reason}
-        return record_of(self, folder / FILES["k1"][self.stages[-1] - 1])
+        setting = "".join(f"-{name}{value:g}" for name, value in self.setting)
+        return f"{self.method}-seed{self.seed}-{self.learning_rate:g}{setting}"
 
 
-def record_of(run: Run, path: Path) -> dict:
-    """What the study keeps of a run: validation figures after each dataset's own stage and at the end."""
-    checkpoint = load_checkpoint(path, "k1")
-    names = [dataset["name"] for dataset in checkpoint.datasets]
-    final = {name: checkpoint.evaluations[-1][name]["validation"]["loss"] for name in names}
-    return {
-        "method": run.method,
-        "learning_rate": run.learning_rate,
-        "own_loss": {name: checkpoint.evaluations[i][name]["validation"]["loss"] for i, name in enumerate(names)},
-        "final_loss": final,
-        "mean_final_loss": mean(list(final.values())),
-        "average_forgetting_percent": (
-            average_forgetting_percent(accuracy_matrix(checkpoint, "validation")) if len(names) > 1 else None
-        ),
-    }
+def execute(run: Run, first: Run | None, out: Path, settings: dict) -> dict:
+    """Train and evaluate `run` in this process, from the model that the run `first` left; returns its record.
+
+    A training that diverges is recorded as such; raises `K1Error` for any other failure.
+    """
+    identity = {**asdict(run), "setting": dict(run.setting)}
+    folder = out / "first"
+    try:
+        if first is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            return identity | learn_first_dataset(
+                run.method.removeprefix("first-"), run.seed, run.learning_rate, folder / f"{run.name}.pt", settings
+            )
+        model = folder / f"{first.name}.pt"
+        return identity | learn_later_datasets(run.method, run.learning_rate, dict(run.setting), model, settings)
+    except K1Error as error:
+        if "diverged" not in str(error):
+            raise K1Error(f"run {run.name} failed: {error}")
+        return identity | {"failed": str(error)}
 
 
 def load_results(path: Path, settings: dict) -> dict:
@@ -103,102 +79,111 @@ def load_results(path: Path, settings: dict) -> dict:
     return results
 
 
-def execute_all(runs: list[Run], results: dict, out: Path, settings: list[str], jobs: int) -> list[dict]:
+def execute_all(runs: dict[Run, Run | None], results: dict, out: Path, jobs: int) -> None:
     """Execute the runs that `results` lacks, `jobs` at a time, and write results.json after each.
 
-    Returns the records of all `runs`, in their order.
+    `runs` maps each run to the one whose model it goes on from.
     """
     recorded = results["runs"]
-    waiting = [run for run in runs if run.name not in recorded]
-    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), initial=len(runs) - len(waiting), unit="run") as bar:
-        for run, record in pool.map(lambda run: (run, run.execute(out, settings)), waiting):
-            recorded[run.name] = record
-            text = json.dumps(results, indent=2) + "\n"
-            write_atomically(out / "results.json", lambda file: file.write(text.encode()))
-            bar.update()
-    return [recorded[run.name] for run in runs]
+    waiting = {run: first for run, first in runs.items() if run.name not in recorded}
+    # Fresh processes: a forked one would inherit the threads of this one.
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    with tqdm(total=len(runs), initial=len(runs) - len(waiting), unit="run", file=sys.stderr) as bar:
+        futures = {pool.submit(execute, run, first, out, results["settings"]): run for run, first in waiting.items()}
+        try:
+            for future in as_completed(futures):
+                recorded[futures[future].name] = future.result()
+                write_json(out / "results.json", results)
+                bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def by_method(records: list[dict]) -> dict[str, list[dict]]:
-    """The records of each method, in their order."""
-    grouped: dict[str, list[dict]] = {}
-    for record in records:
-        grouped.setdefault(record["method"], []).append(record)
-    return grouped
+def write_json(path: Path, content: dict) -> None:
+    """Write `content` to `path`, atomically."""
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def best_of(records: list[dict]) -> dict:
-    """The record with the lowest mean validation loss at the end; raises `K1Error` if all runs failed."""
-    finished = [record for record in records if "failed" not in record]
+def best_first(records: dict[str, dict], first: str, seed: int, rates: list[float]) -> Run:
+    """Of the runs on dataset 1, the one with the lowest validation loss; raises `K1Error` if none finished."""
+    runs = [Run(f"first-{first}", seed, rate) for rate in rates]
+    finished = [run for run in runs if "failed" not in records[run.name]]
     if not finished:
-        raise K1Error(f"no run finished; the first said: {records[0]['failed']}")
-    return min(finished, key=lambda record: record["mean_final_loss"])
+        raise K1Error(f"no training on dataset 1 finished: {records[runs[0].name]['failed']}")
+    return min(finished, key=lambda run: next(iter(records[run.name]["evaluations"][0].values()))["validation"][0])
 
 
-def format_study(first: dict[str, list[dict]], later: dict[str, list[dict]]) -> str:
-    """The two tables of the study as Markdown; the chosen learning rate of each method is marked `*`."""
-
-    def rows(records: dict[str, list[dict]], cells) -> list[list[str]]:
-        table = []
-        for method, method_records in records.items():
-            best = best_of(method_records)
-            for record in method_records:
-                mark = "*" if record is best else ""
-                shown = ["diverged"] if "failed" in record else cells(record)
-                table.append([LABELS[method], f"{record['learning_rate']:g}{mark}", *shown])
-        width = max(len(row) for row in table)
-        return [row + [""] * (width - len(row)) for row in table]
-
-    def sequence(record: dict) -> list[str]:
-        final = record["final_loss"]
-        own = [f"{record['own_loss'][name]:.3f} -> {loss:.3f}" for name, loss in final.items()]
-        return [*own, f"{record['mean_final_loss']:.3f}", f"{record['average_forgetting_percent']:.1f}"]
-
-    names = list(best_of(next(iter(later.values())))["final_loss"])
-    head = ["Method", "Learning rate"]
-    return "\n\n".join(
-        [
-            f"Dataset 1 ({names[0]}): validation loss in nats per token",
-            format_table([[*head, "Loss"], *rows(first, lambda record: [f"{record['mean_final_loss']:.3f}"])]),
-            "Datasets 2 and 3, from the best model of dataset 1: validation loss in nats per token, "
-            "after the dataset's own stage -> at the end",
-            format_table([[*head, *names, "Mean at the end", "Forgetting %"], *rows(later, sequence)]),
-        ]
+def parse_study_arguments() -> argparse.Namespace:
+    """The command line of the study."""
+    parser = argparse.ArgumentParser(
+        prog="python3 -m k1.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--learning_rates", nargs="+", type=float, help="on datasets 2 and 3 (default: each method's own)"
+    )
+    parser.add_argument(
+        "--first_learning_rates", nargs="+", type=float, help="on dataset 1; the best one is used (default: by preset)"
+    )
+    parser.add_argument("--consolidation", nargs="+", type=float, help="strengths (default: each method's own)")
+    parser.add_argument("--preset", choices=list(PRESETS), default="study")
+    parser.add_argument("--dataset_names", nargs=3, default=["wikitext", "code", "science"], metavar="NAME")
+    parser.add_argument("--data_source", choices=["auto", "hub", "bundled"], default="bundled")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("models/study"), help="folder (default: %(default)s)")
+    arguments = parser.parse_args()
+    if arguments.jobs < 1 or min(arguments.seeds) < 0:
+        parser.error("--jobs must be at least 1 and --seeds at least 0")
+    return arguments
+
+
+def later_runs(arguments: argparse.Namespace, method: str, seed: int) -> list[Run]:
+    """Every run of `method` on datasets 2 and 3 with `seed`."""
+    settings = METHODS[method].settings
+    if arguments.consolidation and "consolidation" in METHODS[method].dial:
+        settings = [{"consolidation": value} for value in arguments.consolidation]
+    return [
+        Run(method, seed, rate, tuple(setting.items()))
+        for setting in settings
+        for rate in arguments.learning_rates or METHODS[method].learning_rates
+    ]
 
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python3 -m k1.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--methods", nargs="+", choices=list(METHOD_FLAGS), default=list(METHOD_FLAGS))
-    parser.add_argument("--learning_rates", nargs="+", type=float, default=[1e-3, 2e-3, 3e-3, 4e-3, 6e-3])
-    parser.add_argument("--later_learning_rates", nargs="+", type=float, default=[2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3])
-    parser.add_argument("--preset", choices=["smoke", "quick", "full"], default="quick")
-    parser.add_argument("--data_source", choices=["auto", "hub", "bundled"], default="bundled")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("models/sweep"), help="folder (default: %(default)s)")
-    arguments = parser.parse_args()
-    flags = ["--threads", "1"]
-    for name in ("preset", "data_source", "seed"):
-        flags += [f"--{name}", str(getattr(arguments, name))]
+    arguments = parse_study_arguments()
     shape = asdict(PRESETS[arguments.preset])
-    del shape["learning_rates"]
-    settings = {**shape, "data_source": arguments.data_source, "seed": arguments.seed}
+    settings = {"preset": arguments.preset, **shape, **{
+        name: getattr(arguments, name) for name in ("dataset_names", "data_source")
+    }}  # fmt: skip
+    # Learning rates and strengths of consolidation belong to the runs, so that more of them can be added later.
+    first_rates = {
+        first: arguments.first_learning_rates or [rates[0]] for first, rates in settings.pop("learning_rates").items()
+    }
+    del settings["consolidation"]
     settings = json.loads(json.dumps(settings))
     results = load_results(arguments.out / "results.json", settings)
-    first_runs = [Run(method, (1,), rate) for method in arguments.methods for rate in arguments.learning_rates]
-    first = by_method(execute_all(first_runs, results, arguments.out, flags, arguments.jobs))
-    later_runs = [
-        Run(method, (2, 3), rate, first_rate=best_of(first[method])["learning_rate"])
-        for method in arguments.methods
-        for rate in arguments.later_learning_rates
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    firsts = dict.fromkeys(METHODS[method].first for method in arguments.methods)
+    first_runs = [
+        Run(f"first-{first}", seed, rate) for seed in arguments.seeds for first in firsts for rate in first_rates[first]
     ]
-    later = by_method(execute_all(later_runs, results, arguments.out, flags, arguments.jobs))
-    tables = format_study(first, later)
-    plot_frontier(later, arguments.out / "frontier.png")
+    execute_all(dict.fromkeys(first_runs), results, arguments.out, arguments.jobs)
+    runs = {
+        run: best_first(results["runs"], METHODS[method].first, seed, first_rates[METHODS[method].first])
+        for seed in arguments.seeds
+        for method in arguments.methods
+        for run in later_runs(arguments, method, seed)
+    }
+    execute_all(runs, results, arguments.out, arguments.jobs)
+
+    tables = study_tables(results["runs"])
+    text = tables + "\n"
+    write_atomically(arguments.out / "results.md", lambda file: file.write(text.encode()))
+    plot_frontier(results["runs"], arguments.out / "frontier.png")
     print(tables)
 
 

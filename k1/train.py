@@ -101,11 +101,9 @@ def build_optimizer(
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     matrices = [(name, parameter) for name, parameter in trained if parameter.dim() >= 2]
     vectors = [(name, parameter) for name, parameter in trained if parameter.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": arguments.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return SparseAdamW(
-        [
-            {"params": matrices, "weight_decay": arguments.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
+        [group for group in groups if group["params"]],
         selection=arguments.selection,
         update_fraction=arguments.update_fraction,
         seed=arguments.stage_seed,

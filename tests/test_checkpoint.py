@@ -6,12 +6,12 @@ import pytest
 import torch
 from conftest import assert_one_clear_line, run_script
 
-from k1.checkpoint import load_checkpoint, output_path, restore_model, save_checkpoint
+from k1.checkpoint import FORMAT, load_checkpoint, output_path, restore_model, save_checkpoint
 from k1.errors import K1Error
 
 KEYS = {
     "format", "method", "stage", "model_config", "model", "tokenizer", "arguments", "seed", "datasets",
-    "evaluations", "initial_evaluation", "history", "versions",
+    "evaluations", "initial_evaluation", "history", "importance", "versions",
 }  # fmt: skip
 
 
@@ -30,7 +30,10 @@ def test_keys_that_others_rely_on(trained, file):
         for splits in row.values():
             assert set(splits) == {"validation", "test"}
             assert set(splits["test"]) == {"loss", "perplexity", "accuracy", "tokens"}
-    assert set(content["history"][0]) == {"step", "loss", "learning_rate", "updated_fraction", "tokens_per_second"}
+    assert set(content["history"][0]) == {
+        "step", "loss", "learning_rate", "updated_fraction", "updated_by_group", "tokens_per_second",
+    }  # fmt: skip
+    assert bool(content["importance"]) == (content["method"] == "k1")
     assert content["history"][-1]["step"] == content["arguments"]["max_steps"] == 20
 
 
@@ -40,6 +43,9 @@ def test_a_saved_checkpoint_comes_back_the_same(trained, tmp_path):
     copy = load_checkpoint(tmp_path / "copy.pt", "k1", stage=3)
     for name, tensor in checkpoint.model.items():
         assert torch.equal(tensor, copy.model[name])
+    assert checkpoint.importance.keys() == copy.importance.keys()
+    for name, tensor in checkpoint.importance.items():
+        assert torch.equal(tensor, copy.importance[name])
     assert (copy.evaluations, copy.history, copy.tokenizer) == (
         checkpoint.evaluations, checkpoint.history, checkpoint.tokenizer,
     )  # fmt: skip
@@ -88,7 +94,8 @@ def test_code_in_a_file_is_not_run(tmp_path):
         ([1, 2], "not a k1 checkpoint"),
         ({"model": {}}, "not a k1 checkpoint"),
         ({"format": 99}, "format version 99"),
-        ({"format": 1, "method": "k1"}, "lacks stage"),
+        ({"format": FORMAT - 1, "method": "k1"}, f"format version {FORMAT - 1}, this code reads version {FORMAT}"),
+        ({"format": FORMAT, "method": "k1"}, "lacks stage"),
     ],
 )
 def test_a_file_of_something_else_is_refused(tmp_path, content, message):
@@ -110,9 +117,10 @@ def test_the_other_method_and_another_stage_are_refused(trained):
         load_checkpoint(trained.models_dir / "k1_dataset2.pt", "k1", stage=1)
 
 
-def test_weights_that_do_not_fit_are_refused(trained):
+@pytest.mark.parametrize("part", ["weight", "parametrizations.weight.original", "parametrizations.weight.0.right"])
+def test_weights_that_do_not_fit_are_refused(trained, part):
     checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt", "k1")
-    checkpoint.model["lm_head.weight"] = torch.zeros(3, 3)
+    checkpoint.model[f"lm_head.{part}"] = torch.zeros(3, 3)
     with pytest.raises(K1Error, match="do not fit"):
         restore_model(checkpoint, "cpu")
 

@@ -240,5 +240,5 @@ add_newdoc("m", "o", ("p", """
     Member.
     """))
 '''
-    groups = [[text.strip() for text in group] for group in corpora._object_docstrings(ast.parse(source))]
+    groups = [[text.strip() for text in group] for group in corpora.object_docstrings(ast.parse(source))]
     assert groups == [["Module."], ["Class.", "Method."], ["Function."], ["Compiled.", "Member."]]

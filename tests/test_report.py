@@ -36,6 +36,9 @@ def test_the_json_has_the_numbers_of_the_checkpoints(trained, report):
             [True, True, True], [True, True, False], [True, True, True], [True, True, True],
         ]  # fmt: skip
     assert results["models"]["k1"]["updated_fraction"] == pytest.approx(0.51, abs=1e-3)
+    # The bases, which are fixed, are not counted as parameters of K-1.
+    importance = load_checkpoint(trained.models_dir / "k1_final.pt", "k1").importance
+    assert results["parameters"] == sum(value.numel() for value in importance.values())
 
 
 def test_the_text_shows_the_same_figures(report):
@@ -127,6 +130,18 @@ def set_architecture(checkpoint):
 def test_runs_that_are_not_comparable_are_refused_by_name(copies, change, named):
     alter(copies, "baseline_final.pt", "baseline", change)
     with pytest.raises(K1Error, match=f"they differ in: {named};"):
+        build_report(copies, "cpu")
+
+
+def test_weight_decay_must_agree_where_nothing_is_consolidated(copies):
+    """K-1 has consolidation instead of weight decay in stages 2 and 3, and that is compared."""
+
+    def set_weight_decay(checkpoint):
+        checkpoint.arguments["weight_decay"] = 0.3
+
+    build_report(copies, "cpu")
+    alter(copies, "baseline_dataset1.pt", "baseline", set_weight_decay)
+    with pytest.raises(K1Error, match="they differ in: weight decay;"):
         build_report(copies, "cpu")
 
 

@@ -46,7 +46,13 @@ def test_help(script):
         ("k1", ["--max_steps", "many"], "--max_steps"),
         ("k1", ["extra"], "extra"),
         ("baseline", ["--dataset_names", "a", "b"], "takes 3 names, not 2"),
+        ("k1", ["--selection", "best"], "--selection"),
+        ("k1", ["--consolidation", "-1"], "--consolidation must be at least 0"),
+        ("k1", ["--gain_floor", "nan"], "--gain_floor must be at least 0"),
+        ("k1", ["--importance_batches", "0"], "--importance_batches must be at least 1"),
+        ("k1", ["--max_basis_dim", "-1"], "--max_basis_dim must be at least 0"),
         ("baseline", ["--update_fraction", "0.5"], "--update_fraction"),
+        ("baseline", ["--consolidation", "1"], "--consolidation"),
     ],
 )
 def test_usage_errors(capsys, method, flags, fragment):
@@ -65,7 +71,7 @@ def test_a_usage_error_ends_the_script_with_status_2(tmp_path):
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("update_fraction", 0.4), ("selection", "random"), ("seed", 5), ("preset", "quick"), ("seq_length", 32)],
+    [("update_fraction", 0.4), ("max_basis_dim", 16), ("seed", 5), ("preset", "quick"), ("seq_length", 32)],
 )
 def test_a_flag_that_contradicts_the_checkpoint_is_an_error(trained, flag, value):
     previous = load_checkpoint(trained.models_dir / "k1_dataset1.pt", "k1").arguments
@@ -74,6 +80,54 @@ def test_a_flag_that_contradicts_the_checkpoint_is_an_error(trained, flag, value
         flags.resolve(stage=2, previous=previous)
     same = parse_training_flags("", "k1", [f"--{flag}", str(previous[flag])])
     assert getattr(same.resolve(stage=2, previous=previous), flag) == previous[flag]
+
+
+def resolve_stages(method, *flags_of_stages):
+    """The arguments of stage after stage, each given its own flags and the arguments before it."""
+    resolved, previous = [], None
+    for stage, flags in enumerate(flags_of_stages, start=1):
+        resolved.append(parse_training_flags("", method, flags).resolve(stage, previous))
+        previous = resolved[-1].as_dict()
+    return resolved
+
+
+@pytest.mark.parametrize(
+    ("flags", "selections"),
+    [
+        ([[], [], []], ["error_feedback", "gain", "gain"]),
+        ([["--selection", "random"], [], []], ["random", "random", "random"]),
+        ([["--selection", "all"], [], []], ["all", "all", "all"]),
+        ([[], ["--selection", "momentum"], []], ["error_feedback", "momentum", "momentum"]),
+        ([[], ["--selection", "error_feedback"], []], ["error_feedback", "error_feedback", "error_feedback"]),
+        ([["--selection", "gradient"], ["--selection", "gain"], []], ["gradient", "gain", "gain"]),
+        ([["--selection", "random"], [], ["--selection", "gain"]], ["random", "random", "gain"]),
+    ],
+)
+def test_a_selection_other_than_the_default_is_carried_on(flags, selections):
+    stages = resolve_stages("k1", *flags)
+    assert [arguments.selection for arguments in stages] == selections
+    fraction = 1.0 if selections[0] == "all" else UPDATE_FRACTION
+    assert {arguments.update_fraction for arguments in stages} == {fraction}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_consolidation_takes_the_place_of_weight_decay_after_dataset_1(preset):
+    flags = ["--preset", preset]
+    first, *later = resolve_stages("k1", flags, flags, flags)
+    assert (first.consolidation, first.weight_decay) == (0.0, 0.1)
+    for arguments in later:
+        assert arguments.consolidation == PRESETS[preset].consolidation > 0 and arguments.weight_decay == 0.0
+    for arguments in resolve_stages("baseline", flags, flags, flags):
+        assert (arguments.consolidation, arguments.weight_decay) == (0.0, 0.1)
+    without = resolve_stages("k1", flags, [*flags, "--consolidation", "0"])[1]
+    assert (without.consolidation, without.weight_decay) == (0.0, 0.1)
+    chosen = resolve_stages("k1", flags, [*flags, "--consolidation", "7", "--weight_decay", "0.2"])[1]
+    assert (chosen.consolidation, chosen.weight_decay) == (7.0, 0.2)
+
+
+def test_selecting_by_gain_without_a_stage_before_is_a_usage_error(tmp_path):
+    finished = run_script("train_k1_dataset1.py", "--selection", "gain", "--models_dir", tmp_path)
+    assert_one_clear_line(finished, 2, "--selection gain", "choose another for stage 1")
 
 
 def test_a_contradiction_ends_the_script_with_status_2(trained, tmp_path):

@@ -1,18 +1,19 @@
 """The training loop: fair, reproducible to the bit, and honest about what it changed."""
 
 import math
-import os
 
 import pytest
 import torch
 from conftest import assert_one_clear_line, run_script, train_all
 from torch.nn.functional import cross_entropy
 
-from k1.checkpoint import FILES, load_checkpoint
-from k1.config import parse_training_flags
+from k1.checkpoint import FILES, load_checkpoint, restore_model
+from k1.config import PRESETS, UPDATE_FRACTION, parse_training_flags
+from k1.errors import K1Error
 from k1.evaluate import evaluate_blocks
 from k1.model import build_model
-from k1.train import accumulate_gradients, warmup_and_cosine
+from k1.selection import module_group
+from k1.train import accumulate_gradients, build_optimizer, changed_fractions, copy_parameters, warmup_and_cosine
 
 
 def parameters_of(path, method):
@@ -33,16 +34,17 @@ def test_two_runs_of_the_same_scripts_write_the_same_bits(trained, tmp_path):
 
 
 def test_the_baseline_is_k1_with_everything_selected(trained, tmp_path):
-    """The study trains the baseline stage by stage in this way."""
+    """Also in restored checkpoints, stage by stage, and with importance measured in between."""
     for stage, corpus in enumerate(trained.corpora, start=1):
-        flags = ["--preset", "smoke", "--selection", "all"] if stage == 1 else []
+        flags = ["--preset", "smoke", "--max_basis_dim", 0] if stage == 1 else []
         finished = run_script(
-            f"train_k1_dataset{stage}.py", *flags, "--dataset_name", corpus, "--models_dir", tmp_path,
-            "--max_steps", 20, "--threads", 1,
+            f"train_k1_dataset{stage}.py", *flags, "--selection", "all", "--consolidation", 0,
+            "--dataset_name", corpus, "--models_dir", tmp_path, "--max_steps", 20, "--threads", 1,
         )  # fmt: skip
         assert finished.status == 0, finished.stderr
+        checkpoint = load_checkpoint(tmp_path / FILES["k1"][stage - 1], "k1")
         assert_same_bits(
-            parameters_of(tmp_path / FILES["k1"][stage - 1], "k1"),
+            restore_model(checkpoint, "cpu", fold=True).state_dict(),
             parameters_of(trained.models_dir / FILES["baseline"][stage - 1], "baseline"),
         )
 
@@ -69,6 +71,94 @@ def test_the_fraction_that_changed_is_recorded(trained):
     for file in FILES["baseline"]:
         history = load_checkpoint(trained.models_dir / file, "baseline").history
         assert all(entry["updated_fraction"] > 0.99 for entry in history)
+
+
+def test_the_share_of_each_group_is_what_a_direct_count_gives(tiny_model):
+    before = copy_parameters(tiny_model)
+    with torch.no_grad():
+        tiny_model.lm_head.weight[:5] += 1
+        tiny_model.model.norm.weight[3] += 1
+        tiny_model.model.layers[1].mlp.up_proj.weight.mul_(2)
+    measured = changed_fractions(before, tiny_model)
+    sizes = {name: parameter.numel() for name, parameter in tiny_model.named_parameters()}
+    mlp = sum(size for name, size in sizes.items() if module_group(name) == "feed-forward 1")
+    assert measured["updated_fraction"] == (5 * 12 + 1 + 17 * 12) / sum(sizes.values())
+    expected = {
+        "output": (5 * 12 + 1) / (37 * 12 + 12), "feed-forward 1": 17 * 12 / mlp,
+        **dict.fromkeys(["embedding", "attention 0", "feed-forward 0", "attention 1"], 0.0),
+    }  # fmt: skip
+    assert measured["updated_by_group"] == expected
+
+
+@pytest.mark.parametrize(("earlier", "later"), [(0, 1), (1, 2)])
+def test_the_files_alone_show_that_a_stage_changed_51_percent_and_no_basis(trained, earlier, later):
+    old, new = (torch.load(trained.models_dir / FILES["k1"][i], weights_only=True)["model"] for i in (earlier, later))
+    assert old.keys() == new.keys()
+    bases = {name for name in old if name.endswith((".left", ".right"))}
+    assert bases and all(torch.equal(old[name], new[name]) for name in bases)
+    parameters = old.keys() - bases
+    changed = sum(int((old[name] != new[name]).sum()) for name in parameters)
+    total = sum(old[name].numel() for name in parameters)
+    assert 0.5 * total <= changed <= round(0.51 * total)
+
+
+@pytest.mark.parametrize(("earlier", "later"), [(0, 1), (1, 2)])
+def test_importance_has_a_value_for_each_parameter_and_only_grows(trained, earlier, later):
+    old, new = (load_checkpoint(trained.models_dir / FILES["k1"][i], "k1") for i in (earlier, later))
+    shapes = {name: parameter.shape for name, parameter in restore_model(old, "cpu").named_parameters()}
+    for checkpoint in (old, new):
+        assert {name: value.shape for name, value in checkpoint.importance.items()} == shapes
+    for name, value in old.importance.items():
+        assert torch.isfinite(value).all() and (value >= 0).all() and (new.importance[name] >= value).all(), name
+        assert (new.importance[name] > value).any(), name
+
+
+def test_the_shares_of_the_stages_are_recorded_by_group(trained):
+    for file in FILES["k1"]:
+        checkpoint = load_checkpoint(trained.models_dir / file, "k1")
+        sizes: dict[str, int] = {}
+        for name, parameter in restore_model(checkpoint, "cpu").named_parameters():
+            sizes[module_group(name)] = sizes.get(module_group(name), 0) + parameter.numel()
+        for entry in checkpoint.history:
+            shares = entry["updated_by_group"]
+            assert shares.keys() == sizes.keys()
+            changed = sum(share * sizes[group] for group, share in shares.items())
+            assert changed / sum(sizes.values()) == pytest.approx(entry["updated_fraction"])
+            assert changed <= round(UPDATE_FRACTION * sum(sizes.values())) + 1e-6
+
+
+def test_a_later_stage_by_gain_needs_importance(tiny_model):
+    first = arguments_with()
+    arguments = parse_training_flags("", "k1", ["--preset", "smoke"]).resolve(stage=2, previous=first.as_dict())
+    with pytest.raises(K1Error, match="'gain' needs a stage before this one"):
+        build_optimizer(tiny_model, arguments)
+
+
+def test_the_optimizer_of_a_later_stage_gets_what_the_settings_say(tiny_model):
+    """Consolidation and floor reach the steps: the trained parameters are those of an optimizer built by hand."""
+    from k1.optim import SparseAdamW
+
+    twin = build_model(tiny_model.config.to_dict(), seed=0)
+    previous = arguments_with().as_dict()
+    arguments = parse_training_flags("", "k1", ["--preset", "smoke"]).resolve(stage=2, previous=previous)
+    generator = torch.Generator().manual_seed(0)
+    omega, rho = (
+        {name: torch.rand(value.shape, generator=generator) for name, value in tiny_model.named_parameters()}
+        for _ in range(2)
+    )
+    by_hand = SparseAdamW(
+        [{"params": list(twin.named_parameters())}], "gain", 0.51, importance=omega, responsibility=rho,
+        gain_floor=0.1, consolidation=PRESETS["smoke"].consolidation, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0,
+        fused=True,
+    )  # fmt: skip
+    ids = torch.randint(0, 37, (4, 16), generator=generator)
+    for model, optimizer in ((tiny_model, build_optimizer(tiny_model, arguments, omega, rho)), (twin, by_hand)):
+        for _ in range(3):
+            accumulate_gradients(model, iter([ids]), arguments)
+            optimizer.step()
+            optimizer.zero_grad()
+    ours, theirs = dict(tiny_model.named_parameters()), dict(twin.named_parameters())
+    assert_same_bits(ours, theirs)
 
 
 def test_the_model_learns(trained):
@@ -138,17 +228,18 @@ def test_evaluation_against_a_direct_computation(tiny_model):
     assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
 
 
-@pytest.mark.parametrize("max_steps", [1, 20])
-def test_divergence_stops_with_a_clear_line_and_leaves_the_old_checkpoint(trained, tmp_path, max_steps):
+@pytest.mark.parametrize(("stage", "max_steps"), [(1, 1), (2, 1), (2, 20)])
+def test_divergence_stops_with_a_clear_line_and_leaves_the_old_checkpoint(trained, tmp_path, stage, max_steps):
     (tmp_path / "k1_dataset1.pt").write_bytes((trained.models_dir / "k1_dataset1.pt").read_bytes())
     (tmp_path / "k1_dataset2.pt").write_bytes(b"an older result")
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     finished = run_script(
-        "train_k1_dataset2.py", "--dataset_name", trained.corpora[1], "--models_dir", tmp_path, "--overwrite",
-        "--learning_rate", "1e30", "--weight_decay", 0, "--max_steps", max_steps,
+        f"train_k1_dataset{stage}.py", "--dataset_name", trained.corpora[stage - 1], "--models_dir", tmp_path,
+        "--overwrite", "--preset", "smoke", "--learning_rate", "1e30", "--weight_decay", 0, "--max_steps", max_steps,
+        "--threads", 1,
     )  # fmt: skip
     assert_one_clear_line(finished, 1, "diverged", "lower --learning_rate")
-    assert (tmp_path / "k1_dataset2.pt").read_bytes() == b"an older result"
-    assert sorted(os.listdir(tmp_path)) == ["k1_dataset1.pt", "k1_dataset2.pt"]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
 
 
 @pytest.mark.parametrize("selection", ["random", "groups", "momentum"])

@@ -1,0 +1,169 @@
+"""One run of the study: datasets 2 and 3 learned by one method, in the same steps as the scripts."""
+
+import time
+import warnings
+from contextlib import redirect_stderr
+from dataclasses import replace
+from functools import lru_cache
+from io import StringIO
+from pathlib import Path
+
+import torch
+from datasets import interleave_datasets
+from transformers import PreTrainedModel
+
+from k1.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint, stage_checkpoint
+from k1.config import Arguments, parse_training_flags
+from k1.data import DataLoader, TokenizedDataset
+from k1.eigenbasis import enter_eigenbasis
+from k1.evaluate import evaluate
+from k1.importance import add_importance, fisher_information, sample_batches
+from k1.methods import METHODS
+from k1.metrics import mean
+from k1.model import build_model, configure_torch, model_config
+from k1.tokenizer import load_tokenizer, train_tokenizer
+from k1.train import copy_parameters, train
+
+
+def stage_arguments(
+    stage: int, learning_rate: float, seed: int, settings: dict, method: str, flags: tuple[str, ...] = ()
+) -> Arguments:
+    """The settings of a stage, resolved from the flags that a user of the scripts would type."""
+    typed = [
+        "--preset", settings["preset"], "--data_source", settings["data_source"], "--seed", str(seed),
+        "--learning_rate", str(learning_rate), "--threads", "1", *flags,
+    ]  # fmt: skip
+    return parse_training_flags("", method, typed).resolve(stage)
+
+
+@lru_cache(maxsize=8)
+def tokenized(name: str, data_source: str, tokenizer: str, preset: str) -> TokenizedDataset:
+    """A dataset, read once in each process."""
+    arguments = stage_arguments(1, 1.0, 0, {"preset": preset, "data_source": data_source}, "k1")
+    return DataLoader(dataset_name=name, arguments=arguments).tokenize(load_tokenizer(tokenizer))
+
+
+def learn_first_dataset(first: str, seed: int, learning_rate: float, output: Path, settings: dict) -> dict:
+    """Learn dataset 1 as `first` (`k1` or `baseline`) does, save the model to `output`, return its record."""
+    arguments = stage_arguments(1, learning_rate, seed, settings, first)
+    configure_torch(arguments.threads)
+    started = time.perf_counter()
+    data_loader = DataLoader(dataset_name=settings["dataset_names"][0], arguments=arguments)
+    tokenizer = train_tokenizer(data_loader.text("train"), arguments.vocabulary_size)
+    dataset = data_loader.tokenize(tokenizer)
+    model = build_model(model_config(arguments, tokenizer.get_vocab_size()), seed, arguments.device)
+    untrained = evaluate(model, [dataset], arguments)
+    history = quietly_train(model, dataset, arguments)
+    after = evaluate(model, [dataset], arguments)
+    checkpoint = stage_checkpoint(
+        model, tokenizer, dataset, arguments,
+        untrained=untrained, before=untrained, after=after, history=history,
+    )  # fmt: skip
+    save_checkpoint(output, checkpoint)
+    return record_of([after], history, started)
+
+
+def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Path, settings: dict) -> dict:
+    """Learn datasets 2 and 3 by method `name` from the model of dataset 1 in the file `first`; returns the record.
+
+    `dial` is one of the method's `settings`.
+    """
+    method = METHODS[name]
+    previous = load_checkpoint(first, method.first)
+    is_dense = method.first == "baseline" and not method.flags
+    flags = method.flags + tuple(f"--{key}={value}" for key, value in dial.items() if key == "consolidation")
+    stages = [
+        stage_arguments(stage, learning_rate, previous.seed, settings, "baseline" if is_dense else "k1", flags)
+        for stage in (2, 3)
+    ]
+    configure_torch(stages[0].threads)
+    started = time.perf_counter()
+    datasets = [
+        tokenized(dataset, settings["data_source"], previous.tokenizer, settings["preset"])
+        for dataset in settings["dataset_names"]
+    ]
+    if method.joint:
+        return learn_all_at_once(previous, datasets, stages[-1], started)
+
+    model = restore_model(previous, stages[0].device)
+    evaluations, history, importance = [previous.evaluations[0]], [], None
+    if not is_dense:
+        sample = sample_batches(datasets[0], replace(stages[0], stage=1))
+        enter_eigenbasis(model, sample, stages[0].max_basis_dim)
+        importance = fisher_information(model, sample)
+    for arguments in stages:
+        learned, dataset = datasets[: arguments.stage - 1], datasets[arguments.stage - 1]
+        responsibility = None if is_dense else fisher_information(model, sample_batches(dataset, arguments))
+        text = with_replay(dataset, learned, method.replay, arguments) if method.replay else dataset
+        if method.adapter:
+            torch.manual_seed(arguments.stage_seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                adapted = method.adapter(model, **dial)
+            history += quietly_train(adapted, text, arguments)
+            model = adapted.merge_and_unload().requires_grad_(True)
+        else:
+            start = copy_parameters(model)
+            history += quietly_train(model, text, arguments, importance, responsibility)
+            interpolate(model, start, dial.get("interpolation", 1.0))
+        if not is_dense:
+            importance = add_importance(importance, fisher_information(model, sample_batches(dataset, arguments)))
+        evaluations.append(evaluate(model, [*learned, dataset], arguments))
+    return record_of(evaluations, history, started)
+
+
+def learn_all_at_once(
+    previous: Checkpoint, datasets: list[TokenizedDataset], arguments: Arguments, started: float
+) -> dict:
+    """Learn all datasets mixed, from fresh weights, with as many tokens of each as the stages read one by one."""
+    model = build_model(previous.model_config, previous.seed, arguments.device)
+    steps = [previous.arguments["max_steps"], arguments.max_steps, arguments.max_steps]
+    mixed = interleave_datasets(
+        [dataset.blocks["train"] for dataset in datasets],
+        probabilities=[count / sum(steps) for count in steps],
+        seed=arguments.stage_seed,
+    ).with_format("torch")
+    joint = replace(datasets[0], name="all", blocks={"train": mixed})
+    history = quietly_train(model, joint, replace(arguments, max_steps=sum(steps)))
+    return record_of([evaluate(model, datasets, arguments)], history, started)
+
+
+def with_replay(
+    dataset: TokenizedDataset, learned: list[TokenizedDataset], share: float, arguments: Arguments
+) -> TokenizedDataset:
+    """`dataset` with training blocks of which `share` come from the datasets learned before, equally from each."""
+    mixed = interleave_datasets(
+        [dataset.blocks["train"], *(old.blocks["train"] for old in learned)],
+        probabilities=[1 - share, *[share / len(learned)] * len(learned)],
+        seed=arguments.stage_seed,
+    ).with_format("torch")
+    return replace(dataset, blocks={**dataset.blocks, "train": mixed})
+
+
+@torch.no_grad()
+def interpolate(model: PreTrainedModel, start: dict[str, torch.Tensor], share: float) -> None:
+    """Keep `share` of the change since `start`, in place (WiSE-FT, arXiv:2109.01903)."""
+    if share != 1:
+        for name, parameter in model.named_parameters():
+            parameter.lerp_(start[name], 1 - share)
+
+
+def quietly_train(*arguments) -> list[dict]:
+    """`k1.train.train` without its progress bar: the study has one of its own."""
+    with redirect_stderr(StringIO()):
+        return train(*arguments)
+
+
+def record_of(evaluations: list[dict], history: list[dict], started: float) -> dict:
+    """What the study keeps: [nats per token, accuracy] by stage, dataset and split; share updated; seconds."""
+    return {
+        "evaluations": [
+            {
+                name: {split: [scores["loss"], scores["accuracy"]] for split, scores in splits.items()}
+                for name, splits in row.items()
+            }
+            for row in evaluations
+        ],
+        "updated_fraction": mean([entry["updated_fraction"] for entry in history]),
+        "seconds": time.perf_counter() - started,
+    }
