@@ -21,7 +21,8 @@ STAGE_SELECTIONS = ("error_feedback", "gain", "gain")
 class Preset:
     """One size of the experiment; K-1 and baseline share all of it but the learning rates.
 
-    `consolidation` and `gain_floor` (kappa) are K-1's, see `k1.optim` and `k1.selection`.
+    `consolidation`, `interpolation` and `gain_floor` (kappa) are K-1's from stage 2,
+    see `k1.optim`, `k1.train` and `k1.selection`.
     """
 
     hidden_size: int
@@ -38,6 +39,7 @@ class Preset:
     evaluation_tokens: int
     max_documents: int
     consolidation: float
+    interpolation: tuple[float, float, float] = (1.0, 0.9, 0.72)
     gain_floor: float = 0.1
     importance_batches: int = 80
     max_basis_dim: int = 2_048
@@ -51,28 +53,28 @@ PRESETS = {
         seq_length=128, batch_size=8, gradient_accumulation_steps=1,
         max_steps=(60, 30, 30), warmup_steps=5,
         learning_rates={"k1": (1e-2, 1e-2, 1e-2), "baseline": (1e-2, 1e-2, 1e-2)},
-        evaluation_tokens=8_192, max_documents=200, consolidation=3.2, importance_batches=10,
+        evaluation_tokens=8_192, max_documents=200, consolidation=1.7, importance_batches=10,
     ),
     "quick": Preset(
         hidden_size=128, intermediate_size=344, layers=4, heads=4, vocabulary_size=2_048,
         seq_length=128, batch_size=16, gradient_accumulation_steps=1,
         max_steps=(600, 300, 300), warmup_steps=50,
-        learning_rates={"k1": (3e-3, 3e-3, 1.2e-3), "baseline": (3e-3, 5e-4, 5e-4)},
-        evaluation_tokens=65_536, max_documents=20_000, consolidation=3.2,
+        learning_rates={"k1": (3e-3, 4e-3, 3e-3), "baseline": (3e-3, 5e-4, 5e-4)},
+        evaluation_tokens=65_536, max_documents=20_000, consolidation=1.7,
     ),
     "study": Preset(
         hidden_size=64, intermediate_size=172, layers=2, heads=2, vocabulary_size=1_024,
         seq_length=128, batch_size=16, gradient_accumulation_steps=1,
         max_steps=(300, 150, 150), warmup_steps=25,
         learning_rates={"k1": (6e-3, 3e-3, 3e-3), "baseline": (6e-3, 1e-3, 1e-3)},
-        evaluation_tokens=16_384, max_documents=20_000, consolidation=3.2,
+        evaluation_tokens=16_384, max_documents=20_000, consolidation=1.7,
     ),
     "full": Preset(
         hidden_size=768, intermediate_size=2_048, layers=12, heads=12, vocabulary_size=32_000,
         seq_length=1_024, batch_size=8, gradient_accumulation_steps=8,
         max_steps=(600, 600, 600), warmup_steps=60,
         learning_rates={"k1": (6e-4, 3e-4, 3e-4), "baseline": (6e-4, 3e-4, 3e-4)},
-        evaluation_tokens=1_048_576, max_documents=200_000, consolidation=3.2,
+        evaluation_tokens=1_048_576, max_documents=200_000, consolidation=1.7,
     ),
 }  # fmt: skip
 
@@ -116,6 +118,9 @@ class TrainingFlags:
     warmup_steps: int | None = flag("steps of linear warm-up (default: by preset)")
     weight_decay: float | None = flag("decoupled weight decay of matrices (default: by preset)")
     max_grad_norm: float | None = flag("gradients are clipped to this norm (default: by preset)")
+    interpolation: float | None = flag(
+        "share of its change that a stage keeps, above 0 and at most 1 (default: 1; K-1 from stage 2: by preset)"
+    )
     seed: int | None = flag("initial weights, order of the text and random selection (default: 0)")
     device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto takes the fastest one present", "auto")
     precision: Literal["auto", "float32", "bfloat16"] = flag("auto is bfloat16 on cuda, else float32", "auto")
@@ -172,6 +177,7 @@ class Arguments:
     update_fraction: float
     selection: str
     consolidation: float
+    interpolation: float
     gain_floor: float
     importance_batches: int
     max_basis_dim: int
@@ -263,6 +269,7 @@ class Flags(argparse.Namespace):
             update_fraction=update_fraction,
             selection=selection,
             consolidation=consolidation,
+            interpolation=value("interpolation", preset.interpolation[stage - 1] if consolidates else 1.0),
             # Decay to zero and consolidation towards the start would pull against each other.
             weight_decay=value("weight_decay", 0.0 if consolidation else preset.weight_decay),
             seed=value("seed", 0),
@@ -331,9 +338,10 @@ def parse_training_flags(description: str, method: str, argv: list[str] | None =
         value = getattr(flags, name)
         if value is not None and not 0 < value < float("inf"):
             parser.error(f"--{name} must be a positive number, not {value}")
-    fraction = getattr(flags, "update_fraction", None)
-    if fraction is not None and not 0 < fraction <= 1:
-        parser.error(f"--update_fraction must be above 0 and at most 1, not {fraction}")
+    for name in ("update_fraction", "interpolation"):
+        value = getattr(flags, name, None)
+        if value is not None and not 0 < value <= 1:
+            parser.error(f"--{name} must be above 0 and at most 1, not {value}")
     if method == "baseline" and len(flags.dataset_names) not in (0, STAGES):
         parser.error(f"--dataset_names takes {STAGES} names, not {len(flags.dataset_names)}")
     flags.models_dir = Path(flags.models_dir)

@@ -8,6 +8,8 @@ from transformers import PreTrainedModel
 
 STANDARD_BASIS = ("--max_basis_dim", "0")
 NO_CONSOLIDATION = ("--consolidation", "0")
+NO_INTERPOLATION = ("--interpolation", "1")
+PLAIN = (*STANDARD_BASIS, *NO_CONSOLIDATION, *NO_INTERPOLATION)
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,8 @@ class Method:
     `learning_rates` those tried by default on datasets 2 and 3. `dial` is a second
     setting that is tuned, name -> values: a flag of the scripts or an argument
     of `adapter`. `first` says whose model of dataset 1 it goes on from.
-    `adapter` wraps the model for one stage (from `peft`). `interpolation` keeps
-    that share of a stage's change. `replay` is the share of old training text,
-    `joint` means all datasets at once from fresh weights.
+    `adapter` wraps the model for one stage (from `peft`). `replay` is the share
+    of old training text, `joint` means all datasets at once from fresh weights.
     """
 
     label: str
@@ -61,27 +62,34 @@ def orthogonal_subspace(model: PreTrainedModel, embeddings: float = 0) -> PreTra
     return wrapped
 
 
-STRENGTHS = {"consolidation": (3.0, 10.0)}
+STRENGTHS = {"consolidation": (1.7, 5.0)}
 CONSOLIDATED_RATES = (1e-3, 3e-3, 9e-3)
 
 METHODS = {
     "dense": Method("dense (baseline)", learning_rates=(2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
     "k1": Method("K-1", first="k1", dial=STRENGTHS, learning_rates=CONSOLIDATED_RATES),
+    "k1_all": Method(
+        "K-1, all parameters", ("--selection", "all"), first="k1", dial=STRENGTHS, learning_rates=CONSOLIDATED_RATES
+    ),
     "k1_standard_basis": Method(
-        "K-1 in the standard basis", STANDARD_BASIS, first="k1", dial=STRENGTHS, learning_rates=CONSOLIDATED_RATES
+        "K-1, standard basis", STANDARD_BASIS, first="k1", dial=STRENGTHS, learning_rates=CONSOLIDATED_RATES
     ),
-    "k1_no_consolidation": Method("K-1 without consolidation", NO_CONSOLIDATION, first="k1"),
+    "k1_no_consolidation": Method("K-1, no consolidation", NO_CONSOLIDATION, first="k1"),
+    "k1_no_interpolation": Method(
+        "K-1, no interpolation", NO_INTERPOLATION, first="k1", dial=STRENGTHS, learning_rates=CONSOLIDATED_RATES
+    ),
     "laplace": Method(
-        "structured Laplace: all, eigenbasis", ("--selection", "all"), dial=STRENGTHS, learning_rates=CONSOLIDATED_RATES
-    ),
-    "ewc": Method(
-        "EWC: all, standard basis", ("--selection", "all", *STANDARD_BASIS),
+        "structured Laplace", ("--selection", "all", *NO_INTERPOLATION),
         dial=STRENGTHS, learning_rates=CONSOLIDATED_RATES,
     ),
-    "groups": Method("coarse groups, 51%", ("--selection", "groups", *STANDARD_BASIS, *NO_CONSOLIDATION)),
-    "random": Method("random half (HFT), 51%", ("--selection", "random", *STANDARD_BASIS, *NO_CONSOLIDATION)),
-    "momentum": Method("MoFO, 51%", ("--selection", "momentum", *STANDARD_BASIS, *NO_CONSOLIDATION)),
-    "wise_ft": Method("dense + WiSE-FT", dial={"interpolation": (0.5, 0.8)}),
+    "ewc": Method(
+        "EWC", ("--selection", "all", *STANDARD_BASIS, *NO_INTERPOLATION),
+        dial=STRENGTHS, learning_rates=CONSOLIDATED_RATES,
+    ),
+    "wise_ft": Method("dense + WiSE-FT", dial={"interpolation": (0.6, 0.8)}),
+    "groups": Method("coarse groups, 51%", ("--selection", "groups", *PLAIN)),
+    "random": Method("random half (HFT), 51%", ("--selection", "random", *PLAIN)),
+    "momentum": Method("MoFO, 51%", ("--selection", "momentum", *PLAIN)),
     "lora": Method("LoRA", dial={"rank": (4, 16)}, learning_rates=CONSOLIDATED_RATES, adapter=low_rank_adapter),
     "osf": Method("OSF", dial={"embeddings": (0, 1)}, adapter=orthogonal_subspace),
     "replay": Method("dense + 5% replay (sees old text)", replay=0.05),

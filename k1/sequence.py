@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from datasets import interleave_datasets
-from transformers import PreTrainedModel
 
 from k1.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint, stage_checkpoint
 from k1.config import Arguments, parse_training_flags
@@ -22,7 +21,7 @@ from k1.methods import METHODS
 from k1.metrics import mean
 from k1.model import build_model, configure_torch, model_config
 from k1.tokenizer import load_tokenizer, train_tokenizer
-from k1.train import copy_parameters, train
+from k1.train import train
 
 
 def stage_arguments(
@@ -71,7 +70,9 @@ def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Pat
     method = METHODS[name]
     previous = load_checkpoint(first, method.first)
     is_dense = method.first == "baseline" and not method.flags
-    flags = method.flags + tuple(f"--{key}={value}" for key, value in dial.items() if key == "consolidation")
+    flags = method.flags
+    if not method.adapter:
+        flags += tuple(f"--{name}={value}" for name, value in dial.items())
     stages = [
         stage_arguments(stage, learning_rate, previous.seed, settings, "baseline" if is_dense else "k1", flags)
         for stage in (2, 3)
@@ -91,6 +92,8 @@ def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Pat
         sample = sample_batches(datasets[0], replace(stages[0], stage=1))
         enter_eigenbasis(model, sample, stages[0].max_basis_dim)
         importance = fisher_information(model, sample)
+        # To rounding the same model, but the bits are those that the scripts report.
+        evaluations = [evaluate(model, datasets[:1], stages[0])]
     for arguments in stages:
         learned, dataset = datasets[: arguments.stage - 1], datasets[arguments.stage - 1]
         responsibility = None if is_dense else fisher_information(model, sample_batches(dataset, arguments))
@@ -103,9 +106,7 @@ def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Pat
             history += quietly_train(adapted, text, arguments)
             model = adapted.merge_and_unload().requires_grad_(True)
         else:
-            start = copy_parameters(model)
             history += quietly_train(model, text, arguments, importance, responsibility)
-            interpolate(model, start, dial.get("interpolation", 1.0))
         if not is_dense:
             importance = add_importance(importance, fisher_information(model, sample_batches(dataset, arguments)))
         evaluations.append(evaluate(model, [*learned, dataset], arguments))
@@ -138,14 +139,6 @@ def with_replay(
         seed=arguments.stage_seed,
     ).with_format("torch")
     return replace(dataset, blocks={**dataset.blocks, "train": mixed})
-
-
-@torch.no_grad()
-def interpolate(model: PreTrainedModel, start: dict[str, torch.Tensor], share: float) -> None:
-    """Keep `share` of the change since `start`, in place (WiSE-FT, arXiv:2109.01903)."""
-    if share != 1:
-        for name, parameter in model.named_parameters():
-            parameter.lerp_(start[name], 1 - share)
 
 
 def quietly_train(*arguments) -> list[dict]:

@@ -50,19 +50,22 @@ def execute(run: Run, first: Run | None, out: Path, settings: dict) -> dict:
     A training that diverges is recorded as such; raises `K1Error` for any other failure.
     """
     identity = {**asdict(run), "setting": dict(run.setting)}
-    folder = out / "first"
     try:
         if first is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            return identity | learn_first_dataset(
-                run.method.removeprefix("first-"), run.seed, run.learning_rate, folder / f"{run.name}.pt", settings
-            )
-        model = folder / f"{first.name}.pt"
-        return identity | learn_later_datasets(run.method, run.learning_rate, dict(run.setting), model, settings)
+            kind = run.method.removeprefix("first-")
+            return identity | learn_first_dataset(kind, run.seed, run.learning_rate, model_path(out, run), settings)
+        return identity | learn_later_datasets(
+            run.method, run.learning_rate, dict(run.setting), model_path(out, first), settings
+        )
     except K1Error as error:
         if "diverged" not in str(error):
             raise K1Error(f"run {run.name} failed: {error}")
         return identity | {"failed": str(error)}
+
+
+def model_path(out: Path, run: Run) -> Path:
+    """Where the model of dataset 1 that `run` learns is kept."""
+    return out / "first" / f"{run.name}.pt"
 
 
 def load_results(path: Path, settings: dict) -> dict:
@@ -82,10 +85,15 @@ def load_results(path: Path, settings: dict) -> dict:
 def execute_all(runs: dict[Run, Run | None], results: dict, out: Path, jobs: int) -> None:
     """Execute the runs that `results` lacks, `jobs` at a time, and write results.json after each.
 
-    `runs` maps each run to the one whose model it goes on from.
+    `runs` maps each run to the one whose model it goes on from. A model of
+    dataset 1 that is gone is trained again.
     """
     recorded = results["runs"]
-    waiting = {run: first for run, first in runs.items() if run.name not in recorded}
+    waiting = {
+        run: first
+        for run, first in runs.items()
+        if run.name not in recorded or first is None and not model_path(out, run).exists()
+    }
     # Fresh processes: a forked one would inherit the threads of this one.
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
     with tqdm(total=len(runs), initial=len(runs) - len(waiting), unit="run", file=sys.stderr) as bar:
@@ -167,6 +175,7 @@ def main() -> None:
     results = load_results(arguments.out / "results.json", settings)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
+    (arguments.out / "first").mkdir(exist_ok=True)
     firsts = dict.fromkeys(METHODS[method].first for method in arguments.methods)
     first_runs = [
         Run(f"first-{first}", seed, rate) for seed in arguments.seeds for first in firsts for rate in first_rates[first]

@@ -33,7 +33,8 @@ def train(
 
     `importance` is the Fisher information of all earlier datasets and
     `responsibility` that of `dataset` at the start (see `k1.importance`): what
-    the selection `gain` and consolidation go by.
+    the selection `gain` and consolidation go by. At the end the model keeps the
+    share `arguments.interpolation` of its change.
 
     Returns the history, about 50 entries: `step`, `loss` (nats per token, mean
     since the last entry), `learning_rate`, `updated_fraction` (share of all
@@ -43,6 +44,7 @@ def train(
     the loss or the gradient is no longer finite.
     """
     model.train()
+    start = copy_parameters(model) if arguments.interpolation != 1 else {}
     optimizer = build_optimizer(model, arguments, importance, responsibility)
     schedule = warmup_and_cosine(optimizer, arguments.warmup_steps, arguments.max_steps)
     batches = batches_of_blocks(dataset.blocks["train"], arguments.batch_size, arguments.stage_seed)
@@ -88,6 +90,7 @@ def train(
             )
             losses = []
             started = time.perf_counter()
+    interpolate(model, start, arguments.interpolation)
     return history
 
 
@@ -151,6 +154,16 @@ def accumulate_gradients(model: PreTrainedModel, batches: Iterator[torch.Tensor]
         loss.backward()
         total += loss.item()
     return total
+
+
+@torch.no_grad()
+def interpolate(model: PreTrainedModel, start: Tensors, share: float) -> None:
+    """Keep `share` of the change since `start`, in place: weight-space ensembling (WiSE-FT, arXiv:2109.01903).
+
+    A parameter that did not change keeps its bits.
+    """
+    for name, value in start.items():
+        model.get_parameter(name).lerp_(value, 1 - share)
 
 
 def copy_parameters(model: PreTrainedModel) -> Tensors:

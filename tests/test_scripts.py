@@ -51,6 +51,7 @@ def test_help(script):
         ("k1", ["--gain_floor", "nan"], "--gain_floor must be at least 0"),
         ("k1", ["--importance_batches", "0"], "--importance_batches must be at least 1"),
         ("k1", ["--max_basis_dim", "-1"], "--max_basis_dim must be at least 0"),
+        ("k1", ["--interpolation", "0"], "--interpolation must be above 0"),
         ("baseline", ["--update_fraction", "0.5"], "--update_fraction"),
         ("baseline", ["--consolidation", "1"], "--consolidation"),
     ],
@@ -187,7 +188,7 @@ def test_the_full_preset_has_the_size_of_gpt2_small():
 
 def test_the_readme_shows_the_recorded_results():
     readme = (ROOT / "README.md").read_text()
-    for name in ("report.md", "sweep.md"):
+    for name in ("report.md", "seeds.md", "study.md", "sweep.md", "tuning.md"):
         assert (ROOT / "results" / name).read_text().strip() in readme, name
 
 

@@ -1,6 +1,7 @@
 """The training loop: fair, reproducible to the bit, and honest about what it changed."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def test_the_baseline_is_k1_with_everything_selected(trained, tmp_path):
     for stage, corpus in enumerate(trained.corpora, start=1):
         flags = ["--preset", "smoke", "--max_basis_dim", 0] if stage == 1 else []
         finished = run_script(
-            f"train_k1_dataset{stage}.py", *flags, "--selection", "all", "--consolidation", 0,
+            f"train_k1_dataset{stage}.py", *flags, "--selection", "all", "--consolidation", 0, "--interpolation", 1,
             "--dataset_name", corpus, "--models_dir", tmp_path, "--max_steps", 20, "--threads", 1,
         )  # fmt: skip
         assert finished.status == 0, finished.stderr
@@ -159,6 +160,22 @@ def test_the_optimizer_of_a_later_stage_gets_what_the_settings_say(tiny_model):
             optimizer.zero_grad()
     ours, theirs = dict(tiny_model.named_parameters()), dict(twin.named_parameters())
     assert_same_bits(ours, theirs)
+
+
+def test_a_stage_keeps_its_share_of_the_change(trained, tmp_path):
+    shutil.copy(trained.models_dir / "k1_dataset1.pt", tmp_path)
+    flags = ["--dataset_name", trained.corpora[1], "--models_dir", tmp_path, "--max_steps", 20, "--threads", 1]
+    finished = run_script("train_k1_dataset2.py", *flags, "--interpolation", 1)
+    assert finished.status == 0, finished.stderr
+    start, whole, kept = (
+        parameters_of(path, "k1")
+        for path in (tmp_path / "k1_dataset1.pt", tmp_path / "k1_dataset2.pt", trained.models_dir / "k1_dataset2.pt")
+    )
+    share = PRESETS["smoke"].interpolation[1]
+    assert share < 1
+    for name, value in start.items():
+        assert torch.allclose(kept[name] - value, share * (whole[name] - value), atol=1e-6), name
+        assert torch.equal(kept[name][whole[name] == value], value[whole[name] == value]), name
 
 
 def test_the_model_learns(trained):
