@@ -88,12 +88,13 @@ models/unseen/report.json: models/unseen/k1_final.pt models/unseen/baseline_fina
 
 # All methods over learning rates and seeds, at preset study; stopped and started again, it goes on.
 study: .venv/.installed
-	$(RUN) -m k1.study --out models/study
+	$(RUN) -m k1.study --first_learning_rates 4e-3 8e-3 --out models/study
 
 # What the README shows, from make, make seeds, make unseen and make study.
 record: .venv/.installed
 	$(RUN) -m k1.report --json results/report.json --plots results > results/report.md
-	$(RUN) -m k1.seeds $(SEEDS:%=models/seed%/report.json) > results/seeds.md
+	for seed in $(SEEDS); do cp models/seed$$seed/report.json results/seed$$seed.json; done
+	$(RUN) -m k1.seeds $(SEEDS:%=results/seed%.json) > results/seeds.md
 	cp models/unseen/report.md results/unseen.md
 	cp models/study/results.json results/study.json
 	cp models/study/results.md results/study.md

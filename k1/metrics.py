@@ -1,6 +1,7 @@
 """What a continual-learning experiment is judged by: forgetting, transfer, what was selected, generated text."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 from k1.checkpoint import Checkpoint
@@ -57,32 +58,48 @@ def forward_transfer(matrix: list[list[float | None]]) -> float:
 
 
 def selection_of(run: list[Checkpoint]) -> dict:
-    """Which module groups a run changed: shares of each group's parameters, 0 to 1.
+    """Which module groups a run changed: shares of the parameters, 0 to 1, groups in the order of the model.
 
-    `share[group]` is, stage by stage, the share that a step changes (mean over
-    the history). `overlap[group]` is, of the parameters that stage 2 changed, the
-    share that stage 3 changed too, read off the bits of the three checkpoints;
-    `overlap_by_chance` is the share of all parameters that stage 3 changed.
+    `share[group]` is, stage by stage, the share of the group's parameters that a
+    step changes (mean over the history), `share_overall` the same of all
+    parameters. `overlap[group]` is, of the group's parameters that stage 2
+    changed, the share that stage 3 changed too, read off the bits of the three
+    checkpoints (None where stage 2 changed nothing), `overlap_overall` the same
+    of all parameters. `overlap_by_chance`, the share of all parameters that stage
+    3 changed, is what the overlap would be if stage 3 chose regardless of stage 2.
     """
-    groups = list(run[0].history[0]["updated_by_group"])
-    names = [name for name in run[-1].importance or run[-1].model if run[-1].model[name].is_floating_point()]
-    counts = {group: [0, 0] for group in groups}
-    last, total = 0, 0
-    for name in names:
+    histories = [checkpoint.history for checkpoint in run]
+    in_second, in_both = Counter(), Counter()
+    in_third = total = 0
+    for name in parameter_names(run[-1]):
         first, second, third = (checkpoint.model[name] for checkpoint in run)
-        in_second, in_third = first != second, second != third
-        count = counts[module_group(name)]
-        count[0] += int(in_second.sum())
-        count[1] += int((in_second & in_third).sum())
-        last, total = last + int(in_third.sum()), total + in_third.numel()
+        before, after = first != second, second != third
+        in_second[module_group(name)] += int(before.sum())
+        in_both[module_group(name)] += int((before & after).sum())
+        in_third += int(after.sum())
+        total += after.numel()
     return {
         "share": {
-            group: [mean([entry["updated_by_group"][group] for entry in checkpoint.history]) for checkpoint in run]
-            for group in groups
+            group: [mean([entry["updated_by_group"][group] for entry in history]) for history in histories]
+            for group in histories[0][0]["updated_by_group"]
         },
-        "overlap": {group: both / changed if changed else None for group, (changed, both) in counts.items()},
-        "overlap_by_chance": last / total,
+        "share_overall": [mean([entry["updated_fraction"] for entry in history]) for history in histories],
+        "overlap": {group: in_both[group] / changed if changed else None for group, changed in in_second.items()},
+        "overlap_overall": in_both.total() / in_second.total() if in_second.total() else None,
+        "overlap_by_chance": in_third / total,
     }
+
+
+def parameter_names(checkpoint: Checkpoint) -> list[str]:
+    """The names of a checkpoint's tensors that training may change: neither masks nor the bases of K-1."""
+    if checkpoint.importance:
+        return list(checkpoint.importance)
+    # Of a parametrized weight only `original` is a parameter.
+    return [
+        name
+        for name, tensor in checkpoint.model.items()
+        if tensor.is_floating_point() and (".parametrizations." not in name or name.endswith(".original"))
+    ]
 
 
 def mean(values: list[float]) -> float:

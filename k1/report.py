@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,11 +206,10 @@ def format_report(report: dict) -> str:
         transfer.append([LABELS[method], f"{percent[0]:+.2f}", f"{percent[1]:+.2f}", f"{percent[2]:.2f}"])
 
     chosen = models["k1"]["selection"]
-    selection = [["Module group", *map(dataset_label, names), "Stage 2 kept in 3"]]
-    for group, shares in chosen["share"].items():
-        overlap = chosen["overlap"][group]
-        percent = [f"{100 * share:.1f}" for share in shares]
-        selection.append([group, *percent, "-" if overlap is None else f"{100 * overlap:.1f}"])
+    selection = [["Module group", *map(dataset_label, names), "Of stage 2, again in 3"]]
+    for group, shares in {**chosen["share"], "all": chosen["share_overall"]}.items():
+        values = [*shares, chosen["overlap_overall"] if group == "all" else chosen["overlap"][group]]
+        selection.append([group, *("-" if value is None else f"{100 * value:.1f}" for value in values)])
 
     sections = [
         "Next-token accuracy on test text in %: after the dataset's own stage -> at the end",
@@ -268,15 +268,19 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.json and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
         parser.error(f"--json {arguments.json} is not a file in an existing folder")
-    if arguments.plots and arguments.plots.exists() and not arguments.plots.is_dir():
-        parser.error(f"--plots {arguments.plots} is not a folder")
+    if arguments.plots:
+        try:
+            arguments.plots.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=arguments.plots):
+                pass
+        except OSError as error:
+            parser.error(f"--plots {arguments.plots} is not a folder that can be written ({error.strerror})")
     report = build_report(arguments.models_dir, resolve_device(arguments.device))
     print(format_report(report), flush=True)
     if arguments.json:
         text = json.dumps(report, indent=2) + "\n"
         write_atomically(arguments.json, lambda file: file.write(text.encode()))
     if arguments.plots:
-        arguments.plots.mkdir(parents=True, exist_ok=True)
         plot_report(report, arguments.plots)
 
 

@@ -72,7 +72,7 @@ def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Pat
     is_dense = method.first == "baseline" and not method.flags
     flags = method.flags
     if not method.adapter:
-        flags += tuple(f"--{name}={value}" for name, value in dial.items())
+        flags += tuple(f"--{setting}={value}" for setting, value in dial.items())
     stages = [
         stage_arguments(stage, learning_rate, previous.seed, settings, "baseline" if is_dense else "k1", flags)
         for stage in (2, 3)

@@ -1,6 +1,7 @@
 """The study runs every method through the loop of the scripts, records each run, and goes on where it was stopped."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from conftest import assert_one_clear_line, run_script, train_all
 from peft import PeftModel
 
 from k1.checkpoint import FILES, load_checkpoint
+from k1.config import PRESETS, Arguments
+from k1.data import load_datasets
 from k1.frontier import (
     Point,
     best_point,
@@ -21,7 +24,10 @@ from k1.frontier import (
 from k1.methods import METHODS, low_rank_adapter, orthogonal_subspace
 from k1.plots import undominated
 from k1.sequence import with_replay
+from k1.tokenizer import load_tokenizer
 from k1.train import interpolate
+
+K1_RUN = f"k1-seed0-0.01-consolidation{PRESETS['smoke'].consolidation:g}"
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +35,8 @@ def study(tmp_path_factory, corpora):
     out = tmp_path_factory.mktemp("study")
     flags = [
         "--preset", "smoke", "--methods", "dense", "k1", "lora", "replay", "joint", "--seeds", 0,
-        "--learning_rates", 1e-2, "--consolidation", 6, "--dataset_names", *corpora, "--out", out,
+        "--learning_rates", 1e-2, "--consolidation", PRESETS["smoke"].consolidation,
+        "--dataset_names", *corpora, "--out", out,
     ]  # fmt: skip
     finished = run_script("-m k1.study", *flags)
     assert finished.status == 0, finished.stderr
@@ -40,10 +47,10 @@ def test_every_run_is_recorded_and_shown(study):
     _, out, finished = study
     runs = json.loads((out / "results.json").read_text())["runs"]
     assert set(runs) == {
-        "first-baseline-seed0-0.01", "first-k1-seed0-0.01", "dense-seed0-0.01", "k1-seed0-0.01-consolidation6",
+        "first-baseline-seed0-0.01", "first-k1-seed0-0.01", "dense-seed0-0.01", K1_RUN,
         "lora-seed0-0.01-rank4", "lora-seed0-0.01-rank16", "replay-seed0-0.01", "joint-seed0-0.01",
     }  # fmt: skip
-    assert runs["k1-seed0-0.01-consolidation6"]["updated_fraction"] == pytest.approx(0.51, abs=1e-3)
+    assert runs[K1_RUN]["updated_fraction"] == pytest.approx(0.51, abs=1e-3)
     for method in ("dense", "k1", "lora", "replay", "joint"):
         assert f"| {METHODS[method].label} " in finished.stdout
     assert (out / "results.md").read_text() == finished.stdout
@@ -69,7 +76,7 @@ def test_the_study_computes_what_the_scripts_compute(study, corpora, tmp_path):
     _, out, _ = study
     runs = json.loads((out / "results.json").read_text())["runs"]
     train_all(tmp_path, corpora)
-    for method, name in (("k1", "k1-seed0-0.01-consolidation6"), ("baseline", "dense-seed0-0.01")):
+    for method, name in (("k1", K1_RUN), ("baseline", "dense-seed0-0.01")):
         final = load_checkpoint(tmp_path / FILES[method][-1], method)
         for stage, row in enumerate(runs[name]["evaluations"]):
             for dataset, splits in row.items():
@@ -110,12 +117,6 @@ def test_adapters_start_from_the_same_function_and_train_what_they_should(tiny_m
 
 
 def test_replay_mixes_in_its_share_of_old_blocks(trained):
-    from dataclasses import replace
-
-    from k1.config import Arguments
-    from k1.data import load_datasets
-    from k1.tokenizer import load_tokenizer
-
     final = load_checkpoint(trained.models_dir / FILES["k1"][-1], "k1")
     arguments = Arguments(**final.arguments)
     first, second, third = load_datasets(final.datasets, load_tokenizer(final.tokenizer), arguments)
