@@ -16,7 +16,7 @@ matplotlib.rcParams["axes.spines.top"] = matplotlib.rcParams["axes.spines.right"
 
 # Marker and line style tell the methods apart without colour; those compared most are drawn heavy.
 EMPHASIZED = {"k1": ("o", "-", "#0b559f"), "dense": ("s", "--", "#b3540a")}
-MARKERS = "v^<>DpPX*hd8"
+MARKERS = ["v", "^", "<", ">", "D", "p", "P", "X", "*", "h", "d", "8", "s", "H"]
 
 
 def plot_frontier(runs: dict[str, dict], path: Path) -> None:
@@ -30,7 +30,7 @@ def plot_frontier(runs: dict[str, dict], path: Path) -> None:
     """
     points = {name: found for name, found in points_of(runs).items() if not METHODS[name].joint}
     labels = [dataset_label(name) for name in losses(next(iter(points.values()))[0].records[0], "validation")[-1]]
-    figure = Figure(figsize=(10, 5), layout="constrained")
+    figure = Figure(figsize=(10, 6), layout="constrained")
     left, right = figure.subplots(1, 2)
     others = [name for name in points if name not in EMPHASIZED]
     for name, found in points.items():
@@ -43,10 +43,10 @@ def plot_frontier(runs: dict[str, dict], path: Path) -> None:
                 linewidth=2 if heavy else 1, markersize=7 if heavy else 5, zorder=3 if heavy else 2,
                 markerfacecolor=color if heavy else "white",
             )  # fmt: skip
-    left.set_xlabel(f"loss of {labels[1]} after stage 2 (nats per token)")
-    left.set_ylabel(f"forgetting of {labels[0]} after stage 2 (nats per token)")
-    right.set_xlabel(f"loss of {labels[1]} and {labels[2]} after their own stage (nats per token)")
-    right.set_ylabel(f"forgetting of {labels[0]} and {labels[1]} at the end (nats per token)")
+    left.set_xlabel(f"loss of {labels[1]}\nafter stage 2 (nats per token)")
+    left.set_ylabel(f"forgetting of {labels[0]}\nafter stage 2 (nats per token)")
+    right.set_xlabel(f"loss of {labels[1]} and {labels[2]}\nafter their own stage (nats per token)")
+    right.set_ylabel(f"forgetting of {labels[0]} and {labels[1]}\nat the end (nats per token)")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     save_figure(figure, path)
 
