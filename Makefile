@@ -64,7 +64,7 @@ models/seed%/k1_final.pt: | .venv/.installed
 models/seed%/baseline_final.pt: | .venv/.installed
 	$(RUN) train_baseline_all.py $(SETTINGS) --seed $* --models_dir $(@D) --overwrite
 
-models/seed%/report.json: models/seed%/k1_final.pt models/seed%/baseline_final.pt
+models/%/report.json: models/%/k1_final.pt models/%/baseline_final.pt
 	$(RUN) -m k1.report --models_dir $(@D) --json $@ > $(@D)/report.md
 
 # The experiment on three local text files that no setting was tuned on.
@@ -82,9 +82,6 @@ models/unseen/k1_final.pt: $(UNSEEN)
 
 models/unseen/baseline_final.pt: $(UNSEEN)
 	$(RUN) train_baseline_all.py --dataset_names $(UNSEEN) $(SETTINGS) --models_dir $(@D) --overwrite
-
-models/unseen/report.json: models/unseen/k1_final.pt models/unseen/baseline_final.pt
-	$(RUN) -m k1.report --models_dir $(@D) --json $@ > $(@D)/report.md
 
 # All methods over learning rates and seeds, at preset study; stopped and started again, it goes on.
 study: .venv/.installed

@@ -38,8 +38,9 @@ def main() -> None:
 
     untrained = evaluate(model, [dataset], arguments)
     history = train(model, dataset, arguments)
-    enter_eigenbasis(model, sample_batches(dataset, arguments), arguments.max_basis_dim)
-    importance = fisher_information(model, sample_batches(dataset, arguments))
+    sample = sample_batches(dataset, arguments)
+    enter_eigenbasis(model, sample, arguments.max_basis_dim)
+    importance = fisher_information(model, sample)
     after = evaluate(model, [dataset], arguments)
 
     checkpoint = stage_checkpoint(

@@ -44,9 +44,10 @@ def main() -> None:
 
     untrained = evaluate(build_model(previous.model_config, previous.seed, arguments.device), [dataset], arguments)
     before = evaluate(model, [dataset], arguments)
-    responsibility = fisher_information(model, sample_batches(dataset, arguments))
+    sample = sample_batches(dataset, arguments)
+    responsibility = fisher_information(model, sample)
     history = train(model, dataset, arguments, previous.importance, responsibility)
-    importance = add_importance(previous.importance, fisher_information(model, sample_batches(dataset, arguments)))
+    importance = add_importance(previous.importance, fisher_information(model, sample))
     after = evaluate(model, [*learned, dataset], arguments)
 
     checkpoint = stage_checkpoint(

@@ -1,12 +1,17 @@
 """Writing files so that a crash or a full disk never leaves a part of one."""
 
 import contextlib
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from k1.errors import K1Error
+
+# Drawing libraries are slow to import, and most scripts draw nothing.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -27,3 +32,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, atomically; see `write_atomically`."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_figure(path: Path, figure: "Figure", dpi: int) -> None:
+    """Write a matplotlib `figure` to `path` as PNG, atomically; the same figure gives the same bytes."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=dpi, metadata={"Software": None})
+    write_atomically(path, lambda file: file.write(picture.getvalue()))

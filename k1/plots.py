@@ -1,12 +1,11 @@
 """The plot of forgetting against learning, legible in black and white."""
 
-import io
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from k1.files import write_atomically
+from k1.files import write_figure
 from k1.frontier import KINDS, Point, learning_and_forgetting, losses, points_of
 from k1.methods import METHODS
 from k1.metrics import mean
@@ -48,14 +47,7 @@ def plot_frontier(runs: dict[str, dict], path: Path) -> None:
     right.set_xlabel(f"loss of {labels[1]} and {labels[2]}\nafter their own stage (nats per token)")
     right.set_ylabel(f"forgetting of {labels[0]} and {labels[1]}\nat the end (nats per token)")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    save_figure(figure, path)
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write `figure` to `path` as PNG, the same bytes for the same figure."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})
-    write_atomically(path, lambda file: file.write(picture.getvalue()))
+    write_figure(path, figure, dpi=110)
 
 
 def position(point: Point, kinds: tuple[str, ...]) -> tuple[float, float]:

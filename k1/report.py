@@ -10,7 +10,7 @@ from k1.checkpoint import FILES, SCRIPTS, Checkpoint, load_checkpoint, restore_m
 from k1.config import Arguments, resolve_device
 from k1.data import load_datasets
 from k1.errors import K1Error, command
-from k1.files import write_atomically
+from k1.files import write_text
 from k1.generate import continue_test_text
 from k1.metrics import (
     MAX_FORGETTING_PERCENT,
@@ -278,8 +278,7 @@ def main() -> None:
     report = build_report(arguments.models_dir, resolve_device(arguments.device))
     print(format_report(report), flush=True)
     if arguments.json:
-        text = json.dumps(report, indent=2) + "\n"
-        write_atomically(arguments.json, lambda file: file.write(text.encode()))
+        write_text(arguments.json, json.dumps(report, indent=2) + "\n")
     if arguments.plots:
         plot_report(report, arguments.plots)
 

@@ -1,6 +1,5 @@
 """The figures of the report: accuracy, what K-1 selects, learning curves; legible in black and white."""
 
-import io
 import textwrap
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from k1.files import write_atomically
+from k1.files import write_figure
 from k1.tables import LABELS, dataset_label
 
 # Line, marker and colour of each model: any one of them tells the two apart.
@@ -24,9 +23,7 @@ def plot_report(report: dict, folder: Path) -> None:
     The same report gives the same bytes. Raises `K1Error` when the disk does not take them.
     """
     for name, draw in (("accuracy", accuracy_figure), ("selection", selection_figure), ("learning", learning_figure)):
-        picture = io.BytesIO()
-        draw(report).savefig(picture, format="png", dpi=120, metadata={"Software": None})
-        write_atomically(folder / f"{name}.png", lambda file: file.write(picture.getvalue()))
+        write_figure(folder / f"{name}.png", draw(report), dpi=120)
 
 
 def stage_labels(report: dict, width: int) -> list[str]:

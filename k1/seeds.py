@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from k1.errors import K1Error, command
-from k1.frontier import mean_and_interval
+from k1.frontier import KINDS, mean_and_interval
 from k1.tables import LABELS, dataset_label, format_table
 
 
@@ -36,11 +36,7 @@ def load_reports(paths: list[Path]) -> list[dict]:
 def forgotten_nats(model: dict) -> dict[str, float]:
     """Forgetting in nats per token: dataset 1 after stage 2, datasets 1 and 2 at the end."""
     loss = model["loss_matrix"]
-    return {
-        "dataset 1 after stage 2": loss[2][0] - loss[1][0],
-        "dataset 1 at the end": loss[3][0] - loss[1][0],
-        "dataset 2 at the end": loss[3][1] - loss[2][1],
-    }
+    return dict(zip(KINDS, (loss[2][0] - loss[1][0], loss[3][0] - loss[1][0], loss[3][1] - loss[2][1])))
 
 
 def format_seeds(reports: list[dict]) -> str:
@@ -62,9 +58,8 @@ def format_seeds(reports: list[dict]) -> str:
         ]
 
     labels = [dataset_label(name) for name in names]
-    kinds = list(forgotten_nats(models["k1"][0]))
     forgotten = {method: [forgotten_nats(run) for run in runs] for method, runs in models.items()}
-    shares = [[k1[kind] / dense[kind] for k1, dense in zip(forgotten["k1"], forgotten["baseline"])] for kind in kinds]
+    shares = [[k1[kind] / dense[kind] for k1, dense in zip(forgotten["k1"], forgotten["baseline"])] for kind in KINDS]
     criteria = [["Criterion", *(f"seed {report['seed']}" for report in reports)]]
     for index, item in enumerate(reports[0]["criteria"]):
         met = ["met" if report["criteria"][index]["met"] else "NOT MET" for report in reports]
@@ -87,11 +82,11 @@ def format_seeds(reports: list[dict]) -> str:
             ],
         ),
         *table(
-            "Forgetting in nats per token", kinds,
-            lambda runs: [mean_and_interval([forgotten_nats(run)[kind] for run in runs]) for kind in kinds],
+            "Forgetting in nats per token", KINDS,
+            lambda runs: [mean_and_interval([forgotten_nats(run)[kind] for run in runs]) for kind in KINDS],
         ),
         "K-1's forgetting in nats as a share of the baseline's, seed by seed, mean",
-        format_table([["", *kinds], ["K-1 / baseline", *(mean_and_interval(values, 2) for values in shares)]]),
+        format_table([["", *KINDS], ["K-1 / baseline", *(mean_and_interval(values, 2) for values in shares)]]),
         f"The criteria of the report ({len(reports)} seeds)",
         format_table(criteria),
     ]  # fmt: skip

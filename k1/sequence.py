@@ -96,7 +96,8 @@ def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Pat
         evaluations = [evaluate(model, datasets[:1], stages[0])]
     for arguments in stages:
         learned, dataset = datasets[: arguments.stage - 1], datasets[arguments.stage - 1]
-        responsibility = None if is_dense else fisher_information(model, sample_batches(dataset, arguments))
+        sample = None if is_dense else sample_batches(dataset, arguments)
+        responsibility = None if is_dense else fisher_information(model, sample)
         text = with_replay(dataset, learned, method.replay, arguments) if method.replay else dataset
         if method.adapter:
             torch.manual_seed(arguments.stage_seed)
@@ -108,7 +109,7 @@ def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Pat
         else:
             history += quietly_train(model, text, arguments, importance, responsibility)
         if not is_dense:
-            importance = add_importance(importance, fisher_information(model, sample_batches(dataset, arguments)))
+            importance = add_importance(importance, fisher_information(model, sample))
         evaluations.append(evaluate(model, [*learned, dataset], arguments))
     return record_of(evaluations, history, started)
 
@@ -119,12 +120,7 @@ def learn_all_at_once(
     """Learn all datasets mixed, from fresh weights, with as many tokens of each as the stages read one by one."""
     model = build_model(previous.model_config, previous.seed, arguments.device)
     steps = [previous.arguments["max_steps"], arguments.max_steps, arguments.max_steps]
-    mixed = interleave_datasets(
-        [dataset.blocks["train"] for dataset in datasets],
-        probabilities=[count / sum(steps) for count in steps],
-        seed=arguments.stage_seed,
-    ).with_format("torch")
-    joint = replace(datasets[0], name="all", blocks={"train": mixed})
+    joint = mixture(datasets, [count / sum(steps) for count in steps], arguments)
     history = quietly_train(model, joint, replace(arguments, max_steps=sum(steps)))
     return record_of([evaluate(model, datasets, arguments)], history, started)
 
@@ -133,12 +129,15 @@ def with_replay(
     dataset: TokenizedDataset, learned: list[TokenizedDataset], share: float, arguments: Arguments
 ) -> TokenizedDataset:
     """`dataset` with training blocks of which `share` come from the datasets learned before, equally from each."""
+    return mixture([dataset, *learned], [1 - share, *[share / len(learned)] * len(learned)], arguments)
+
+
+def mixture(datasets: list[TokenizedDataset], shares: list[float], arguments: Arguments) -> TokenizedDataset:
+    """The first of `datasets` with training blocks drawn at random from all of them, in these `shares`."""
     mixed = interleave_datasets(
-        [dataset.blocks["train"], *(old.blocks["train"] for old in learned)],
-        probabilities=[1 - share, *[share / len(learned)] * len(learned)],
-        seed=arguments.stage_seed,
+        [dataset.blocks["train"] for dataset in datasets], probabilities=shares, seed=arguments.stage_seed
     ).with_format("torch")
-    return replace(dataset, blocks={**dataset.blocks, "train": mixed})
+    return replace(datasets[0], blocks={**datasets[0].blocks, "train": mixed})
 
 
 def quietly_train(*arguments) -> list[dict]:

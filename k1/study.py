@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from k1.config import PRESETS
 from k1.errors import K1Error, command
-from k1.files import write_atomically
+from k1.files import write_text
 from k1.frontier import study_tables
 from k1.methods import METHODS
 from k1.plots import plot_frontier
@@ -101,16 +101,10 @@ def execute_all(runs: dict[Run, Run | None], results: dict, out: Path, jobs: int
         try:
             for future in as_completed(futures):
                 recorded[futures[future].name] = future.result()
-                write_json(out / "results.json", results)
+                write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
                 bar.update()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write `content` to `path`, atomically."""
-    text = json.dumps(content, indent=1) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def best_first(records: dict[str, dict], first: str, seed: int, rates: list[float]) -> Run:
@@ -173,9 +167,8 @@ def main() -> None:
     del settings["consolidation"]
     settings = json.loads(json.dumps(settings))
     results = load_results(arguments.out / "results.json", settings)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "first").mkdir(parents=True, exist_ok=True)
 
-    (arguments.out / "first").mkdir(exist_ok=True)
     firsts = dict.fromkeys(METHODS[method].first for method in arguments.methods)
     first_runs = [
         Run(f"first-{first}", seed, rate) for seed in arguments.seeds for first in firsts for rate in first_rates[first]
@@ -190,8 +183,7 @@ def main() -> None:
     execute_all(runs, results, arguments.out, arguments.jobs)
 
     tables = study_tables(results["runs"])
-    text = tables + "\n"
-    write_atomically(arguments.out / "results.md", lambda file: file.write(text.encode()))
+    write_text(arguments.out / "results.md", tables + "\n")
     plot_frontier(results["runs"], arguments.out / "frontier.png")
     print(tables)
 

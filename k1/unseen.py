@@ -17,7 +17,7 @@ from pathlib import Path
 
 from k1.corpora import clean_docstring, object_docstrings, package_dir, python_files
 from k1.errors import K1Error, command
-from k1.files import write_atomically
+from k1.files import write_text
 
 NOTHING_EXCLUDED = re.compile(r"(?!)")
 MIN_CHARS = 200
@@ -75,7 +75,7 @@ def main() -> None:
     for name, documents in CORPORA.items():
         lines = [json.dumps({"text": text}) for text in dict.fromkeys(documents()) if len(text) >= MIN_CHARS]
         content = "\n".join(lines) + "\n"
-        write_atomically(folder / f"{name}.jsonl", lambda file: file.write(content.encode()))
+        write_text(folder / f"{name}.jsonl", content)
         print(f"{folder / name}.jsonl: {len(lines)} documents, {len(content):,} bytes")
 
 
