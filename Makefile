@@ -9,9 +9,12 @@ MAKEFLAGS += --jobs=2
 RUN = .venv/bin/python
 # An edit of one of these changes what is trained.
 TRAINING_CODE = $(patsubst %,k1/%.py,\
-	config sources local_files corpora data tokenizer model eigenbasis importance selection optim train evaluate)
+	config sources local_files corpora data tokenizer model parallel eigenbasis importance selection optim train evaluate \
+	checkpoint tensor_file)
+# A training that was interrupted goes on, unless what it depends on was edited since.
+OVERWRITE = $$(for file in $^; do [ $(@:.pt=.resume.pt) -nt $$file ] || { echo --overwrite; break; }; done)
 
-.PHONY: all report seeds unseen study record test clean FORCE
+.PHONY: all report seeds unseen study record test kills fuzz faults clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -36,16 +39,16 @@ models/.settings: FORCE
 	@echo '$(SETTINGS)' | cmp -s - $@ || echo '$(SETTINGS)' > $@
 
 models/k1_dataset1.pt: train_k1_dataset1.py $(TRAINING_CODE) models/.settings | .venv/.installed
-	$(RUN) $< $(SETTINGS) --overwrite
+	$(RUN) $< $(SETTINGS) $(OVERWRITE)
 
 models/k1_dataset2.pt: train_k1_dataset2.py models/k1_dataset1.pt
-	$(RUN) $< $(SETTINGS) --overwrite
+	$(RUN) $< $(SETTINGS) $(OVERWRITE)
 
 models/k1_final.pt: train_k1_dataset3.py models/k1_dataset2.pt
-	$(RUN) $< $(SETTINGS) --overwrite
+	$(RUN) $< $(SETTINGS) $(OVERWRITE)
 
 models/baseline_final.pt: train_baseline_all.py $(TRAINING_CODE) models/.settings | .venv/.installed
-	$(RUN) $< $(SETTINGS) --overwrite
+	$(RUN) $< $(SETTINGS) $(OVERWRITE)
 
 k1_output.txt: generate_k1.py k1/generate.py models/k1_final.pt
 	$(RUN) $< > $@
@@ -57,12 +60,17 @@ baseline_output.txt: generate_baseline.py k1/generate.py models/baseline_final.p
 seeds: $(SEEDS:%=models/seed%/report.json)
 	@$(RUN) -m k1.seeds $^
 
-models/seed%/k1_final.pt: | .venv/.installed
-	for script in train_k1_dataset1.py train_k1_dataset2.py train_k1_dataset3.py; do \
-		$(RUN) $$script $(SETTINGS) --seed $* --models_dir $(@D) --overwrite || exit 1; done
+models/seed%/k1_dataset1.pt: | .venv/.installed
+	$(RUN) train_k1_dataset1.py $(SETTINGS) --seed $* --models_dir $(@D) $(OVERWRITE)
+
+models/seed%/k1_dataset2.pt: models/seed%/k1_dataset1.pt
+	$(RUN) train_k1_dataset2.py $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
+
+models/seed%/k1_final.pt: models/seed%/k1_dataset2.pt
+	$(RUN) train_k1_dataset3.py $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
 
 models/seed%/baseline_final.pt: | .venv/.installed
-	$(RUN) train_baseline_all.py $(SETTINGS) --seed $* --models_dir $(@D) --overwrite
+	$(RUN) train_baseline_all.py $(SETTINGS) --seed $* --models_dir $(@D) $(OVERWRITE)
 
 models/%/report.json: models/%/k1_final.pt models/%/baseline_final.pt
 	$(RUN) -m k1.report --models_dir $(@D) --json $@ > $(@D)/report.md
@@ -75,13 +83,17 @@ unseen: models/unseen/report.json
 $(UNSEEN) &: | .venv/.installed
 	$(RUN) -m k1.unseen models/unseen
 
-models/unseen/k1_final.pt: $(UNSEEN)
-	$(RUN) train_k1_dataset1.py --dataset_name $(word 1,$(UNSEEN)) $(SETTINGS) --models_dir $(@D) --overwrite
-	$(RUN) train_k1_dataset2.py --dataset_name $(word 2,$(UNSEEN)) $(SETTINGS) --models_dir $(@D) --overwrite
-	$(RUN) train_k1_dataset3.py --dataset_name $(word 3,$(UNSEEN)) $(SETTINGS) --models_dir $(@D) --overwrite
+models/unseen/k1_dataset1.pt: $(UNSEEN)
+	$(RUN) train_k1_dataset1.py --dataset_name $(word 1,$(UNSEEN)) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
+
+models/unseen/k1_dataset2.pt: models/unseen/k1_dataset1.pt
+	$(RUN) train_k1_dataset2.py --dataset_name $(word 2,$(UNSEEN)) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
+
+models/unseen/k1_final.pt: models/unseen/k1_dataset2.pt
+	$(RUN) train_k1_dataset3.py --dataset_name $(word 3,$(UNSEEN)) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
 
 models/unseen/baseline_final.pt: $(UNSEEN)
-	$(RUN) train_baseline_all.py --dataset_names $(UNSEEN) $(SETTINGS) --models_dir $(@D) --overwrite
+	$(RUN) train_baseline_all.py --dataset_names $(UNSEEN) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
 
 # All methods over learning rates and seeds, at preset study; stopped and started again, it goes on.
 study: .venv/.installed
@@ -98,9 +110,19 @@ record: .venv/.installed
 	cp models/study/frontier.png results/frontier.png
 
 test: .venv/.installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile
+
+# What is too slow for the tests: 100 kills, 1,000 damaged files, all faults of a hub at their real time-outs.
+kills: .venv/.installed
+	$(RUN) tests/kills.py
+
+fuzz: .venv/.installed
+	$(RUN) tests/fuzz.py
+
+faults: .venv/.installed
+	$(RUN) tests/hub_faults.py
 
 clean:
-	rm -f models/*.pt models/.settings k1_output.txt baseline_output.txt
+	rm -f models/*.pt models/.settings models/.*.lock k1_output.txt baseline_output.txt
 
 FORCE:

@@ -2,10 +2,12 @@
 
 from k1 import (
     DataLoader,
+    ResumeFile,
     build_model,
     command,
     configure_torch,
     evaluate,
+    load_finished_stage,
     model_config,
     output_path,
     parse_training_flags,
@@ -22,6 +24,7 @@ from k1 import (
 def main() -> None:
     flags = parse_training_flags(__doc__, method="baseline")
     outputs = [output_path(flags.models_dir, "baseline", stage, flags.overwrite) for stage in (1, 2, 3)]
+    resume_file = ResumeFile(outputs[-1], flags.save_steps, flags.overwrite)
     arguments = flags.resolve(stage=1)
     configure_torch(arguments.threads)
 
@@ -39,10 +42,13 @@ def main() -> None:
         arguments = flags.resolve(stage, previous=checkpoint.arguments if checkpoint else None)
         dataset = data_loader.tokenize(tokenizer)
         learned.append(dataset)
+        if stage < resume_file.stage:
+            checkpoint, model = load_finished_stage(output, dataset, arguments, resume_file)
+            continue
 
         untrained = evaluate(build_model(config, arguments.seed, arguments.device), [dataset], arguments)
         before = evaluate(model, [dataset], arguments)
-        history = train(model, dataset, arguments)
+        history = train(model, dataset, arguments, resume_file=resume_file)
         after = evaluate(model, learned, arguments)
 
         checkpoint = stage_checkpoint(
@@ -51,6 +57,7 @@ def main() -> None:
         )  # fmt: skip
         save_checkpoint(output, checkpoint)
         print_evaluation(checkpoint)
+    resume_file.remove()
 
 
 if __name__ == "__main__":

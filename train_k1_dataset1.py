@@ -6,6 +6,7 @@ information, and the importance of each parameter for dataset 1 is measured.
 
 from k1 import (
     DataLoader,
+    ResumeFile,
     build_model,
     command,
     configure_torch,
@@ -28,6 +29,7 @@ from k1 import (
 def main() -> None:
     flags = parse_training_flags(__doc__, method="k1")
     output = output_path(flags.models_dir, "k1", stage=1, overwrite=flags.overwrite)
+    resume_file = ResumeFile(output, flags.save_steps, flags.overwrite)
     arguments = flags.resolve(stage=1)
     configure_torch(arguments.threads)
 
@@ -37,7 +39,7 @@ def main() -> None:
     model = build_model(model_config(arguments, tokenizer.get_vocab_size()), arguments.seed, arguments.device)
 
     untrained = evaluate(model, [dataset], arguments)
-    history = train(model, dataset, arguments)
+    history = train(model, dataset, arguments, resume_file=resume_file)
     sample = sample_batches(dataset, arguments)
     enter_eigenbasis(model, sample, arguments.max_basis_dim)
     importance = fisher_information(model, sample)
@@ -48,6 +50,7 @@ def main() -> None:
         untrained=untrained, before=untrained, after=after, history=history, importance=importance,
     )  # fmt: skip
     save_checkpoint(output, checkpoint)
+    resume_file.remove()
     print_evaluation(checkpoint)
 
 

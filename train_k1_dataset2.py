@@ -6,6 +6,7 @@ them would cost the datasets before it; the other 49% stay as they are.
 
 from k1 import (
     DataLoader,
+    ResumeFile,
     add_importance,
     build_model,
     command,
@@ -31,6 +32,7 @@ from k1 import (
 def main() -> None:
     flags = parse_training_flags(__doc__, method="k1")
     output = output_path(flags.models_dir, "k1", stage=2, overwrite=flags.overwrite)
+    resume_file = ResumeFile(output, flags.save_steps, flags.overwrite)
     previous = load_checkpoint(flags.models_dir / "k1_dataset1.pt", "k1", stage=1)
     arguments = flags.resolve(stage=2, previous=previous.arguments)
     configure_torch(arguments.threads)
@@ -46,7 +48,7 @@ def main() -> None:
     before = evaluate(model, [dataset], arguments)
     sample = sample_batches(dataset, arguments)
     responsibility = fisher_information(model, sample)
-    history = train(model, dataset, arguments, previous.importance, responsibility)
+    history = train(model, dataset, arguments, previous.importance, responsibility, resume_file)
     importance = add_importance(previous.importance, fisher_information(model, sample))
     after = evaluate(model, [*learned, dataset], arguments)
 
@@ -55,6 +57,7 @@ def main() -> None:
         untrained=untrained, before=before, after=after, history=history, importance=importance,
     )  # fmt: skip
     save_checkpoint(output, checkpoint)
+    resume_file.remove()
     print_evaluation(checkpoint)
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
 from transformers import HfArgumentParser
 
 from k1.errors import K1Error, UsageError
+from k1.parallel import process_count
 
 UPDATE_FRACTION = 0.51
 STAGES = 3
@@ -126,7 +128,8 @@ class TrainingFlags:
     precision: Literal["auto", "float32", "bfloat16"] = flag("auto is bfloat16 on cuda, else float32", "auto")
     threads: int | None = flag("CPU threads (default: one per core); results depend on it in the last bits")
     models_dir: str = flag("folder of the checkpoints", "models")
-    overwrite: bool = flag("replace checkpoints that exist", False)
+    save_steps: int | None = flag("steps between two writings of the resume file (default: about every 60 seconds)")
+    overwrite: bool = flag("replace checkpoints that exist, and start anew where a training was stopped", False)
 
 
 @dataclass
@@ -208,7 +211,7 @@ MODEL_SHAPE = ("hidden_size", "intermediate_size", "layers", "heads", "vocabular
 MINIMUM = {
     "max_documents": 1, "max_steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "seq_length": 2,
     "warmup_steps": 0, "weight_decay": 0, "seed": 0, "threads": 1,
-    "consolidation": 0, "gain_floor": 0, "importance_batches": 1, "max_basis_dim": 0,
+    "save_steps": 1, "consolidation": 0, "gain_floor": 0, "importance_batches": 1, "max_basis_dim": 0,
 }  # fmt: skip
 
 
@@ -221,6 +224,7 @@ class Flags(argparse.Namespace):
 
     method: str
     models_dir: Path
+    save_steps: int | None
     overwrite: bool
 
     def resolve(self, stage: int, previous: dict | None = None) -> Arguments:
@@ -248,6 +252,9 @@ class Flags(argparse.Namespace):
         preset_name = value("preset", "quick")
         preset = PRESETS[preset_name]
         max_steps = value("max_steps", preset.max_steps[stage - 1])
+        batch_size = value("batch_size", preset.batch_size)
+        if batch_size % process_count():
+            raise UsageError(f"--batch_size {batch_size} cannot be shared evenly by {process_count()} processes")
         device = resolve_device(self.device)
         selection = "all" if self.method == "baseline" else value("selection", default_selection(stage, previous))
         if selection == "gain" and stage == 1:
@@ -297,13 +304,13 @@ def default_selection(stage: int, previous: dict | None) -> str:
 
 def available_cores() -> int:
     """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Started by torchrun, the processes of one machine share its cores.
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def resolve_device(device: str) -> str:
     """The torch device to use for a `--device` value; raises `K1Error` if it is not present."""
-    import torch
-
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if present[name])

@@ -14,6 +14,7 @@ from k1.cache import cached, write_dataset
 from k1.config import Arguments
 from k1.errors import K1Error
 from k1.local_files import SPLITS
+from k1.parallel import main_process_first
 from k1.sources import load_documents
 from k1.tokenizer import END_OF_DOCUMENT
 
@@ -66,7 +67,8 @@ class DataLoader:
         self.name = arguments.dataset_name or dataset_name
         self.seq_length = arguments.seq_length
         self.max_documents = arguments.max_documents
-        documents, self.source = load_documents(self.name, arguments.data_source, arguments.max_documents)
+        with main_process_first():
+            documents, self.source = load_documents(self.name, arguments.data_source, arguments.max_documents)
         if self.source == "local":
             # The same file has the same name whatever folder a script is run from.
             self.name = str(Path(self.name).expanduser().resolve())
@@ -95,7 +97,8 @@ class DataLoader:
         """
         identity = f"{self.fingerprint} {self.seq_length} {tokenizer.to_str()}"
         key = hashlib.sha256(identity.encode()).hexdigest()[:32]
-        blocks = cached("blocks", key, lambda: self._pack(tokenizer))
+        with main_process_first():
+            blocks = cached("blocks", key, lambda: self._pack(tokenizer))
         tokens = {split: tokens_in(blocks[split]) for split in SPLITS}
         return TokenizedDataset(
             name=self.name,

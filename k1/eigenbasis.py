@@ -1,6 +1,6 @@
 """The Kronecker-factored eigenbasis: every linear layer as W = L Theta R^T, with Theta as the parameter."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from k1.errors import K1Error
+from k1.parallel import copy_from_main_process, share_of, sum_over_processes
 
 
 class Eigenbasis(nn.Module):
@@ -49,7 +50,7 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def kronecker_factors(
-    model: PreTrainedModel, batches: Iterable[Tensor], max_basis_dim: int
+    model: PreTrainedModel, batches: Sequence[Tensor], max_basis_dim: int
 ) -> dict[str, tuple[Tensor | None, Tensor | None]]:
     """The Kronecker factors of the Fisher information of every linear layer (K-FAC, arXiv:1503.05671).
 
@@ -88,12 +89,13 @@ def kronecker_factors(
     for name, layer in linear_layers(model).items():
         observe(name, layer)
     try:
-        for input_ids in batches:
+        for input_ids in share_of(batches):
             model(input_ids=input_ids, labels=input_ids).loss.backward()
             model.zero_grad()
     finally:
         for hook in hooks:
             hook.remove()
+    sum_over_processes(*(side for sides in factors.values() for side in sides if side is not None))
     if not all(torch.isfinite(side).all() for sides in factors.values() for side in sides if side is not None):
         raise K1Error("training diverged: a gradient is not finite, so there is no eigenbasis; lower --learning_rate")
     return {name: (sides[0], sides[1]) for name, sides in factors.items()}
@@ -101,10 +103,15 @@ def kronecker_factors(
 
 def eigenvectors(factor: Tensor | None) -> Tensor | None:
     """The eigenvectors of a symmetric `factor` as columns, largest eigenvalue first; None for None."""
-    return None if factor is None else torch.linalg.eigh(factor).eigenvectors.flip(1)
+    if factor is None:
+        return None
+    vectors = torch.linalg.eigh(factor).eigenvectors.flip(1)
+    # Their signs and, of equal eigenvalues, their directions are not the same on every machine.
+    copy_from_main_process(vectors)
+    return vectors
 
 
-def enter_eigenbasis(model: PreTrainedModel, batches: Iterable[Tensor], max_basis_dim: int) -> None:
+def enter_eigenbasis(model: PreTrainedModel, batches: Sequence[Tensor], max_basis_dim: int) -> None:
     """Re-express, in place, every linear layer of `model` in the eigenbasis of its Kronecker factors.
 
     The eigenbasis is that of EK-FAC (arXiv:1806.03884), measured on `batches` of

@@ -1,8 +1,10 @@
-"""Errors that a user can act on, and the one place that prints them."""
+"""Errors that a user can act on, signals, and the one place that prints them."""
 
 import functools
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 
@@ -18,27 +20,82 @@ class UsageError(K1Error):
     exit_status = 2
 
 
+class Terminated(BaseException):
+    """SIGTERM, as `KeyboardInterrupt` is SIGINT."""
+
+
+def raise_terminated(*_) -> None:
+    """The handler of SIGTERM."""
+    raise Terminated
+
+
+class Interruption:
+    """Context in which Ctrl-C and SIGTERM only set `requested`, until the training loop is between two steps.
+
+    A second signal is not held back.
+    """
+
+    HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: raise_terminated}
+
+    def __enter__(self) -> "Interruption":
+        self.requested: int | None = None
+        # Python lets only the main thread handle signals.
+        is_main_thread = threading.current_thread() is threading.main_thread()
+        self._before = {
+            number: signal.signal(number, self._note) for number in (self.HANDLERS if is_main_thread else ())
+        }
+        return self
+
+    def _note(self, number: int, frame: object) -> None:
+        self.requested = number
+        signal.signal(number, self.HANDLERS[number])
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def end(self, message: str) -> None:
+        """Raise what the signal stands for, `KeyboardInterrupt` or `Terminated`, with `message`."""
+        raise KeyboardInterrupt(message) if self.requested == signal.SIGINT else Terminated(message)
+
+
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Wrap the `main` of a script so that bad input ends with one line on stderr, not a traceback.
 
-    Exit status: 1 for a `K1Error`, 2 for a `UsageError`, 130 for Ctrl-C, and 141 when the
-    reader of stdout goes away (`| head`), as for other shell tools.
+    Exit status: 1 for a `K1Error`, 2 for a `UsageError`, 130 for Ctrl-C, 143 for SIGTERM, and 141
+    when the reader of stdout goes away (`| head`), as for other shell tools.
     """
 
     @functools.wraps(main)
     def wrapper() -> None:
         try:
+            signal.signal(signal.SIGTERM, raise_terminated)
             main()
             sys.stdout.flush()
         except K1Error as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            sys.exit(error.exit_status)
-        except KeyboardInterrupt:
-            print("error: interrupted", file=sys.stderr)
-            sys.exit(130)
+            fail(str(error), error.exit_status)
+        except KeyboardInterrupt as error:
+            fail(str(error) or "interrupted", 130)
+        except Terminated as error:
+            fail(str(error) or "terminated", 143)
+        except MemoryError:
+            fail("not enough memory; choose a smaller model or batch, or a machine with more", 1)
+        except RuntimeError as error:
+            if "TORCHELASTIC_RUN_ID" not in os.environ:
+                raise
+            # What the collective operations of torch raise when another process is gone.
+            reason = str(error).strip().splitlines()[0]
+            fail(f"another process of the training ended ({reason}); start the same command again to go on", 1)
         except BrokenPipeError:
             # The interpreter flushes stdout once more at exit; let that go nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
 
     return wrapper
+
+
+def fail(message: str, status: int) -> None:
+    """End the process with `message` as one line on stderr; of several processes each names itself."""
+    process = f"process {os.environ['RANK']}: " if "TORCHELASTIC_RUN_ID" in os.environ else ""
+    print(f"error: {process}{' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from k1.config import Arguments
 from k1.data import TokenizedDataset
 from k1.errors import K1Error
+from k1.parallel import process_count, process_rank, sum_over_processes
 
 BATCH_TOKENS = 4_096
 
@@ -39,15 +40,19 @@ def evaluate_blocks(model: PreTrainedModel, blocks: Dataset, arguments: Argument
     Raises `K1Error` when the loss is not finite.
     """
     model.eval()
-    loss, correct, tokens = 0.0, 0, 0
-    for input_ids in batches_in_order(blocks, arguments.seq_length, arguments.evaluation_tokens):
+    totals = torch.zeros(3, dtype=torch.float64)  # loss, correct predictions, predictions
+    for number, input_ids in enumerate(batches_in_order(blocks, arguments.seq_length, arguments.evaluation_tokens)):
+        if number % process_count() != process_rank():
+            continue
         input_ids = input_ids.to(model.device)
         with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
             logits = model(input_ids=input_ids).logits
         predictions, targets = logits[:, :-1].flatten(0, 1).float(), input_ids[:, 1:].flatten()
-        loss += cross_entropy(predictions, targets, reduction="sum").item()
-        correct += int((predictions.argmax(-1) == targets).sum())
-        tokens += targets.numel()
+        loss = cross_entropy(predictions, targets, reduction="sum").item()
+        correct = int((predictions.argmax(-1) == targets).sum())
+        totals += torch.tensor([loss, correct, targets.numel()], dtype=torch.float64)
+    sum_over_processes(totals)
+    loss, correct, tokens = totals.tolist()
     mean = loss / tokens
     if not math.isfinite(mean):
         raise K1Error("the loss on held-out text is not finite: training diverged; lower --learning_rate")
@@ -55,7 +60,7 @@ def evaluate_blocks(model: PreTrainedModel, blocks: Dataset, arguments: Argument
         "loss": mean,
         "perplexity": math.exp(mean) if mean < 700 else math.inf,
         "accuracy": correct / tokens,
-        "tokens": tokens,
+        "tokens": int(tokens),
     }
 
 

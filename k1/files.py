@@ -1,17 +1,46 @@
-"""Writing files so that a crash or a full disk never leaves a part of one."""
+"""Writing files so that a crash or a full disk never leaves a part of one, and only one process at a time."""
 
 import contextlib
 import io
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+from filelock import FileLock, Timeout
 
 from k1.errors import K1Error
 
 # Drawing libraries are slow to import, and most scripts draw nothing.
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+locks: list[FileLock] = []  # held until the process ends, however it ends
+
+
+def lock(path: Path) -> None:
+    """Keep other processes from writing `path`; raises `K1Error` where one has already done so.
+
+    The kernel gives the lock back when the process ends, so a dead one never holds it.
+    """
+    guard = FileLock(path.with_name(f".{path.stem}.lock"), timeout=0, is_singleton=True)
+    try:
+        guard.acquire()
+    except Timeout:
+        raise K1Error(f"another process is writing {path}; wait until it ends or choose another --models_dir")
+    except OSError as error:
+        raise K1Error(f"cannot lock {path} ({error.strerror}); choose another --models_dir")
+    locks.append(guard)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote `path` or its resume file."""
+    pattern = re.compile(rf"\.{re.escape(path.stem)}(\.resume)?{re.escape(path.suffix)}\.\d+")
+    for file in path.parent.iterdir():
+        if pattern.fullmatch(file.name):
+            file.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -1,6 +1,6 @@
 """How much each parameter matters to a dataset: the diagonal of the empirical Fisher information."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import islice
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from k1.config import Arguments
 from k1.data import TokenizedDataset
 from k1.errors import K1Error
+from k1.parallel import share_of, sum_over_processes
 from k1.selection import Tensors
 from k1.train import batches_of_blocks
 
@@ -22,7 +23,7 @@ def sample_batches(dataset: TokenizedDataset, arguments: Arguments) -> list[Tens
     return [batch.to(arguments.device) for batch in islice(batches, arguments.importance_batches)]
 
 
-def fisher_information(model: nn.Module, batches: Iterable[Tensor]) -> Tensors:
+def fisher_information(model: nn.Module, batches: Sequence[Tensor]) -> Tensors:
     """Mean over `batches` of the squared gradient of the loss with respect to each parameter.
 
     `batches` are token ids, (batch, length); the loss is in nats per token, so
@@ -34,18 +35,17 @@ def fisher_information(model: nn.Module, batches: Iterable[Tensor]) -> Tensors:
     model.eval()
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    count = 0
-    for input_ids in batches:
+    for input_ids in share_of(batches):
         model.zero_grad()
         model(input_ids=input_ids, labels=input_ids).loss.backward()
         for name, parameter in parameters.items():
             if parameter.grad is not None:
                 total[name] += parameter.grad.square()
-        count += 1
     model.zero_grad()
+    sum_over_processes(*total.values())
     if not all(torch.isfinite(value).all() for value in total.values()):
         raise K1Error("training diverged: a gradient is not finite, so there is no importance; lower --learning_rate")
-    return {name: value / max(count, 1) for name, value in total.items()}
+    return {name: value / max(len(batches), 1) for name, value in total.items()}
 
 
 def add_importance(old: Tensors, new: Tensors) -> Tensors:

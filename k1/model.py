@@ -2,20 +2,33 @@
 
 import json
 import os
+import platform
+from importlib.metadata import version
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from k1.config import Arguments
+from k1.parallel import join_processes
 
 
 def configure_torch(threads: int | None = None) -> None:
-    """Fix what the bits of a result depend on: deterministic kernels and, where given, the number of threads."""
+    """Fix what the bits of a result depend on: deterministic kernels and, where given, the number of threads.
+
+    Started by torchrun, the process also joins the others.
+    """
     # cuBLAS is deterministic only with a fixed workspace, which it reads when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     if threads is not None:
         torch.set_num_threads(threads)
+    join_processes()
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of Python and of the libraries that the bits of a result depend on."""
+    libraries = ("torch", "transformers", "tokenizers", "datasets", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
 
 
 def model_config(arguments: Arguments, vocabulary_size: int) -> dict:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from k1.config import PRESETS
 from k1.errors import K1Error, command
-from k1.files import write_text
+from k1.files import lock, write_text
 from k1.frontier import study_tables
 from k1.methods import METHODS
 from k1.plots import plot_frontier
@@ -168,6 +168,7 @@ def main() -> None:
     settings = json.loads(json.dumps(settings))
     results = load_results(arguments.out / "results.json", settings)
     (arguments.out / "first").mkdir(parents=True, exist_ok=True)
+    lock(arguments.out / "results.json")
 
     firsts = dict.fromkeys(METHODS[method].first for method in arguments.methods)
     first_runs = [

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from k1.checkpoint import Checkpoint
+from k1.parallel import is_main_process
 
 LABELS = {"k1": "K-1", "baseline": "baseline"}
 
@@ -13,7 +14,9 @@ def dataset_label(name: str) -> str:
 
 
 def print_evaluation(checkpoint: Checkpoint) -> None:
-    """Print what a stage's model scores on the held-out text of all datasets so far, on stdout."""
+    """Print what a stage's model scores on the held-out text of all datasets so far, on stdout of the main process."""
+    if not is_main_process():
+        return
     arguments = checkpoint.arguments
     print(
         f"{LABELS[checkpoint.method]} after stage {checkpoint.stage}, "

@@ -5,16 +5,21 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import count
 
 import torch
 from datasets import Dataset
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
 
 from k1.config import Arguments
 from k1.data import TokenizedDataset
-from k1.errors import K1Error
+from k1.errors import Interruption, K1Error
 from k1.optim import SparseAdamW
+from k1.parallel import any_process, is_main_process, process_count, process_rank, require_identical, sum_over_processes
+from k1.resume import ResumeFile, identity_of
 from k1.selection import Tensors, module_group
 
 LOGGED_STEPS = 50
@@ -28,6 +33,7 @@ def train(
     arguments: Arguments,
     importance: Tensors | None = None,
     responsibility: Tensors | None = None,
+    resume_file: ResumeFile | None = None,
 ) -> list[dict]:
     """Train `model` in place on the training text of `dataset` for `arguments.max_steps` steps.
 
@@ -35,6 +41,10 @@ def train(
     `responsibility` that of `dataset` at the start (see `k1.importance`): what
     the selection `gain` and consolidation go by. At the end the model keeps the
     share `arguments.interpolation` of its change.
+
+    With a `resume_file` the training goes on from it, saves itself there while it
+    runs, at the end and before Ctrl-C or SIGTERM end it, and comes out with the
+    same bits as one that was never stopped.
 
     Returns the history, about 50 entries: `step`, `loss` (nats per token, mean
     since the last entry), `learning_rate`, `updated_fraction` (share of all
@@ -46,52 +56,92 @@ def train(
     model.train()
     start = copy_parameters(model) if arguments.interpolation != 1 else {}
     optimizer = build_optimizer(model, arguments, importance, responsibility)
-    schedule = warmup_and_cosine(optimizer, arguments.warmup_steps, arguments.max_steps)
-    batches = batches_of_blocks(dataset.blocks["train"], arguments.batch_size, arguments.stage_seed)
+    done, history, losses, identity = 0, [], [], {}
+    if resume_file:
+        state = {"model": model.state_dict(), "importance": importance, "responsibility": responsibility}
+        identity = identity_of(arguments, dataset, state)
+        if old := resume_file.take(identity):
+            done, history, losses = old["step"], old["history"], old["losses"]
+            restore(model, optimizer, old, resume_file)
+    schedule = warmup_and_cosine(optimizer, arguments.warmup_steps, arguments.max_steps, done)
+    batches = batches_of_blocks(
+        dataset.blocks["train"],
+        arguments.batch_size,
+        arguments.stage_seed,
+        skip=done * arguments.gradient_accumulation_steps,
+    )
+    parallel_model = DistributedDataParallel(model, forward_sync_buffers=False) if process_count() > 1 else model
     logging_interval = max(1, arguments.max_steps // LOGGED_STEPS)
 
-    history: list[dict] = []
-    losses: list[float] = []
-    started = time.perf_counter()
+    started, steps_timed = time.perf_counter(), 0
     progress = tqdm(
-        range(1, arguments.max_steps + 1),
+        range(done + 1, arguments.max_steps + 1),
         desc=f"stage {arguments.stage}: {dataset.name}",
         unit="step",
+        initial=done,
+        total=arguments.max_steps,
         file=sys.stderr,
         mininterval=1,
+        disable=not is_main_process(),
     )
-    for step in progress:
-        losses.append(accumulate_gradients(model, batches, arguments))
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
-        if not math.isfinite(losses[-1]) or not torch.isfinite(norm):
-            progress.close()
-            raise K1Error(
-                f"training on '{dataset.name}' diverged at step {step} (loss {losses[-1]:.3g}, gradient norm "
-                f"{float(norm):.3g}); no checkpoint was written; lower --learning_rate from {arguments.learning_rate:g}"
-            )
-        learning_rate = schedule.get_last_lr()[0]
-        is_logged = step % logging_interval == 0 or step == arguments.max_steps
-        before = copy_parameters(model) if is_logged else None
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if is_logged:
-            elapsed = time.perf_counter() - started
-            entry = {
-                "step": step,
-                "loss": sum(losses) / len(losses),
-                "learning_rate": learning_rate,
-                **changed_fractions(before, model),
-                "tokens_per_second": len(losses) * arguments.tokens_per_step / elapsed,
-            }
-            history.append(entry)
-            progress.set_postfix_str(
-                f"loss {entry['loss']:.3f}, {entry['tokens_per_second']:,.0f} tokens/s", refresh=False
-            )
-            losses = []
-            started = time.perf_counter()
+    with Interruption() if resume_file else nullcontext() as interruption:
+        for step in progress:
+            losses.append(accumulate_gradients(parallel_model, batches, arguments))
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+            if not math.isfinite(losses[-1]) or not torch.isfinite(norm):
+                progress.close()
+                if resume_file:
+                    resume_file.remove()
+                raise K1Error(
+                    f"training on '{dataset.name}' diverged at step {step} (loss {losses[-1]:.3g}, gradient norm "
+                    f"{float(norm):.3g}); no checkpoint was written; "
+                    f"lower --learning_rate from {arguments.learning_rate:g}"
+                )
+            learning_rate = schedule.get_last_lr()[0]
+            is_logged = step % logging_interval == 0 or step == arguments.max_steps
+            before = copy_parameters(model) if is_logged else None
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            steps_timed += 1
+            if is_logged:
+                elapsed = time.perf_counter() - started
+                entry = {
+                    "step": step,
+                    "loss": sum(losses) / len(losses),
+                    "learning_rate": learning_rate,
+                    **changed_fractions(before, model),
+                    "tokens_per_second": steps_timed * arguments.tokens_per_step / elapsed,
+                }
+                history.append(entry)
+                progress.set_postfix_str(
+                    f"loss {entry['loss']:.3f}, {entry['tokens_per_second']:,.0f} tokens/s", refresh=False
+                )
+                losses = []
+                started, steps_timed = time.perf_counter(), 0
+            if resume_file:
+                is_stopped = any_process(interruption.requested is not None)
+                if is_stopped or step == arguments.max_steps or resume_file.is_due(step):
+                    resume_file.save(
+                        identity, step=step, history=history, losses=losses,
+                        model=model.state_dict(), optimizer=optimizer.state_dict(),
+                    )  # fmt: skip
+                if is_stopped:
+                    progress.close()
+                    place = f"step {step} of {arguments.max_steps}"
+                    interruption.end(f"stopped at {place}; the same command goes on from {resume_file.path}")
+    require_identical("update masks and moments", optimizer.state_dict())
     interpolate(model, start, arguments.interpolation)
     return history
+
+
+def restore(model: PreTrainedModel, optimizer: SparseAdamW, old: dict, resume_file: ResumeFile) -> None:
+    """Put the state of a training that was stopped back; raises `K1Error` where it does not fit."""
+    try:
+        model.load_state_dict(old["model"])
+        optimizer.load_state_dict(old["optimizer"])
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise K1Error(f"{resume_file.path} does not fit the model ({error!s:.100}); add --overwrite to start anew")
 
 
 def build_optimizer(
@@ -120,40 +170,49 @@ def build_optimizer(
     )
 
 
-def warmup_and_cosine(optimizer: torch.optim.Optimizer, warmup_steps: int, max_steps: int):
-    """Linear warm-up, then cosine decay to a tenth of the peak, over `max_steps` steps."""
+def warmup_and_cosine(optimizer: torch.optim.Optimizer, warmup_steps: int, max_steps: int, done: int = 0):
+    """Linear warm-up, then cosine decay to a tenth of the peak, over `max_steps` steps of which some are `done`."""
     for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
+        group.setdefault("initial_lr", group["lr"])
     # transformers' schedule begins with a step at zero; starting at its second point skips that.
     return get_cosine_with_min_lr_schedule_with_warmup(
-        optimizer, warmup_steps + 1, max_steps + 1, last_epoch=0, min_lr_rate=FINAL_LEARNING_RATE_SHARE
+        optimizer, warmup_steps + 1, max_steps + 1, last_epoch=done, min_lr_rate=FINAL_LEARNING_RATE_SHARE
     )
 
 
-def batches_of_blocks(blocks: Dataset, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
+def batches_of_blocks(blocks: Dataset, batch_size: int, seed: int, skip: int = 0) -> Iterator[torch.Tensor]:
     """Token ids, (batch_size, seq_length), without end: a new seeded permutation of the blocks each epoch.
 
-    A batch may reach into the next epoch, so a dataset may be smaller than one batch.
+    A batch may reach into the next epoch, so a dataset may be smaller than one
+    batch. The first `skip` batches are left out.
     """
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
-    while True:
+    for number in count():
         while len(order) < batch_size:
             order += torch.randperm(len(blocks), generator=generator).tolist()
-        yield blocks[order[:batch_size]]["input_ids"].long()
+        if number >= skip:
+            yield blocks[order[:batch_size]]["input_ids"].long()
         del order[:batch_size]
 
 
-def accumulate_gradients(model: PreTrainedModel, batches: Iterator[torch.Tensor], arguments: Arguments) -> float:
-    """Add the gradients of one optimizer step's batches; returns their mean loss in nats per token."""
-    total = 0.0
-    for _ in range(arguments.gradient_accumulation_steps):
-        input_ids = next(batches).to(arguments.device)
-        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
-            loss = model(input_ids=input_ids, labels=input_ids).loss / arguments.gradient_accumulation_steps
-        loss.backward()
+def accumulate_gradients(model: torch.nn.Module, batches: Iterator[torch.Tensor], arguments: Arguments) -> float:
+    """Add the gradients of one optimizer step's batches; returns their mean loss in nats per token.
+
+    Of several processes each takes its rows of every batch, and all end with the gradients of the whole batch.
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    for number in range(1, arguments.gradient_accumulation_steps + 1):
+        rows = next(batches)[process_rank() :: process_count()].to(arguments.device)
+        is_last = number == arguments.gradient_accumulation_steps
+        # Gradients are exchanged once a step, not with every batch.
+        with nullcontext() if is_last or process_count() == 1 else model.no_sync():
+            with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
+                loss = model(input_ids=rows, labels=rows).loss / arguments.gradient_accumulation_steps
+            loss.backward()
         total += loss.item()
-    return total
+    sum_over_processes(total)
+    return total.item() / process_count()
 
 
 @torch.no_grad()

@@ -8,10 +8,18 @@ from conftest import assert_one_clear_line, run_script
 
 from k1.checkpoint import FORMAT, load_checkpoint, output_path, restore_model, save_checkpoint
 from k1.errors import K1Error
+from k1.tensor_file import content_digest
+
+
+def signed(content: dict) -> dict:
+    """`content` with the SHA-256 that makes it look intact."""
+    content = {name: value for name, value in content.items() if name != "sha256"}
+    return {**content, "sha256": content_digest(content)}
+
 
 KEYS = {
     "format", "method", "stage", "model_config", "model", "tokenizer", "arguments", "seed", "datasets",
-    "evaluations", "initial_evaluation", "history", "importance", "versions",
+    "evaluations", "initial_evaluation", "history", "importance", "versions", "sha256",
 }  # fmt: skip
 
 
@@ -95,13 +103,76 @@ def test_code_in_a_file_is_not_run(tmp_path):
         ({"model": {}}, "not a k1 checkpoint"),
         ({"format": 99}, "format version 99"),
         ({"format": FORMAT - 1, "method": "k1"}, f"format version {FORMAT - 1}, this code reads version {FORMAT}"),
-        ({"format": FORMAT, "method": "k1"}, "lacks stage"),
+        ({"format": FORMAT, "method": "k1"}, "does not have the SHA-256"),
+        (signed({"format": FORMAT, "method": "k1"}), "lacks stage"),
     ],
 )
 def test_a_file_of_something_else_is_refused(tmp_path, content, message):
     torch.save(content, tmp_path / "k1_final.pt")
     with pytest.raises(K1Error, match=message):
         load_checkpoint(tmp_path / "k1_final.pt", "k1")
+
+
+def test_one_changed_weight_is_noticed(trained, tmp_path):
+    content = torch.load(trained.models_dir / "k1_final.pt", weights_only=True)
+    content["model"]["lm_head.parametrizations.weight.original"][3, 5] += 1e-6
+    torch.save(content, tmp_path / "k1_final.pt")
+    with pytest.raises(K1Error, match="does not have the SHA-256"):
+        load_checkpoint(tmp_path / "k1_final.pt", "k1")
+
+
+def not_finite(content):
+    content["model"]["model.norm.weight"][0] = float("nan")
+
+
+def negative_stage(content):
+    content["stage"] = -1
+
+
+def lost_evaluation(content):
+    content["evaluations"][1].popitem()
+
+
+def no_tokenizer(content):
+    content["tokenizer"] = "{}"
+
+
+def text_as_loss(content):
+    next(iter(content["evaluations"][0].values()))["test"]["loss"] = "low"
+
+
+def incomplete_arguments(content):
+    del content["arguments"]["max_steps"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (not_finite, "a value in model is not finite"),
+        (negative_stage, "do not match the stage"),
+        (lost_evaluation, "an evaluation is missing"),
+        (no_tokenizer, "the tokenizer cannot be read"),
+        (text_as_loss, "evaluations of another type"),
+        (incomplete_arguments, "incomplete arguments"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_even_if_signed(trained, tmp_path, change, message):
+    content = torch.load(trained.models_dir / "k1_final.pt", weights_only=True)
+    change(content)
+    torch.save(signed(content), tmp_path / "k1_final.pt")
+    with pytest.raises(K1Error, match=message):
+        load_checkpoint(tmp_path / "k1_final.pt", "k1")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"num_hidden_layers": 10**9}, {"hidden_size": 10**7}, {"model_type": "none"}, {"auto_map": {"A": "b.C"}}],
+)
+def test_a_configuration_that_asks_for_more_than_the_weights_is_refused(trained, setting):
+    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt", "k1")
+    checkpoint.model_config.update(setting)
+    with pytest.raises(K1Error, match="do not fit"):
+        restore_model(checkpoint, "cpu")
 
 
 def test_text_is_not_a_checkpoint(tmp_path):
@@ -115,6 +186,13 @@ def test_the_other_method_and_another_stage_are_refused(trained):
         load_checkpoint(trained.models_dir / "baseline_final.pt", "k1")
     with pytest.raises(K1Error, match="of stage 2, not 1"):
         load_checkpoint(trained.models_dir / "k1_dataset2.pt", "k1", stage=1)
+
+
+def test_importance_of_other_parameters_is_refused(trained):
+    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt", "k1")
+    checkpoint.importance.popitem()
+    with pytest.raises(K1Error, match="importance of other parameters"):
+        restore_model(checkpoint, "cpu")
 
 
 @pytest.mark.parametrize("part", ["weight", "parametrizations.weight.original", "parametrizations.weight.0.right"])

@@ -37,7 +37,7 @@ def test_fisher_information_against_brute_force(tiny_model, in_eigenbasis, count
     if in_eigenbasis:
         enter_eigenbasis(tiny_model, batches, 100)
     each = [squared_gradients(tiny_model, ids) for ids in batches]
-    information = fisher_information(tiny_model, iter(batches))
+    information = fisher_information(tiny_model, batches)
     assert list(information) == [name for name, _ in tiny_model.named_parameters()]
     for name, value in information.items():
         expected = sum(squares[name] for squares in each) / count

@@ -1,0 +1,89 @@
+"""Several processes of one training (torchrun): which one this is, sums over all of them, proof that they agree.
+
+In a script that was started by itself there is one process, and nothing here does anything.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from k1.errors import K1Error
+from k1.tensor_file import content_digest
+
+
+def process_count() -> int:
+    """Number of processes of this training; torchrun tells it in the environment."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def process_rank() -> int:
+    """The number of this process, from 0."""
+    return int(os.environ["RANK"]) if process_count() > 1 else 0
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes files and results, number 0."""
+    return process_rank() == 0
+
+
+@cache
+def join_processes() -> None:
+    """Connect the processes of this training; does nothing the second time."""
+    if process_count() > 1:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            dist.init_process_group("cpu:gloo,cuda:nccl")
+        else:
+            dist.init_process_group("gloo")
+
+
+def share_of(items: Sequence) -> Sequence:
+    """The items that this process works on: every n-th of n processes."""
+    return items[process_rank() :: process_count()]
+
+
+def sum_over_processes(*tensors: Tensor) -> None:
+    """Replace each tensor, in place, by its sum over all processes; all then hold the same bits."""
+    if process_count() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is true in at least one process."""
+    total = torch.tensor(float(flag))
+    sum_over_processes(total)
+    return bool(total)
+
+
+def copy_from_main_process(*tensors: Tensor) -> None:
+    """Replace each tensor, in place, by that of process 0."""
+    if process_count() > 1:
+        for tensor in tensors:
+            shared = tensor.contiguous()
+            dist.broadcast(shared, src=0)
+            tensor.copy_(shared)
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """Let process 0 run the block before the others do, so that they find in the cache what it stored there."""
+    if not is_main_process():
+        dist.barrier()
+    yield
+    if process_count() > 1 and is_main_process():
+        dist.barrier()
+
+
+def require_identical(what: str, content: dict) -> None:
+    """Raise `K1Error` unless `content` (see `content_digest`) has the same SHA-256 in every process."""
+    if process_count() > 1:
+        digests = [None] * process_count()
+        dist.all_gather_object(digests, content_digest(content))
+        if len(set(digests)) > 1:
+            raise K1Error(f"the processes do not hold the same {what}; give them the same machine type and libraries")

@@ -1,0 +1,72 @@
+"""Extremes of numbers and sizes: defined behaviour, never a wrong number."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import assert_one_clear_line, run_script
+
+from k1.checkpoint import load_checkpoint
+
+
+def train_first(corpus, tmp_path, *flags):
+    return run_script(
+        "train_k1_dataset1.py", "--preset", "smoke", "--dataset_name", corpus, "--models_dir", tmp_path,
+        "--threads", 1, "--max_steps", 4, *flags,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("fraction", [0.001, 1.0])
+def test_the_smallest_and_the_largest_share_of_updates(corpora, tmp_path, fraction):
+    finished = train_first(corpora[0], tmp_path, "--update_fraction", fraction)
+    assert finished.status == 0, finished.stderr
+    checkpoint = load_checkpoint(tmp_path / "k1_dataset1.pt", "k1")
+    for entry in checkpoint.history:
+        assert entry["updated_fraction"] == pytest.approx(fraction, rel=0.01)
+    later = run_script(
+        "train_k1_dataset2.py", "--dataset_name", corpora[1], "--models_dir", tmp_path, "--threads", 1,
+        "--max_steps", 2, "--preset", "smoke",
+    )  # fmt: skip
+    assert later.status == 0, later.stderr
+    names = checkpoint.importance.keys()
+    after = load_checkpoint(tmp_path / "k1_dataset2.pt", "k1").model
+    changed = sum(int((checkpoint.model[name] != after[name]).sum()) for name in names)
+    size = sum(checkpoint.model[name].numel() for name in names)
+    assert 0 < changed <= max(1, round(fraction * size))
+
+
+def test_a_batch_that_predicts_one_token(corpora, tmp_path):
+    finished = train_first(corpora[0], tmp_path, "--batch_size", 1, "--seq_length", 2)
+    assert finished.status == 0, finished.stderr
+    checkpoint = load_checkpoint(tmp_path / "k1_dataset1.pt", "k1")
+    assert all(math.isfinite(entry["loss"]) for entry in checkpoint.history)
+    assert all(omega.isfinite().all() for omega in checkpoint.importance.values())
+
+
+def test_a_dataset_of_one_block(tmp_path):
+    words = "river bridge stone water cloud forest candle window garden silver".split()
+    texts = [" ".join(word + letter for word in words) for letter in "abc"]
+    (tmp_path / "short.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    finished = train_first(tmp_path / "short.jsonl", tmp_path, "--seq_length", 8)
+    assert finished.status == 0, finished.stderr
+    checkpoint = load_checkpoint(tmp_path / "k1_dataset1.pt", "k1")
+    assert checkpoint.datasets[0]["tokens"]["train"] == 8
+    # The preset asks for 512 tokens; so short a text supports fewer, and the model has just those.
+    assert 256 < checkpoint.model_config["vocab_size"] < 512
+    assert checkpoint.model["model.embed_tokens.weight"].shape[0] == checkpoint.model_config["vocab_size"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_gradients_that_overflow_end_with_a_clear_line_and_no_file(corpora, tmp_path, precision):
+    finished = train_first(corpora[0], tmp_path, "--precision", precision, "--learning_rate", "1e30")
+    assert_one_clear_line(finished, 1, "diverged at step", "lower --learning_rate")
+    assert not [path.name for path in tmp_path.iterdir() if path.suffix == ".pt"]
+
+
+def test_bfloat16_trains_and_keeps_float32_files(corpora, tmp_path):
+    finished = train_first(corpora[0], tmp_path, "--precision", "bfloat16")
+    assert finished.status == 0, finished.stderr
+    checkpoint = load_checkpoint(tmp_path / "k1_dataset1.pt", "k1")
+    assert {tensor.dtype for tensor in checkpoint.model.values()} == {torch.float32}
+    assert all(math.isfinite(entry["loss"]) for entry in checkpoint.history)
