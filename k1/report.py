@@ -132,8 +132,9 @@ def results_of(run: list[Checkpoint], generation: dict) -> dict:
 
 def judge(k1: dict, baseline: dict) -> list[dict]:
     """The four success criteria, each with `criterion`, `met`, `values` and `figures` (the values as text)."""
-    first = next(iter(k1["own"]))
-    ours, theirs = k1["forgetting_percent"][first], baseline["forgetting_percent"][first]
+    name = next(iter(k1["own"]))
+    ours, theirs = k1["forgetting_percent"][name], baseline["forgetting_percent"][name]
+    first = dataset_label(name)
     kept = {name: quality_kept(scores) for name, scores in k1["generation"].items()}
     averages = k1["average_forgetting_percent"], baseline["average_forgetting_percent"]
     return [
@@ -154,7 +155,7 @@ def judge(k1: dict, baseline: dict) -> list[dict]:
             "met": all(min(shares.values()) >= MIN_QUALITY_KEPT for shares in kept.values()),
             "values": {"k1": kept, "threshold": MIN_QUALITY_KEPT},
             "figures": "; ".join(
-                f"{name} {shares['trigram_share']:.0%} of trigram share, {shares['distinct_2']:.0%} of distinct-2"
+                f"{dataset_label(name)} {shares['trigram_share']:.0%} of trigram share, {shares['distinct_2']:.0%} of distinct-2"
                 for name, shares in kept.items()
             ),
         },
