@@ -1,5 +1,6 @@
 """Text and tokens as memory-mapped Arrow files, and a folder of those that are worth keeping between runs."""
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -14,32 +15,52 @@ from datasets import Dataset, DatasetDict, load_from_disk
 
 from k1.errors import K1Error
 
+CHECKSUM = "sha256"
+
 
 def cached(kind: str, key: str, build: Callable[[], DatasetDict]) -> DatasetDict:
     """The memory-mapped datasets stored under `kind` and `key`, built and stored the first time.
 
     The folder is `$K1_CACHE`, by default `~/.cache/k1`. An entry appears under its
-    name only when it is complete; one that cannot be read is built again. Raises
-    `K1Error` when the folder cannot be written.
+    name only when it is complete; one whose files are not those that were stored is
+    built again. Raises `K1Error` when the folder cannot be written.
     """
     folder = Path(os.environ.get("K1_CACHE") or Path.home() / ".cache" / "k1") / kind / key
-    if folder.exists():
-        try:
-            return load_from_disk(str(folder))
-        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-            shutil.rmtree(folder, ignore_errors=True)
+    if stored := load_intact(folder):
+        return stored
+    shutil.rmtree(folder, ignore_errors=True)
     built = build()
     with disk_errors(f"the cache folder {folder.parent}", "free some space or set K1_CACHE to another"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{key}-", dir=folder.parent) as temporary:
-            built.save_to_disk(Path(temporary) / key)
+            complete = Path(temporary) / key
+            built.save_to_disk(complete)
+            (complete / CHECKSUM).write_text(checksum(complete))
             try:
-                os.rename(Path(temporary) / key, folder)
+                os.rename(complete, folder)
             except OSError:
                 # Another process stored the same entry first; its content is the same.
                 if not folder.exists():
                     raise
-        return load_from_disk(str(folder))
+    return load_intact(folder) or built
+
+
+def load_intact(folder: Path) -> DatasetDict | None:
+    """The datasets in `folder`, or None where its files are not those that were stored."""
+    try:
+        is_intact = (folder / CHECKSUM).read_text() == checksum(folder)
+        return load_from_disk(str(folder)) if is_intact else None
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return None
+
+
+def checksum(folder: Path) -> str:
+    """SHA-256 over the names and contents of all files below `folder` but the one that keeps it."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / CHECKSUM):
+        with open(path, "rb") as file:
+            total.update(f"{path.relative_to(folder)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
 
 
 def write_dataset(column: str, kind: pa.DataType, values: Iterable) -> Dataset:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypedDict, get_type_hints
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -20,12 +21,15 @@ from k1.files import lock, remove_leftovers
 from k1.model import build_model, library_versions
 from k1.parallel import is_main_process, require_identical
 from k1.resume import REMEDY as START_ANEW
-from k1.resume import ResumeFile, first_difference, resume_path
+from k1.resume import HistoryEntry, ResumeFile, first_difference, resume_path
 from k1.schema import conforms
 from k1.tensor_file import read_content, write_content
 from k1.tokenizer import load_tokenizer
 
 FORMAT = 3
+# Settings of a model configuration that make transformers load code, or compute otherwise.
+CODE_SETTINGS = {"auto_map", "quantization_config", "attn_implementation", "_attn_implementation"}
+MISFIT_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 REMEDY = "train the stage that writes it again with --overwrite"
 FILES = {
     "k1": ("k1_dataset1.pt", "k1_dataset2.pt", "k1_final.pt"),
@@ -55,17 +59,6 @@ class Scores(TypedDict):
     perplexity: float
     accuracy: float
     tokens: int
-
-
-class HistoryEntry(TypedDict):
-    """What `k1.train.train` logs of a step."""
-
-    step: int
-    loss: float
-    learning_rate: float
-    updated_fraction: float
-    updated_by_group: dict[str, float]
-    tokens_per_second: float
 
 
 Evaluation = dict[str, dict[str, Scores]]
@@ -257,10 +250,11 @@ def restore_model(checkpoint: Checkpoint, device: str, fold: bool = False) -> Pr
         model = build_model(checkpoint.model_config, checkpoint.seed)
         restore_eigenbasis(model, checkpoint.model)
         model.load_state_dict(checkpoint.model)
-        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        if checkpoint.importance and {name: omega.shape for name, omega in checkpoint.importance.items()} != shapes:
+        kinds = {name: (parameter.shape, parameter.dtype) for name, parameter in model.named_parameters()}
+        found = {name: (omega.shape, omega.dtype) for name, omega in checkpoint.importance.items()}
+        if found and found != kinds:
             raise ValueError("importance of other parameters")
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+    except (*MISFIT_ERRORS, StrictDataclassError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise K1Error(f"the checkpoint's weights do not fit its model configuration ({reason}); {REMEDY}")
     if fold:
@@ -271,7 +265,7 @@ def restore_model(checkpoint: Checkpoint, device: str, fold: bool = False) -> Pr
 def require_shapes(config: dict, state: dict[str, Tensor]) -> None:
     """Raise `ValueError` where a model of `config` has other weights than `state`, before memory is taken for it."""
     parsed = AutoConfig.for_model(**config)
-    if parsed.num_hidden_layers > len(state) or "auto_map" in config:
+    if not CODE_SETTINGS.isdisjoint(config) or parsed.num_hidden_layers > len(state):
         raise ValueError("a configuration that no training script writes")
     with torch.device("meta"):
         expected = AutoModelForCausalLM.from_config(parsed).state_dict()
@@ -280,3 +274,7 @@ def require_shapes(config: dict, state: dict[str, Tensor]) -> None:
         found = state.get(name, state.get(f"{module}.parametrizations.{last}.original"))
         if found is None or (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
             raise ValueError(f"{name} is missing or of another shape")
+        for side, length in zip(("left", "right"), tensor.shape):
+            basis = state.get(f"{module}.parametrizations.{last}.0.{side}", tensor.new_empty(length, length))
+            if (basis.shape, basis.dtype) != ((length, length), tensor.dtype):
+                raise ValueError(f"a basis of {name} is of another shape")

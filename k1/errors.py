@@ -1,11 +1,13 @@
 """Errors that a user can act on, signals, and the one place that prints them."""
 
+import atexit
 import functools
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class K1Error(Exception):
@@ -59,6 +61,17 @@ class Interruption:
         raise KeyboardInterrupt(message) if self.requested == signal.SIGINT else Terminated(message)
 
 
+@contextmanager
+def quiet_interrupts() -> Iterator[None]:
+    """Let Ctrl-C end the process at once and without a traceback: for imports, which take seconds."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Wrap the `main` of a script so that bad input ends with one line on stderr, not a traceback.
 
@@ -90,6 +103,10 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             # The interpreter flushes stdout once more at exit; let that go nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
+        finally:
+            # All is written; a signal while the interpreter shuts down would only add a traceback.
+            for number in Interruption.HANDLERS:
+                atexit.register(signal.signal, number, signal.SIG_IGN)
 
     return wrapper
 

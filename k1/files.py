@@ -56,11 +56,22 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
         raise K1Error(f"cannot write {path} ({error}); free some space or choose another place")
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def flush_folder(folder: Path) -> None:
+    """Let a new name in `folder` outlast a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,16 +1,19 @@
 """Reading local text: files and folders of text, JSON lines, CSV and Parquet, and datasets saved to disk."""
 
-import glob
+import csv
+import gzip
+import json
 import os
 import re
-import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 import datasets
+import pandas
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from k1.errors import K1Error
@@ -18,6 +21,14 @@ from k1.errors import K1Error
 SPLITS = ("train", "validation", "test")
 SECTION_CHARACTERS = 4_000
 FEW_DOCUMENTS = 20
+INSPECTED_ROWS = 1_000  # the column with the documents is chosen by these
+
+# Far above any text, and small enough that a hostile file fills neither the memory nor the disk.
+MAX_DOCUMENT = 2**28
+LONG_DOCUMENT = 2**20  # a longer one is cut, as the tokenizer takes a hundred times its memory
+MAX_EXPANSION = 100  # a file may hold this many times its size, and 64 MiB
+MAX_HEADER = 2**16
+csv.field_size_limit(MAX_DOCUMENT)
 
 FORMATS = {
     ".jsonl": "json", ".jsonl.gz": "json", ".json": "json", ".json.gz": "json",
@@ -26,7 +37,10 @@ FORMATS = {
 }  # fmt: skip
 
 # What the libraries raise on bad data.
-DATA_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zlib.error, pa.ArrowException, DatasetsError)
+DATA_ERRORS = (
+    OSError, ValueError, EOFError, RuntimeError, MemoryError, OverflowError, zlib.error, csv.Error,
+    pa.ArrowException, DatasetsError,
+)  # fmt: skip
 
 
 def local_splits(path: Path) -> dict[str, Iterable[str]]:
@@ -45,21 +59,38 @@ def local_splits(path: Path) -> dict[str, Iterable[str]]:
         if len(first) < FEW_DOCUMENTS:
             first = chain.from_iterable(map(cut_into_sections, first))
         documents = chain(first, documents)
-    return {"train": documents}
+    return {"train": chain.from_iterable(map(cut_long, documents))}
 
 
 def saved_splits(path: Path) -> dict[str, Iterable[str]]:
-    """The splits of a folder written by `save_to_disk`."""
+    """The splits of a folder written by `save_to_disk`: the text in the Arrow files that its `state.json` names."""
     try:
-        saved = datasets.load_from_disk(str(path))
+        folders = {"train": path}
+        if os.path.isfile(path / "dataset_dict.json"):
+            names = plain_names(json.loads((path / "dataset_dict.json").read_bytes())["splits"])
+            folders = {name: path / name for name in names}
+        if "train" not in folders:
+            raise K1Error(f"{path}: there is no split train; it has {', '.join(folders)}; rename one to train")
+        files = {}
+        for name in filter(folders.get, SPLITS):
+            state = json.loads((folders[name] / "state.json").read_bytes())
+            listed = plain_names(entry["filename"] for entry in state["_data_files"])
+            files[name] = [folders[name] / file for file in listed]
     except (*DATA_ERRORS, KeyError, TypeError) as error:
         raise K1Error(f"{path}: cannot be read as a saved dataset: {reason(error)}; save it again") from error
-    if isinstance(saved, datasets.Dataset):
-        saved = {"train": saved}
-    if "train" not in saved:
-        raise K1Error(f"{path}: there is no split train; it has {', '.join(saved)}; rename one to train")
-    column = choose_column(saved["train"].features, path)
-    return {name: rows(saved[name], (column,)) for name in SPLITS if name in saved}
+    documents = {name: chain.from_iterable(map(file_documents, files[name], repeat("arrow"))) for name in files}
+    return {name: chain.from_iterable(map(cut_long, documents[name])) for name in files}
+
+
+def plain_names(names: Iterable[object]) -> list[str]:
+    """Check that `names` stay inside their folder; raises `ValueError` if they do not."""
+    names = list(names)
+    for name in names:
+        if not isinstance(name, str) or name in ("", ".", "..") or not {"/", "\\", "\0"}.isdisjoint(name):
+            raise ValueError(f"it names {name!r:.80}, which is not a file inside the folder")
+    if len(set(names)) < len(names):
+        raise ValueError("it names a file twice")
+    return names
 
 
 def folder_files(folder: Path) -> list[Path]:
@@ -82,16 +113,21 @@ def file_format(path: Path) -> str:
     return next((kind for suffix, kind in FORMATS.items() if path.name.lower().endswith(suffix)), "text")
 
 
-def file_documents(path: Path) -> Iterator[str]:
+def file_documents(path: Path, kind: str | None = None) -> Iterator[str]:
     """The documents of one file; bad data ends as a `K1Error` that names the file."""
-    kind = file_format(path)
+    kind = kind or file_format(path)
     try:
-        if path.stat().st_size > 0:
-            yield from read_text(path) if kind == "text" else read_table(path, kind)
-    except DATA_ERRORS as error:
-        if isinstance(error.__cause__, StopIteration) or "corresponds to no data" in str(error):
-            return  # how `datasets` says that a file has no rows
-        match cause(error):
+        size = path.stat().st_size
+        if not path.is_file():
+            raise ValueError("it is not a file")
+        left = MAX_EXPANSION * size + 2**26
+        for document in READERS[kind](path) if size > 0 else ():
+            left -= len(document or "")
+            if len(document or "") > MAX_DOCUMENT or left < 0:
+                raise ValueError("it holds far more text than a file of its size should")
+            yield document
+    except (*DATA_ERRORS, KeyError) as error:
+        match error:
             case PermissionError():
                 problem = "permission denied; make the file readable"
             case UnicodeDecodeError() as bad:
@@ -103,22 +139,98 @@ def file_documents(path: Path) -> Iterator[str]:
 
 
 def read_text(path: Path) -> Iterator[str]:
+    if path.stat().st_size > MAX_DOCUMENT:
+        raise ValueError(f"it is larger than {MAX_DOCUMENT // 2**20} MiB, the most for one text; cut it into several")
     yield path.read_bytes().decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
 
 
-def read_table(path: Path, kind: str) -> Iterator[str]:
-    options = {
-        "json": {"parse_agent_traces": False},
-        "csv": {"sep": "\t" if path.suffix.lower() == ".tsv" else ",", "keep_default_na": False, "na_values": [""]},
-        "parquet": {},
-    }
-    # A cache of its own for each reading: a changed file is always read anew.
-    with tempfile.TemporaryDirectory() as cache:
-        # Escaped, as the name is taken for a pattern.
-        data_files = {"train": glob.escape(str(path.absolute()))}
-        loaded = datasets.load_dataset(kind, data_files=data_files, cache_dir=cache, **options[kind])
-        for table in loaded.values():
-            yield from rows(table, (choose_column(table.features, path),))
+def read_json(path: Path) -> Iterator[str | None]:
+    """The documents of JSON lines, or of one list of objects or of texts."""
+    records = json_records(path)
+    first = list(islice(records, INSPECTED_ROWS))
+    if not first:
+        return
+    # For each column what it holds, as far as seen.
+    kinds: dict[str, set[str]] = {}
+    for record in first:
+        for name, value in record.items():
+            kinds.setdefault(name, set()).update([] if value is None else [type(value).__name__])
+    column = choose_column({name: feature(" and ".join(sorted(found))) for name, found in kinds.items()}, path)
+    for record in chain(first, records):
+        text = record.get(column)
+        if not isinstance(text, str | None):
+            raise K1Error(f'{path}: column "{column}" holds no text but {type(text).__name__}; put the documents there')
+        (text or "").encode()  # raises on lone surrogates
+        yield text
+
+
+def json_records(path: Path) -> Iterator[dict]:
+    is_compressed = path.suffix.lower() == ".gz"
+    if is_compressed:
+        check_expansion(path)
+    with (gzip.open if is_compressed else open)(path, "rt", encoding="utf-8-sig") as file:
+        while line := file.readline(MAX_DOCUMENT):
+            is_list = line.lstrip().startswith("[")
+            line += file.read(MAX_DOCUMENT) if is_list else ""
+            if len(line) >= MAX_DOCUMENT:
+                raise ValueError("it has too long a line; write one object a line")
+            for value in json.loads(line) if is_list else [json.loads(line)] if not line.isspace() else []:
+                value = {"text": value} if is_list and isinstance(value, str) else value
+                if not isinstance(value, dict):
+                    raise ValueError(f"it holds a {type(value).__name__} where an object should be")
+                yield value
+
+
+def check_expansion(path: Path) -> None:
+    """Raises `ValueError` where a compressed file holds more than text can be compressed to."""
+    left = MAX_EXPANSION * path.stat().st_size + 2**26
+    with gzip.open(path) as file:
+        while left >= 0 and (chunk := file.read(2**20)):
+            left -= len(chunk)
+    if left < 0:
+        raise ValueError(f"it expands to more than {MAX_EXPANSION} times its size")
+
+
+def read_csv(path: Path) -> Iterator[str | None]:
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        if len(file.readline(MAX_HEADER)) == MAX_HEADER:
+            raise ValueError("its first line is too long for the names of columns")
+        file.seek(0)
+        # To pandas more fields than names are levels of an index, however many there are.
+        header, first = islice(chain(filter(None, csv.reader(file, delimiter=separator)), [[], []]), 2)
+        if len(first) > len(header) + (first[-1:] == [""]):
+            raise ValueError(f"it has {len(header)} names of columns and {len(first)} fields in the first row")
+    options = {"sep": separator, "keep_default_na": False, "na_values": [""], "index_col": False, "low_memory": False}
+    column = choose_text(pa.Schema.from_pandas(pandas.read_csv(path, nrows=INSPECTED_ROWS, **options)), path)
+    with pandas.read_csv(path, chunksize=INSPECTED_ROWS, dtype=str, **options) as tables:
+        for table in tables:
+            yield from (text if isinstance(text, str) else None for text in table[column])
+
+
+def read_parquet(path: Path) -> Iterator[str | None]:
+    with pq.ParquetFile(path) as file:
+        if file.metadata.num_rows > MAX_EXPANSION * path.stat().st_size:
+            raise ValueError(f"it declares {file.metadata.num_rows:,} rows, too many for its size")
+        column = choose_text(file.schema_arrow, path)
+        yield from array_texts(batch.column(column) for batch in file.iter_batches(10, columns=[column]))
+
+
+def read_arrow(path: Path) -> Iterator[str | None]:
+    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as batches:
+        column = choose_text(batches.schema, path)
+        yield from array_texts(batch.column(column) for batch in batches)
+
+
+def array_texts(arrays: Iterable[pa.Array]) -> Iterator[str | None]:
+    """The texts in Arrow arrays, checked first: damaged offsets would read beyond the memory of the array."""
+    for array in arrays:
+        array.validate(full=True)
+        for start in range(0, 0 if pa.types.is_null(array.type) else len(array), 10):
+            yield from array.slice(start, 10).to_pylist()
+
+
+READERS = {"text": read_text, "json": read_json, "csv": read_csv, "parquet": read_parquet, "arrow": read_arrow}
 
 
 def cut_into_sections(text: str) -> Iterator[str]:
@@ -134,7 +246,19 @@ def cut_into_sections(text: str) -> Iterator[str]:
     yield section
 
 
-def choose_column(features: datasets.Features, where: object) -> str:
+def cut_long(text: str | None) -> Iterator[str | None]:
+    """A document in pieces of at most `LONG_DOCUMENT` characters, cut at ends of lines or between words if possible."""
+    start = 0
+    while text and len(text) - start > LONG_DOCUMENT:
+        limit = start + LONG_DOCUMENT
+        ends = (text.rfind(mark, start + 1, limit) for mark in ("\n", " "))
+        end = next((end for end in ends if end > start), limit)
+        yield text[start:end]
+        start = end
+    yield text[start:] if start else text
+
+
+def choose_column(features: Mapping[str, object], where: object) -> str:
     """The column "text", else "content", else the only one that holds text."""
 
     def holds_text(name: str) -> bool:
@@ -146,6 +270,22 @@ def choose_column(features: datasets.Features, where: object) -> str:
     if not holds_text(names[0]) and features[names[0]] != datasets.Value("null"):
         raise K1Error(f'{where}: column "{names[0]}" holds no text but {features[names[0]]}; put the documents there')
     return names[0]
+
+
+def choose_text(schema: pa.Schema, where: object) -> str:
+    """The column of an Arrow table that holds the documents, see `choose_column`."""
+
+    def name_of(kind: pa.DataType) -> str:
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        return "str" if is_text else "" if pa.types.is_null(kind) else str(kind)
+
+    return choose_column({field.name: feature(name_of(field.type)) for field in schema}, where)
+
+
+def feature(kind: str) -> datasets.Value | str:
+    """`kind`, the name of a type, as `choose_column` takes it; "" is a column without values."""
+    return datasets.Value({"str": "string", "": "null"}[kind]) if kind in ("str", "") else kind
 
 
 def rows(dataset: datasets.Dataset | datasets.IterableDataset, columns: tuple[str, ...]) -> Iterator[str]:

@@ -136,17 +136,15 @@ class SparseAdamW(torch.optim.AdamW):
     def load_state_dict(self, state_dict: dict) -> None:
         """Go on from `state_dict`; raises `ValueError` or `LookupError` where it is of other parameters."""
         saved = state_dict["selection"]
+        shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
         for tensors in (saved["masks"] or {}, saved["pending_updates"]):
-            if tensors and {name: value.shape for name, value in tensors.items()} != self._shapes():
+            if tensors and {name: value.shape for name, value in tensors.items()} != shapes:
                 raise ValueError("a selection of other parameters")
         super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
-        for parameter, state in self.state.items():
-            if any(state[moment].shape != parameter.shape for moment in ("exp_avg", "exp_avg_sq")):
+        for parameter in self._parameters.values():
+            if any(self.state[parameter][moment].shape != parameter.shape for moment in ("exp_avg", "exp_avg_sq")):
                 raise ValueError("moments of other parameters")
         self._masks = saved["masks"] and {n: mask.to(self._parameters[n].device) for n, mask in saved["masks"].items()}
         for name, pending in self._evidence.pending_updates.items():
             pending.copy_(saved["pending_updates"][name])
         self._evidence.generator.set_state(saved["generator"])
-
-    def _shapes(self) -> dict[str, torch.Size]:
-        return {name: parameter.shape for name, parameter in self._parameters.items()}

@@ -155,7 +155,8 @@ def judge(k1: dict, baseline: dict) -> list[dict]:
             "met": all(min(shares.values()) >= MIN_QUALITY_KEPT for shares in kept.values()),
             "values": {"k1": kept, "threshold": MIN_QUALITY_KEPT},
             "figures": "; ".join(
-                f"{dataset_label(name)} {shares['trigram_share']:.0%} of trigram share, {shares['distinct_2']:.0%} of distinct-2"
+                f"{dataset_label(name)} {shares['trigram_share']:.0%} of trigram share, "
+                f"{shares['distinct_2']:.0%} of distinct-2"
                 for name, shares in kept.items()
             ),
         },

@@ -3,6 +3,9 @@
 import sys
 import time
 from pathlib import Path
+from typing import TypedDict
+
+from torch import Tensor
 
 from k1.config import Arguments
 from k1.data import TokenizedDataset
@@ -16,7 +19,23 @@ from k1.tensor_file import content_digest, read_content, write_content
 FORMAT = 1
 SECONDS_BETWEEN_SAVES = 60
 REMEDY = "add --overwrite to start anew"
-KEYS = {"identity": dict, "step": int, "history": list[dict], "losses": list[float], "model": dict, "optimizer": dict}
+
+
+class HistoryEntry(TypedDict):
+    """What `k1.train.train` logs of a step."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    updated_fraction: float
+    updated_by_group: dict[str, float]
+    tokens_per_second: float
+
+
+KEYS = {
+    "identity": dict, "step": int, "history": list[HistoryEntry], "losses": list[float], "model": dict[str, Tensor],
+    "optimizer": dict,
+}  # fmt: skip
 
 
 def resume_path(output: Path) -> Path:
@@ -44,8 +63,12 @@ class ResumeFile:
         elif self.path.exists():
             self._old = read_content(self.path, "resume file", FORMAT, REMEDY)
             wrong = [name for name, kind in KEYS.items() if not conforms(self._old.get(name), kind)]
-            if wrong or not conforms(self._old["identity"].get("arguments"), Arguments):
-                raise K1Error(f"{self.path} has no valid {', '.join(wrong) or 'arguments'}; {REMEDY}")
+            if not wrong and not conforms(self._old["identity"].get("arguments"), Arguments):
+                wrong = ["arguments"]
+            if not wrong and not 0 < self._old["step"] <= self._old["identity"]["arguments"]["max_steps"]:
+                wrong = ["step"]
+            if wrong:
+                raise K1Error(f"{self.path} has no valid {', '.join(wrong)}; {REMEDY}")
 
     @property
     def stage(self) -> int:
@@ -75,7 +98,7 @@ class ResumeFile:
         return time.monotonic() - self._last_save >= SECONDS_BETWEEN_SAVES
 
     def save(self, identity: dict, **state) -> None:
-        """Write the state of the training; a disk that does not take it is only a warning, as training can still end."""
+        """Write the state of the training; a disk that does not take it is only a warning, as training can go on."""
         if not is_main_process():
             return
         try:

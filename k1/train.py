@@ -138,6 +138,12 @@ def train(
 def restore(model: PreTrainedModel, optimizer: SparseAdamW, old: dict, resume_file: ResumeFile) -> None:
     """Put the state of a training that was stopped back; raises `K1Error` where it does not fit."""
     try:
+        kinds = [
+            {name: (value.shape, value.dtype) for name, value in state.items()}
+            for state in (model.state_dict(), old["model"])
+        ]
+        if kinds[0] != kinds[1] or not all(value.isfinite().all() for value in old["model"].values()):
+            raise ValueError("other weights")
         model.load_state_dict(old["model"])
         optimizer.load_state_dict(old["optimizer"])
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:

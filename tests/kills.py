@@ -86,8 +86,8 @@ def kill_until_it_ends(
     while True:
         process = start(script, models_dir, flags, scratch / "killed")
         if tally.kills < kills:
-            number = generator.choice(list(KILLS))
-            wait_for_write = generator.random() < 0.3 and bool(OUTPUTS[script])
+            number = generator.choices(list(KILLS), weights=[2, 1, 1])[0]
+            wait_for_write = number == signal.SIGKILL and generator.random() < 0.5 and bool(OUTPUTS[script])
             end = time.monotonic() + generator.uniform(0, duration)
             while process.poll() is None and (
                 time.monotonic() < end or wait_for_write and not is_writing(models_dir, script)

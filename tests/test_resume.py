@@ -248,6 +248,12 @@ def test_a_finished_stage_of_other_settings_is_not_gone_on_from(trained, tmp_pat
         )
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="/proc stands for a folder that cannot be written")
+def test_a_folder_that_cannot_be_written_ends_before_training(tmp_path):
+    finished = run_script("train_k1_dataset1.py", "--preset", "smoke", "--models_dir", "/proc/models")
+    assert_one_clear_line(finished, 1, "cannot write checkpoints into /proc/models", "choose another --models_dir")
+
+
 def limit_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
