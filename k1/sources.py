@@ -5,10 +5,12 @@ import hashlib
 import inspect
 import os
 import re
+import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,32 +18,96 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import pyarrow as pa
-from huggingface_hub.utils import RepositoryNotFoundError, httpx
+from huggingface_hub.utils import GatedRepoError, RepositoryNotFoundError, hf_raise_for_status, httpx
 
 from k1 import corpora
 from k1.cache import cached, write_dataset
 from k1.corpora import BUNDLED_CORPORA, bundled_documents, bundled_version
 from k1.errors import K1Error
 from k1.local_files import DATA_ERRORS, FORMATS, SPLITS, choose_column, local_splits, reason, rows
+from k1.parallel import is_main_process
 
 STREAMED_DOCUMENTS = 20_000
 PROBE_SECONDS = 4
-
-# What the libraries raise on a bad connection or a missing dataset.
-HUB_ERRORS = (*DATA_ERRORS, KeyError, httpx.HTTPError, httpx.InvalidURL)
-
-# They also log it, with each retry and each use of a cached copy; one line from here is enough.
-datasets.disable_progress_bars()
-datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-huggingface_hub.utils.disable_progress_bars()
-huggingface_hub.utils.logging.set_verbosity(huggingface_hub.utils.logging.CRITICAL)
-
-warned: set[str] = set()  # presets whose fallback to the stand-in has been reported
-silent: set[str] = set()  # endpoints that did not answer; asking again for each dataset would add up
+ANSWER_SECONDS = 10  # for one try of a request, or between two pieces of its answer
+SILENCE_SECONDS = 40  # for all tries together, without anything new
 
 
 class HubError(Exception):
     """A dataset could be had neither from the hub nor from its local cache; the message is the reason."""
+
+
+# What the libraries raise on a bad connection or a missing dataset.
+HUB_ERRORS = (*DATA_ERRORS, KeyError, HubError, httpx.HTTPError, httpx.InvalidURL)
+
+# They also log it, with each retry and each use of a cached copy; one line from here is enough.
+for library in (datasets, huggingface_hub.utils):
+    library.disable_progress_bars()
+    library.logging.set_verbosity(library.logging.CRITICAL)
+# They retry in two layers; one is enough.
+for setting in [name for name in vars(datasets.config) if name.startswith("STREAMING_")]:
+    setattr(datasets.config, setting, 1 if setting.endswith("MAX_RETRIES") else 0)
+# Xet brings a client of its own, whose retries take minutes.
+huggingface_hub.constants.HF_HUB_DISABLE_XET = True
+
+warned: set[str] = set()  # presets whose fallback to the stand-in has been reported
+silent: dict[str, str] = {}  # how endpoints did not answer; asking again for each dataset would add up
+
+
+class HubClient(httpx.Client):
+    """The HTTP client of the libraries, which raises `HubError` when nothing new comes for `SILENCE_SECONDS`.
+
+    The libraries would go on for minutes. New is a complete answer, or else what follows one to another request.
+    """
+
+    asked: set[tuple] = set()  # by all clients, as the libraries replace theirs after a failed connection
+    news = 0.0  # when something new came last
+    problem: str | None = None  # of the last request
+
+    def send(self, request: httpx.Request, **options) -> httpx.Response:
+        state, now = HubClient, time.monotonic()
+        question = request.method, request.url, request.headers.get("range")
+        if state.problem is None and question not in state.asked:
+            state.news = now
+        state.asked.add(question)
+        left = min(ANSWER_SECONDS, state.news + SILENCE_SECONDS - now)
+        if left <= 0:
+            silent[datasets.config.HF_ENDPOINT] = state.problem or f"the data breaks off, at {request.url}"
+            raise HubError(silent[datasets.config.HF_ENDPOINT])
+        limits = request.extensions["timeout"]
+        request.extensions["timeout"] = {step: min(limits[step] or left, left) for step in limits}
+        try:
+            response = super().send(request, **options)
+        except httpx.TransportError as error:
+            state.problem = f"{reason(error)}, at {request.url}"
+            raise
+        is_problem = response.is_error and response.status_code != 404  # optional files may be missing
+        state.problem = f"{response.status_code} {response.reason_phrase}, at {request.url}" if is_problem else None
+        if response.status_code == 429:
+            hf_raise_for_status(response)  # the libraries would wait as long as the hub asks them to
+        if not is_problem and not options.get("stream"):
+            state.news = time.monotonic()
+        return response
+
+
+huggingface_hub.set_client_factory(
+    functools.partial(HubClient, event_hooks=huggingface_hub.get_session().event_hooks, follow_redirects=True)
+)
+
+
+class CheckedDownloads(datasets.DownloadManager):
+    """Downloads that are compared with their SHA-256; forgets those that differ and raises `HubError`."""
+
+    def download(self, url_or_urls: object) -> object:
+        downloaded = super().download(url_or_urls)
+        # The hub's cache names large files by the SHA-256 that the hub states; others have another name.
+        blobs = {url: Path(path).resolve() for url, path in self.downloaded_paths.items()}
+        found = {url: sums["checksum"] for url, sums in self.get_recorded_sizes_checksums().items()}
+        if damaged := [url for url in blobs if len(blobs[url].name) == 64 and blobs[url].name != found[url]]:
+            for url in damaged:
+                blobs[url].unlink()
+            raise HubError(f"wrong checksum of {damaged[0]}, so it was damaged on its way")
+        return downloaded
 
 
 def wikitext_articles(lines: Iterable[str]) -> Iterator[str]:
@@ -126,7 +192,7 @@ def hub_or_bundled(
             if data_source == "hub" or name not in BUNDLED_CORPORA:
                 advice = "use --data_source bundled" if name in BUNDLED_CORPORA else "use a local path"
                 raise K1Error(f"{name} cannot be loaded from the hub: {error}; mend this or {advice}") from error
-            if name not in warned:
+            if name not in warned and is_main_process():
                 print(f"warning: {name}: using the bundled stand-in text, as the hub failed: {error}", file=sys.stderr)
                 warned.add(name)
     elif name not in BUNDLED_CORPORA:
@@ -155,27 +221,43 @@ def write_splits(splits: dict[str, Iterable[str]], max_documents: int | None) ->
 
 
 def hub_splits(source: HubSource, max_documents: int | None) -> dict[str, datasets.Dataset]:
-    unreachable = probe_hub(source.id)
+    """The splits from the hub, else from its local cache."""
+    HubClient.asked, HubClient.news, HubClient.problem = set(), time.monotonic(), None
+    problem = probe_hub(source.id)
+    if problem is None:
+        try:
+            return read_hub(source, max_documents)
+        except HUB_ERRORS as error:
+            if isinstance(error, ValueError) and not source.columns:
+                raise HubError(reason(error)) from error  # no cached copy of another configuration
+            problem = HubClient.problem or reason(error)
     try:
-        with offline() if unreachable else nullcontext():
-            # The hf:// prefix keeps a folder of the same name in the working directory out.
-            loaded = datasets.load_dataset(
-                f"hf://datasets/{source.id}",
-                source.config,
-                split="train" if source.streamed else None,
-                streaming=source.streamed,
-            )
-        if source.streamed:
-            loaded, max_documents = {"train": loaded}, max_documents or STREAMED_DOCUMENTS
-        if "train" not in loaded:
-            raise K1Error(f"{source.id} has no split train; it has {', '.join(loaded)}")
-        columns = source.columns or (choose_column(loaded["train"].features, source.id),)
-        return write_splits(
-            {name: source.rows_to_documents(rows(loaded[name], columns)) for name in SPLITS if name in loaded},
-            max_documents,
-        )
+        with offline():
+            return read_hub(source, max_documents)
     except HUB_ERRORS as error:
-        raise HubError(f"{unreachable}, and there is no cached copy" if unreachable else reason(error)) from error
+        raise HubError(f"{problem.rstrip('.')}, and there is no cached copy") from error
+
+
+def read_hub(source: HubSource, max_documents: int | None) -> dict[str, datasets.Dataset]:
+    # The hf:// prefix keeps a folder of the same name in the working directory out.
+    builder = datasets.load_dataset_builder(f"hf://datasets/{source.id}", source.config)
+    is_new = not os.path.exists(builder.cache_dir)
+    if source.streamed:
+        loaded, max_documents = {"train": builder.as_streaming_dataset("train")}, max_documents or STREAMED_DOCUMENTS
+    else:
+        downloads = CheckedDownloads(builder.dataset_name, base_path=builder.base_path, record_checksums=True)
+        builder.download_and_prepare(dl_manager=downloads)
+        loaded = builder.as_dataset()
+    if "train" not in loaded:
+        raise HubError(f"{source.id} has no split train; it has {', '.join(loaded)}")
+    columns = source.columns or (choose_column(loaded["train"].features, source.id),)
+    splits = {name: source.rows_to_documents(rows(loaded[name], columns)) for name in SPLITS if name in loaded}
+    try:
+        return write_splits(splits, max_documents)
+    except (KeyError, ValueError):
+        if is_new:  # without the columns it would hide an older copy that has them
+            shutil.rmtree(builder.cache_dir, ignore_errors=True)
+        raise
 
 
 def probe_hub(dataset_id: str) -> str | None:
@@ -184,7 +266,7 @@ def probe_hub(dataset_id: str) -> str | None:
     if datasets.config.HF_HUB_OFFLINE:
         return "offline mode is on (HF_HUB_OFFLINE)"
     if endpoint in silent:
-        return f"no answer from {endpoint} within {PROBE_SECONDS} s"
+        return silent[endpoint]
     errors: list[Exception | None] = []
 
     def probe() -> None:
@@ -199,13 +281,12 @@ def probe_hub(dataset_id: str) -> str | None:
     thread.start()
     thread.join(PROBE_SECONDS)
     if not errors or isinstance(errors[0], httpx.TimeoutException):
-        silent.add(endpoint)
-        return f"no answer from {endpoint} within {PROBE_SECONDS} s"
-    if isinstance(errors[0], RepositoryNotFoundError):
+        return silent.setdefault(endpoint, f"no answer from {endpoint} within {PROBE_SECONDS} s")
+    if isinstance(errors[0], RepositoryNotFoundError) and not isinstance(errors[0], GatedRepoError):
         return f"{endpoint} has no public dataset {dataset_id}"
     if isinstance(errors[0], httpx.NetworkError):
         return f"no connection to {endpoint} ({reason(errors[0])})"
-    return reason(errors[0]) if errors[0] else None
+    return HubClient.problem or reason(errors[0]) if errors[0] else None
 
 
 @contextmanager

@@ -94,8 +94,7 @@ def train(
                     resume_file.remove()
                 raise K1Error(
                     f"training on '{dataset.name}' diverged at step {step} (loss {losses[-1]:.3g}, gradient norm "
-                    f"{float(norm):.3g}); no checkpoint was written; "
-                    f"lower --learning_rate from {arguments.learning_rate:g}"
+                    f"{norm:.3g}); no checkpoint was written; lower --learning_rate from {arguments.learning_rate:g}"
                 )
             learning_rate = schedule.get_last_lr()[0]
             is_logged = step % logging_interval == 0 or step == arguments.max_steps

@@ -1,25 +1,16 @@
-"""Tests of k1.sources; nothing here leaves the machine: the hub is a small HTTP server on loopback."""
+"""Tests of k1.sources and k1.local_files without the hub; tests/test_hub.py has the hub."""
 
 import gzip
-import hashlib
-import io
 import json
 import os
-import re
-import socket
-import subprocess
-import sys
 import tempfile
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from hub import LINES, jsonl, parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,8 +18,6 @@ from k1 import cache, local_files, sources
 from k1.errors import K1Error
 from k1.local_files import cut_into_sections
 from k1.sources import PRESETS, load_documents, wikitext_articles
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -51,16 +40,6 @@ def failure(name, *arguments):
     message = str(caught.value)
     assert "\n" not in message
     return message
-
-
-def jsonl(*rows):
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def parquet(**columns):
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer)
-    return buffer.getvalue()
 
 
 TWO = ["first\nsecond line", "  indented \u00e9\u2028"]
@@ -338,184 +317,6 @@ def test_bundled(monkeypatch):
     assert len(load_documents("code", "bundled")[0]["train"]) == 9
 
 
-LINES = [
-    "", " = Alpha = \n", "", " First = one . \n", "", " = = Part = = \n", "", " Second . \n", " = = = Detail = = = \n",
-    " Third . \n", "", " = Beta = Gamma = \n", "", " = = Empty = = \n", " = Delta = \n", " Fourth . \n",
-]  # fmt: skip
-
-
 def test_wikitext_articles():
     articles = [article for article in wikitext_articles(LINES) if article]
     assert articles == ["First = one .\nSecond .\nThird .", "Fourth ."]
-
-
-# What follows runs in processes of their own: the hub's address is read when the libraries are imported.
-
-CHILD = """
-import json, sys, time
-from k1 import sources
-sources.bundled_documents = lambda name: iter([f"stand-in {name}"])
-results = []
-for arguments in json.loads(sys.argv[1]):
-    start = time.monotonic()
-    try:
-        documents, source = sources.load_documents(*arguments)
-        result = {"source": source, **{name: split["text"][:] for name, split in documents.items()}}
-    except sources.K1Error as error:
-        result = {"error": str(error)}
-    results.append({**result, "seconds": time.monotonic() - start})
-print(json.dumps(results))
-"""
-
-
-def child(home, endpoint, loads, **environment):
-    """Load in a new process; what each load gave, and the lines on stderr. Only the results are on stdout."""
-    environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": endpoint, "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, "-c", CHILD, json.dumps(loads)]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=80)
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(finished.stdout), finished.stderr.splitlines()
-
-
-@pytest.mark.parametrize("hangs", [False, True])
-def test_no_network(tmp_path, hangs):
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        if hangs:
-            silent.listen()  # takes connections, never answers
-        endpoint = "http://127.0.0.1:%d" % silent.getsockname()[1]
-        loads = [("wikitext",), ("wikitext", "hub"), ("stories",)] + [("wikitext",), ("owner/name",)] * (not hangs)
-        (auto, hub, stories, *more), warnings = child(tmp_path, endpoint, loads)
-    reason = f"no answer from {endpoint} within" if hangs else f"no connection to {endpoint}"
-    assert (auto["source"], auto["train"]) == ("bundled", ["stand-in wikitext"])
-    assert len(warnings) == 1 and warnings[0].startswith("warning: wikitext: ") and reason in warnings[0]
-    for result, name in ((hub, "wikitext"), (stories, "stories")):
-        assert result["error"].startswith(f"{name} cannot be loaded from the hub: {reason}")
-    assert max(auto["seconds"], hub["seconds"], stories["seconds"]) < (8 if hangs else 3)
-    if more:
-        assert more[0]["source"] == "bundled" and reason in more[1]["error"]
-
-
-@contextmanager
-def hub_server(repositories):
-    """The part of the hub that `datasets` asks for, for datasets given as {id: {path: bytes}}; yields its address."""
-    commit = "a" * 40
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *arguments):
-            pass
-
-        def answer(self, status, body=b"", **headers):
-            self.send_response(status)
-            for name, value in {"Content-Length": len(body), "X-Repo-Commit": commit, **headers}.items():
-                self.send_header(name.replace("_", "-"), str(value))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def do_GET(self):
-            path = unquote(urlsplit(self.path).path)
-            for name, files in repositories.items():
-                if re.fullmatch(f"/api/datasets/{name}(/revision/[^/]+)?", path):
-                    info = {"id": name, "sha": commit, "private": False, "tags": [], "siblings": []}
-                    return self.answer(200, json.dumps(info).encode())
-                if match := re.fullmatch(f"/api/datasets/{name}/tree/{commit}/?(.*)", path):
-                    return self.tree(files, match[1] + "/" if match[1] else "")
-                if match := re.fullmatch(f"/datasets/{name}/resolve/[^/]+/(.+)", path):
-                    return self.file(files.get(match[1]))
-            self.answer(404, X_Error_Code="RepoNotFound")
-
-        do_HEAD = do_GET
-
-        def tree(self, files, folder):
-            entries = {}
-            for path, body in files.items():
-                if path.startswith(folder):
-                    name, *below = path.removeprefix(folder).split("/")
-                    kind = {"type": "directory"} if below else {"type": "file", "size": len(body)}
-                    entries[name] = {"path": folder + name, "oid": "0" * 40, **kind}
-            if not entries:
-                return self.answer(404, X_Error_Code="EntryNotFound")
-            self.answer(200, json.dumps(list(entries.values())).encode())
-
-        def file(self, body):
-            if body is None:
-                return self.answer(404, X_Error_Code="EntryNotFound")
-            etag = f'"{hashlib.sha1(body).hexdigest()}"'
-            if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-                start, end = int(match[1]), min(int(match[2] or len(body)), len(body) - 1)
-                content_range = f"bytes {start}-{end}/{len(body)}"
-                return self.answer(206, body[start : end + 1], ETag=etag, Content_Range=content_range)
-            self.answer(200, body, ETag=etag, Accept_Ranges="bytes")
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-CONFIGS = ("wikitext-103-raw-v1", "wikitext-2-raw-v1")
-CODE = [f"  def f{number}(): pass\n" for number in range(5)]
-REPOSITORIES = {
-    "Salesforce/wikitext": {
-        "README.md": "---\nconfigs:\n{}---\n".format(
-            "".join(
-                f"- config_name: {config}\n  data_files:\n"
-                + "".join(f"  - split: {split}\n    path: {config}/{split}-*\n" for split in sources.SPLITS)
-                for config in CONFIGS
-            )
-        ).encode(),
-        **{
-            f"{config}/{split}-00000-of-00001.parquet": parquet(text=[*LINES, f" {config} {split} \n"])
-            for config in CONFIGS
-            for split in sources.SPLITS
-        },
-    },
-    "codeparrot/codeparrot-clean-valid": {
-        "README.md": b"# Code\n",
-        "file-000000000001.json.gz": gzip.compress(jsonl(*({"repo_name": "a/b", "content": text} for text in CODE))),
-    },
-    "CShorten/ML-ArXiv-Papers": {
-        "ML-Arxiv-Papers.csv": b',title,abstract\n0,On A,"  The problem\n"\n1,,\n2,On B,We\n',
-    },
-    "roneneldan/TinyStories": {
-        f"data/{split}-00000-of-00001.parquet": parquet(text=["Once", "", "upon", "a", "time"])
-        for split in ("train", "validation")
-    },
-    "open-web-math/open-web-math": {"data/train-00000-of-00001.parquet": parquet(words=["no text column"])},
-}
-
-
-def test_hub_and_then_its_cache(tmp_path):
-    wikitext = ["First = one .\nSecond .\nThird .", "Fourth .\nwikitext-2-raw-v1 %s"]
-    expected = {name: [wikitext[0], wikitext[1] % name] for name in sources.SPLITS}
-    loads = [
-        ("wikitext", "hub"), ("code", "auto", 2), ("science",), ("stories", "auto", 3), ("math",),
-        ("codeparrot/codeparrot-clean-valid",), ("Salesforce/wikitext:wikitext-2-raw-v1", "hub", 1),
-        ("Salesforce/wikitext",), ("owner/name",),
-    ]  # fmt: skip
-    with hub_server(REPOSITORIES) as endpoint:
-        results, lines = child(tmp_path, endpoint, loads)
-    for result in results:
-        del result["seconds"]
-    assert results[0] == {"source": "hub", **expected}
-    assert results[1] == {"source": "hub", "train": CODE[:2]}
-    assert results[2] == {"source": "hub", "train": ["On A\n\nThe problem", "On B\n\nWe"]}
-    assert results[3] == {"source": "hub", "train": ["Once", "upon", "a"]}
-    assert results[4]["error"].startswith("math cannot be loaded from the hub: ") and "text" in results[4]["error"]
-    assert results[5] == {"source": "hub", "train": CODE}
-    assert results[6]["train"] == [" = Alpha = \n"] and len(results[6]["test"]) == 11
-    assert "wikitext-103-raw-v1" in results[7]["error"]
-    assert f"{endpoint} has no public dataset owner/name" in results[8]["error"]
-    assert lines == []
-
-    # The server is gone now: the cached copy takes its place, and no stand-in.
-    loads = [("wikitext",), ("code", "hub")]
-    for environment in ({}, {"HF_HUB_OFFLINE": "1"}):
-        (cached, code, stories), lines = child(tmp_path, endpoint, [*loads, ("stories",)], **environment)
-        assert {name: cached[name] for name in ("source", *expected)} == {"source": "hub", **expected}
-        assert code["train"] == CODE and lines == []
-        assert ("HF_HUB_OFFLINE" if environment else "no connection") in stories["error"]
