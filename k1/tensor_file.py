@@ -84,8 +84,8 @@ def read_content(path: Path, kind: str, format_version: int, remedy: str) -> dic
         raise K1Error(f"{path} is damaged or is not a {kind}; {remedy}")
     if not isinstance(content, dict) or "format" not in content:
         raise K1Error(f"{path} is not a k1 {kind}; {remedy}")
-    if content["format"] != format_version:
-        found = content["format"] if isinstance(content["format"], int) else "unknown"
+    found = content["format"] if type(content["format"]) is int else "unknown"
+    if found != format_version:
         raise K1Error(f"{path} has format version {found!s:.20}, this code reads version {format_version}; {remedy}")
     sha256 = content.pop("sha256", None)
     try:

@@ -102,6 +102,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
         ([1, 2], "not a k1 checkpoint"),
         ({"model": {}}, "not a k1 checkpoint"),
         ({"format": 99}, "format version 99"),
+        ({"format": torch.zeros(2)}, "format version unknown"),
         ({"format": FORMAT - 1, "method": "k1"}, f"format version {FORMAT - 1}, this code reads version {FORMAT}"),
         ({"format": FORMAT, "method": "k1"}, "does not have the SHA-256"),
         (signed({"format": FORMAT, "method": "k1"}), "lacks stage"),
