@@ -58,7 +58,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.replace(temporary, path)
         flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        raise K1Error(f"cannot write {path} ({error}); free some space or choose another place")
+        # torch.save reports a full disk as an error of its archive, which says less.
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise K1Error(f"cannot write {path} ({reason}); free some space or choose another place")
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
