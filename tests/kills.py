@@ -101,7 +101,8 @@ def kill_until_it_ends(
         tally.resumed += "going on from" in errors
         if "Traceback" in errors:
             tally.problems.append(f"traceback: {errors[-2000:]}")
-        if status == 0:
+        # Killed after it had written its last file: there is nothing left to do.
+        if status == 0 or "exists already; add --overwrite" in errors:
             return tally
         if is_writing(models_dir, script):
             tally.inside_write += 1
