@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+NO_MEMORY = "not enough memory; lower --batch_size and raise --gradient_accumulation_steps, or choose a smaller preset"
+
 
 class K1Error(Exception):
     """Something the user can mend; the message is one line that says what is wrong and what to do."""
@@ -31,21 +33,23 @@ def raise_terminated(*_) -> None:
     raise Terminated
 
 
+def may_handle(number: int) -> bool:
+    """Whether a handler of a signal can be set: only by the main thread, and not where it is to be ignored (nohup)."""
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    return is_main_thread and signal.getsignal(number) is not signal.SIG_IGN
+
+
 class Interruption:
     """Context in which Ctrl-C and SIGTERM only set `requested`, until the training loop is between two steps.
 
-    A second signal is not held back.
+    A second signal is not held back, and one that the process ignores stays ignored.
     """
 
     HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: raise_terminated}
 
     def __enter__(self) -> "Interruption":
         self.requested: int | None = None
-        # Python lets only the main thread handle signals.
-        is_main_thread = threading.current_thread() is threading.main_thread()
-        self._before = {
-            number: signal.signal(number, self._note) for number in (self.HANDLERS if is_main_thread else ())
-        }
+        self._before = {number: signal.signal(number, self._note) for number in self.HANDLERS if may_handle(number)}
         return self
 
     def _note(self, number: int, frame: object) -> None:
@@ -64,12 +68,10 @@ class Interruption:
 @contextmanager
 def quiet_interrupts() -> Iterator[None]:
     """Let Ctrl-C end the process at once and without a traceback: for imports, which take seconds."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL) if may_handle(signal.SIGINT) else None
     yield
-    signal.signal(signal.SIGINT, before)
+    if before is not None:
+        signal.signal(signal.SIGINT, before)
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
@@ -82,7 +84,8 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def wrapper() -> None:
         try:
-            signal.signal(signal.SIGTERM, raise_terminated)
+            if may_handle(signal.SIGTERM):
+                signal.signal(signal.SIGTERM, raise_terminated)
             main()
             sys.stdout.flush()
         except K1Error as error:
@@ -92,8 +95,11 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         except Terminated as error:
             fail(str(error) or "terminated", 143)
         except MemoryError:
-            fail("not enough memory; choose a smaller model or batch, or a machine with more", 1)
+            fail(NO_MEMORY, 1)
         except RuntimeError as error:
+            # torch's own words for it, on the CPU and on a GPU.
+            if "allocate memory" in str(error) or "out of memory" in str(error):
+                fail(NO_MEMORY, 1)
             if "TORCHELASTIC_RUN_ID" not in os.environ:
                 raise
             # What the collective operations of torch raise when another process is gone.

@@ -52,7 +52,12 @@ def start(script: str, models_dir: Path, flags: list[str], output: Path) -> subp
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     with open(f"{output}.out", "wb") as out, open(f"{output}.err", "wb") as err:
         command = [sys.executable, str(ROOT / script), "--models_dir", str(models_dir), *flags]
-        return subprocess.Popen(command, stdout=out, stderr=err, env=environment, start_new_session=True)
+        return subprocess.Popen(command, stdout=out, stderr=err, env=environment, preexec_fn=heed_interrupts)
+
+
+def heed_interrupts() -> None:
+    """Let Ctrl-C reach this process, also where it was started from one that ignores it, as in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def flags_of(script: str, corpora: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 from conftest import assert_one_clear_line, run_script
 
 from k1.checkpoint import load_checkpoint
+from k1.errors import command
 
 
 def train_first(corpus, tmp_path, *flags):
@@ -70,3 +71,11 @@ def test_bfloat16_trains_and_keeps_float32_files(corpora, tmp_path):
     checkpoint = load_checkpoint(tmp_path / "k1_dataset1.pt", "k1")
     assert {tensor.dtype for tensor in checkpoint.model.values()} == {torch.float32}
     assert all(math.isfinite(entry["loss"]) for entry in checkpoint.history)
+
+
+@pytest.mark.parametrize("take", [lambda: torch.empty(10**15), lambda: bytearray(10**15)], ids=["torch", "python"])
+def test_too_little_memory_is_one_clear_line(capsys, take):
+    with pytest.raises(SystemExit) as ended:
+        command(take)()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("error: not enough memory; lower --batch_size")

@@ -198,7 +198,9 @@ def start_training(models_dir, corpora, *flags) -> subprocess.Popen:
         sys.executable, str(ROOT / "train_baseline_all.py"), "--dataset_names", *map(str, corpora), "--preset", "smoke",
         "--threads", "1", "--models_dir", str(models_dir), "--save_steps", "1", *flags,
     ]  # fmt: skip
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=kills.heed_interrupts
+    )
 
 
 def wait_for(condition, seconds=120) -> None:
