@@ -97,7 +97,9 @@ def kronecker_factors(
             hook.remove()
     sum_over_processes(*(side for sides in factors.values() for side in sides if side is not None))
     if not all(torch.isfinite(side).all() for sides in factors.values() for side in sides if side is not None):
-        raise K1Error("training diverged: a gradient is not finite, so there is no eigenbasis; lower --learning_rate")
+        raise K1Error(
+            "training diverged: a gradient is not finite, so no eigenbasis; lower --learning_rate, with --overwrite"
+        )
     return {name: (sides[0], sides[1]) for name, sides in factors.items()}
 
 

@@ -55,7 +55,9 @@ def evaluate_blocks(model: PreTrainedModel, blocks: Dataset, arguments: Argument
     loss, correct, tokens = totals.tolist()
     mean = loss / tokens
     if not math.isfinite(mean):
-        raise K1Error("the loss on held-out text is not finite: training diverged; lower --learning_rate")
+        raise K1Error(
+            "the loss on held-out text is not finite: training diverged; lower --learning_rate, with --overwrite"
+        )
     return {
         "loss": mean,
         "perplexity": math.exp(mean) if mean < 700 else math.inf,

@@ -44,7 +44,9 @@ def fisher_information(model: nn.Module, batches: Sequence[Tensor]) -> Tensors:
     model.zero_grad()
     sum_over_processes(*total.values())
     if not all(torch.isfinite(value).all() for value in total.values()):
-        raise K1Error("training diverged: a gradient is not finite, so there is no importance; lower --learning_rate")
+        raise K1Error(
+            "training diverged: a gradient is not finite, so no importance; lower --learning_rate, with --overwrite"
+        )
     return {name: value / max(len(batches), 1) for name, value in total.items()}
 
 

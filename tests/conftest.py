@@ -2,13 +2,22 @@
 
 import os
 import random
+import runpy
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+
+# Two test processes share the cores, and a forked process cannot use threads that its parent had.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+
+from k1.cache import scratch_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -63,12 +72,49 @@ class Finished:
 
 def run_script(script: str, *flags: object, environment: dict | None = None, cwd: Path = ROOT) -> Finished:
     """Run a script of the project, or `-m` and a module, in a process of its own."""
+    if environment is None and script != "-m k1.study":
+        return run_forked(script, list(map(str, flags)), cwd)
+    # The libraries read the environment when they are imported, and the study starts processes itself.
     target = [script] if script.startswith("-m") else [str(ROOT / script)]
     command = [sys.executable, *" ".join(target).split(), *map(str, flags)]
     process = subprocess.run(
         command, capture_output=True, text=True, timeout=300, cwd=cwd, env={**os.environ, **(environment or {})}
     )
     return Finished(process.returncode, process.stdout, process.stderr)
+
+
+def run_forked(script: str, flags: list[str], cwd: Path) -> Finished:
+    """As `run_script`, from a server that has imported the libraries once and forks a process for each script."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["k1", "k1.report", "k1.seeds", "k1.unseen", "peft"])
+    with tempfile.TemporaryDirectory() as folder:
+        process = context.Process(target=run_here, args=(script, flags, str(cwd), folder, os.environ["K1_CACHE"]))
+        process.start()
+        process.join(300)
+        if process.is_alive():
+            process.kill()
+            raise TimeoutError(script)
+        output = [Path(folder, name).read_bytes().decode() for name in ("stdout", "stderr")]
+    return Finished(process.exitcode, *output)
+
+
+def run_here(script: str, flags: list[str], cwd: str, folder: str, cache: str) -> None:
+    """Be the script: its arguments, its working directory, its output in files of `folder`."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)
+    os.chdir(cwd)
+    os.environ["K1_CACHE"] = cache
+    try:
+        if script.startswith("-m"):
+            sys.argv = [script, *flags]
+            runpy.run_module(script.removeprefix("-m "), run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = [str(ROOT / script), *flags]
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    finally:
+        sys.stdout.flush()
+        scratch_folder().cleanup()
 
 
 def assert_one_clear_line(finished: Finished, status: int, *fragments: str) -> None:

@@ -160,7 +160,10 @@ def set_evaluation(checkpoint):
 
 
 def set_dataset(checkpoint):
-    checkpoint.evaluations[0] = {"another": row for row in checkpoint.evaluations[0].values()}
+    name = checkpoint.datasets[0]["name"]
+    checkpoint.datasets[0]["name"] = "another"
+    for row in (*checkpoint.evaluations, checkpoint.initial_evaluation):
+        row["another"] = row.pop(name)
 
 
 @pytest.mark.parametrize("change", [set_evaluation, set_dataset])

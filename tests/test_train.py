@@ -256,7 +256,11 @@ def test_divergence_stops_with_a_clear_line_and_leaves_the_old_checkpoint(traine
         "--threads", 1,
     )  # fmt: skip
     assert_one_clear_line(finished, 1, "diverged", "lower --learning_rate")
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+    # A training that diverged at its last step may leave a resume file, which --overwrite removes.
+    left = {
+        path.name: path.read_bytes() for path in tmp_path.iterdir() if not path.name.endswith((".lock", "resume.pt"))
+    }
+    assert left == files
 
 
 @pytest.mark.parametrize("selection", ["random", "groups", "momentum"])
