@@ -20,8 +20,7 @@ from k1.errors import K1Error
 from k1.files import lock, remove_leftovers
 from k1.model import build_model, library_versions
 from k1.parallel import is_main_process, require_identical
-from k1.resume import REMEDY as START_ANEW
-from k1.resume import HistoryEntry, ResumeFile, first_difference, resume_path
+from k1.resume import START_ANEW, HistoryEntry, ResumeFile, first_difference, resume_path
 from k1.schema import conforms
 from k1.tensor_file import read_content, write_content
 from k1.tokenizer import load_tokenizer

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from datasets import Dataset
@@ -41,9 +42,8 @@ def evaluate_blocks(model: PreTrainedModel, blocks: Dataset, arguments: Argument
     """
     model.eval()
     totals = torch.zeros(3, dtype=torch.float64)  # loss, correct predictions, predictions
-    for number, input_ids in enumerate(batches_in_order(blocks, arguments.seq_length, arguments.evaluation_tokens)):
-        if number % process_count() != process_rank():
-            continue
+    batches = batches_in_order(blocks, arguments.seq_length, arguments.evaluation_tokens)
+    for input_ids in islice(batches, process_rank(), None, process_count()):
         input_ids = input_ids.to(model.device)
         with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
             logits = model(input_ids=input_ids).logits

@@ -42,8 +42,8 @@ def join_processes() -> None:
             dist.init_process_group("gloo")
 
 
-def share_of(items: Sequence) -> Sequence:
-    """The items that this process works on: every n-th of n processes."""
+def share_of(items: Sequence | Tensor) -> Sequence | Tensor:
+    """The items, or rows of a tensor, that this process works on: every n-th of n processes."""
     return items[process_rank() :: process_count()]
 
 

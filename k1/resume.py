@@ -18,7 +18,7 @@ from k1.tensor_file import content_digest, read_content, write_content
 
 FORMAT = 1
 SECONDS_BETWEEN_SAVES = 60
-REMEDY = "add --overwrite to start anew"
+START_ANEW = "add --overwrite to start anew"
 
 
 class HistoryEntry(TypedDict):
@@ -61,14 +61,14 @@ class ResumeFile:
         if overwrite:
             self.remove()
         elif self.path.exists():
-            self._old = read_content(self.path, "resume file", FORMAT, REMEDY)
+            self._old = read_content(self.path, "resume file", FORMAT, START_ANEW)
             wrong = [name for name, kind in KEYS.items() if not conforms(self._old.get(name), kind)]
             if not wrong and not conforms(self._old["identity"].get("arguments"), Arguments):
                 wrong = ["arguments"]
             if not wrong and not 0 < self._old["step"] <= self._old["identity"]["arguments"]["max_steps"]:
                 wrong = ["step"]
             if wrong:
-                raise K1Error(f"{self.path} has no valid {', '.join(wrong)}; {REMEDY}")
+                raise K1Error(f"{self.path} has no valid {', '.join(wrong)}; {START_ANEW}")
 
     @property
     def stage(self) -> int:
@@ -84,7 +84,7 @@ class ResumeFile:
             return None
         difference = first_difference(self._old["identity"], identity)
         if difference:
-            raise K1Error(f"{self.path} holds the begun training with {difference}; {REMEDY}")
+            raise K1Error(f"{self.path} holds the begun training with {difference}; {START_ANEW}")
         old, self._old = self._old, None
         if is_main_process():
             steps = identity["arguments"]["max_steps"]

@@ -18,8 +18,8 @@ from k1.config import Arguments
 from k1.data import TokenizedDataset
 from k1.errors import Interruption, K1Error
 from k1.optim import SparseAdamW
-from k1.parallel import any_process, is_main_process, process_count, process_rank, require_identical, sum_over_processes
-from k1.resume import ResumeFile, identity_of
+from k1.parallel import any_process, is_main_process, process_count, require_identical, share_of, sum_over_processes
+from k1.resume import START_ANEW, ResumeFile, identity_of
 from k1.selection import Tensors, module_group
 
 LOGGED_STEPS = 50
@@ -84,12 +84,12 @@ def train(
         mininterval=1,
         disable=not is_main_process(),
     )
-    with Interruption() if resume_file else nullcontext() as interruption:
+    # Whatever ends the loop, the bar is closed first, so that an error stands on a line of its own.
+    with progress, Interruption() if resume_file else nullcontext() as interruption:
         for step in progress:
             losses.append(accumulate_gradients(parallel_model, batches, arguments))
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
             if not math.isfinite(losses[-1]) or not torch.isfinite(norm):
-                progress.close()
                 if resume_file:
                     resume_file.remove()
                 raise K1Error(
@@ -126,7 +126,6 @@ def train(
                         model=model.state_dict(), optimizer=optimizer.state_dict(),
                     )  # fmt: skip
                 if is_stopped:
-                    progress.close()
                     place = f"step {step} of {arguments.max_steps}"
                     interruption.end(f"stopped at {place}; the same command goes on from {resume_file.path}")
     require_identical("update masks and moments", optimizer.state_dict())
@@ -146,7 +145,7 @@ def restore(model: PreTrainedModel, optimizer: SparseAdamW, old: dict, resume_fi
         model.load_state_dict(old["model"])
         optimizer.load_state_dict(old["optimizer"])
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise K1Error(f"{resume_file.path} does not fit the model ({error!s:.100}); add --overwrite to start anew")
+        raise K1Error(f"{resume_file.path} does not fit the model ({error!s:.100}); {START_ANEW}")
 
 
 def build_optimizer(
@@ -208,7 +207,7 @@ def accumulate_gradients(model: torch.nn.Module, batches: Iterator[torch.Tensor]
     """
     total = torch.zeros((), dtype=torch.float64)
     for number in range(1, arguments.gradient_accumulation_steps + 1):
-        rows = next(batches)[process_rank() :: process_count()].to(arguments.device)
+        rows = share_of(next(batches)).to(arguments.device)
         is_last = number == arguments.gradient_accumulation_steps
         # Gradients are exchanged once a step, not with every batch.
         with nullcontext() if is_last or process_count() == 1 else model.no_sync():
