@@ -119,7 +119,7 @@ def write_good_files(folder: Path) -> None:
     RESUMED.update(model=model_config(arguments, tokenizer.get_vocab_size()), dataset=dataset, arguments=arguments)
     (folder / "tokenizer.json").write_text(tokenizer.to_str())
     (folder / "text.txt").write_text("\n\n".join(texts))
-    (folder / "lines.jsonl.gz").write_bytes(gzip.compress(corpus.read_bytes()))
+    (folder / "lines.jsonl.gz").write_bytes(gzip.compress(corpus.read_bytes(), mtime=0))
     corpus.rename(folder / "lines.jsonl")
     (folder / "table.csv").write_text("id,text\n" + "".join(f'{n},"{text}"\n' for n, text in enumerate(texts)))
     pq.write_table(pa.table({"text": texts, "id": range(len(texts))}), folder / "table.parquet", row_group_size=20)

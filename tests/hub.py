@@ -58,7 +58,7 @@ def repositories(text: str) -> dict[str, dict[str, bytes]]:
         },
         "codeparrot/codeparrot-clean-valid": {
             "README.md": b"# Code\n",
-            "file-000000000001.json.gz": gzip.compress(jsonl(*code)),
+            "file-000000000001.json.gz": gzip.compress(jsonl(*code), mtime=0),
         },
         "CShorten/ML-ArXiv-Papers": {
             "ML-Arxiv-Papers.csv": f',title,abstract\n0,On A,"  The problem\n"\n1,,\n2,On B,We{text}\n'.encode(),
@@ -105,7 +105,7 @@ def renamed(path: str, body: bytes) -> bytes:
     data = gzip.decompress(body) if path.endswith(".gz") else body
     for before, after in names.items():
         data = data.replace(before.encode(), after.encode())
-    return gzip.compress(data) if path.endswith(".gz") else data
+    return gzip.compress(data, mtime=0) if path.endswith(".gz") else data
 
 
 def damaged(body: bytes) -> bytes:

@@ -114,7 +114,7 @@ def test_a_saved_dataset_that_points_outside_is_refused(workspace, tmp_path, nam
 
 def test_a_compressed_file_that_expands_is_refused_early(tmp_path):
     path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"text": "' + b"a" * 2**27 + b'"}\n'))
+    path.write_bytes(gzip.compress(b'{"text": "' + b"a" * 2**27 + b'"}\n', mtime=0))
     with pytest.raises(ValueError, match="expands to more than 100 times"):
         check_expansion(path)
     with pytest.raises(K1Error, match="expands"):

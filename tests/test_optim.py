@@ -90,7 +90,11 @@ def test_exactly_the_budget_changes_at_each_step(tiny_model, selection, weight_d
         if max_norm:
             torch.nn.utils.clip_grad_norm_(tiny_model.parameters(), max_norm)
         optimizer.step()
-        assert count(changed(before, bits(tiny_model))) == budget
+        masks, moved = optimizer._masks, changed(before, bits(tiny_model))
+        assert count(masks) == budget
+        assert not any((moved[name] & ~masks[name]).any() for name in moved)
+        # An update below half a unit in the last place is rounded away; which ones are, depends on the processor.
+        assert count(moved) >= budget - 3
 
 
 @pytest.mark.parametrize("selection", SELECTION_POLICIES)

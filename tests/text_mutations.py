@@ -14,7 +14,7 @@ from mutations import Mutation
 
 
 def write(data: bytes) -> Mutation:
-    return lambda path, random: path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return lambda path, random: path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
 def lines(*values: object) -> Mutation:
@@ -28,14 +28,14 @@ def one_line(value: object) -> Mutation:
         is_compressed = path.suffix == ".gz"
         good = (gzip.decompress(path.read_bytes()) if is_compressed else path.read_bytes()).splitlines()
         good.insert(random.randrange(len(good) + 1), value if isinstance(value, bytes) else json.dumps(value).encode())
-        path.write_bytes(gzip.compress(b"\n".join(good)) if is_compressed else b"\n".join(good))
+        path.write_bytes(gzip.compress(b"\n".join(good), mtime=0) if is_compressed else b"\n".join(good))
 
     return mutate
 
 
 def bomb(path: Path, random: Random) -> None:
     """5 GB of one line in 5 MB."""
-    part = gzip.compress(bytes(2**26), 9)
+    part = gzip.compress(bytes(2**26), 9, mtime=0)
     path.write_bytes(part * 80)
 
 
