@@ -8,9 +8,7 @@ SETTINGS = --data_source $(DATA_SOURCE) --preset $(PRESET) --threads 1
 MAKEFLAGS += --jobs=2
 RUN = .venv/bin/python
 # An edit of one of these changes what is trained.
-TRAINING_CODE = $(patsubst %,k1/%.py,\
-	config sources local_files corpora data tokenizer model parallel eigenbasis importance selection optim train evaluate \
-	checkpoint tensor_file)
+TRAINING_CODE = $(wildcard k1/*.py k1/data/*.py k1/sparse/*.py k1/training/*.py k1/checkpoints/*.py)
 # A training that was interrupted goes on, unless what it depends on was edited since.
 OVERWRITE = $$(for file in $^; do [ $(@:.pt=.resume.pt) -nt $$file ] || { echo --overwrite; break; }; done)
 
@@ -50,15 +48,15 @@ models/k1_final.pt: train_k1_dataset3.py models/k1_dataset2.pt
 models/baseline_final.pt: train_baseline_all.py $(TRAINING_CODE) models/.settings | .venv/.installed
 	$(RUN) $< $(SETTINGS) $(OVERWRITE)
 
-k1_output.txt: generate_k1.py k1/generate.py models/k1_final.pt
+k1_output.txt: generate_k1.py k1/report/generation.py models/k1_final.pt
 	$(RUN) $< > $@
 
-baseline_output.txt: generate_baseline.py k1/generate.py models/baseline_final.pt
+baseline_output.txt: generate_baseline.py k1/report/generation.py models/baseline_final.pt
 	$(RUN) $< > $@
 
 # The experiment at several seeds; stopped and started again, it goes on with the training that was not finished.
 seeds: $(SEEDS:%=models/seed%/report.json)
-	@$(RUN) -m k1.seeds $^
+	@$(RUN) -m k1.study.seeds $^
 
 models/seed%/k1_dataset1.pt: | .venv/.installed
 	$(RUN) train_k1_dataset1.py $(SETTINGS) --seed $* --models_dir $(@D) $(OVERWRITE)
@@ -81,7 +79,7 @@ unseen: models/unseen/report.json
 	@cat models/unseen/report.md
 
 $(UNSEEN) &: | .venv/.installed
-	$(RUN) -m k1.unseen models/unseen
+	$(RUN) -m k1.study.unseen models/unseen
 
 models/unseen/k1_dataset1.pt: $(UNSEEN)
 	$(RUN) train_k1_dataset1.py --dataset_name $(word 1,$(UNSEEN)) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
@@ -103,7 +101,7 @@ study: .venv/.installed
 record: .venv/.installed
 	$(RUN) -m k1.report --json results/report.json --plots results > results/report.md
 	for seed in $(SEEDS); do cp models/seed$$seed/report.json results/seed$$seed.json; done
-	$(RUN) -m k1.seeds $(SEEDS:%=results/seed%.json) > results/seeds.md
+	$(RUN) -m k1.study.seeds $(SEEDS:%=results/seed%.json) > results/seeds.md
 	cp models/unseen/report.md results/unseen.md
 	cp models/study/results.json results/study.json
 	cp models/study/results.md results/study.md
@@ -114,13 +112,13 @@ test: .venv/.installed
 
 # What is too slow for the tests: 100 kills, 1,000 damaged files, all faults of a hub at their real time-outs.
 kills: .venv/.installed
-	$(RUN) tests/kills.py
+	$(RUN) -m tests.faults.kills
 
 fuzz: .venv/.installed
-	$(RUN) tests/fuzz.py
+	$(RUN) -m tests.faults.fuzz
 
 faults: .venv/.installed
-	$(RUN) tests/hub_faults.py
+	$(RUN) -m tests.data.hub_faults
 
 clean:
 	rm -f models/*.pt models/.settings models/.*.lock k1_output.txt baseline_output.txt

@@ -1,11 +1,12 @@
 """Continue prompts of every domain with the baseline model; the same command prints the same bytes."""
 
-from k1 import command, parse_generation_arguments, print_continuations
+import k1
 
 
-@command
+@k1.command
 def main() -> None:
-    print_continuations("baseline", parse_generation_arguments(__doc__, method="baseline"))
+    arguments = k1.parse_generation_arguments(__doc__, method="baseline")
+    k1.print_continuations("baseline", arguments)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Continue prompts of every domain with the K-1 model; the same command prints the same bytes."""
 
-from k1 import command, parse_generation_arguments, print_continuations
+import k1
 
 
-@command
+@k1.command
 def main() -> None:
-    print_continuations("k1", parse_generation_arguments(__doc__, method="k1"))
+    arguments = k1.parse_generation_arguments(__doc__, method="k1")
+    k1.print_continuations("k1", arguments)
 
 
 if __name__ == "__main__":

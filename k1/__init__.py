@@ -1,53 +1,42 @@
 """k1: does a language model that updates 51% of its parameters per step forget less than one that updates all?"""
 
+from importlib import import_module
+
 from k1.errors import command, quiet_interrupts
 
-with quiet_interrupts():
-    from k1.checkpoint import (
-        load_checkpoint,
-        load_finished_stage,
-        output_path,
-        restore_model,
-        save_checkpoint,
-        stage_checkpoint,
-    )
-    from k1.config import parse_training_flags
-    from k1.data import DataLoader, load_datasets, require_distinct
-    from k1.eigenbasis import enter_eigenbasis
-    from k1.evaluate import evaluate
-    from k1.generate import parse_generation_arguments, print_continuations
-    from k1.importance import add_importance, fisher_information, sample_batches
-    from k1.model import build_model, configure_torch, model_config
-    from k1.resume import ResumeFile
-    from k1.tables import print_evaluation
-    from k1.tokenizer import load_tokenizer, train_tokenizer
-    from k1.train import train
+# Where the public names live, in the order in which data flows.
+PUBLIC = {
+    "k1.arguments": ("parse_training_flags",),
+    "k1.model": ("build_model", "configure_torch", "model_config"),
+    "k1.data.loader": ("DataLoader", "load_datasets", "require_distinct"),
+    "k1.data.tokenizer": ("load_tokenizer", "train_tokenizer"),
+    "k1.sparse.eigenbasis": ("enter_eigenbasis",),
+    "k1.sparse.importance": ("add_importance", "fisher_information", "sample_batches"),
+    "k1.training.evaluation": ("evaluate",),
+    "k1.training.loop": ("train",),
+    "k1.training.resume": ("ResumeFile",),
+    "k1.checkpoints.contents": ("stage_checkpoint",),
+    "k1.checkpoints.storage": (
+        "load_checkpoint", "load_finished_stage", "output_path", "restore_model", "save_checkpoint",
+    ),
+    "k1.report.tables": ("print_evaluation",),
+    "k1.report.generation_arguments": ("parse_generation_arguments",),
+    "k1.report.generation": ("print_continuations",),
+}  # fmt: skip
+MODULES = {name: module for module, names in PUBLIC.items() for name in names}
 
-__all__ = [
-    "DataLoader",
-    "ResumeFile",
-    "add_importance",
-    "build_model",
-    "command",
-    "configure_torch",
-    "enter_eigenbasis",
-    "evaluate",
-    "fisher_information",
-    "load_checkpoint",
-    "load_datasets",
-    "load_finished_stage",
-    "load_tokenizer",
-    "model_config",
-    "output_path",
-    "parse_generation_arguments",
-    "parse_training_flags",
-    "print_continuations",
-    "print_evaluation",
-    "require_distinct",
-    "restore_model",
-    "sample_batches",
-    "save_checkpoint",
-    "stage_checkpoint",
-    "train",
-    "train_tokenizer",
-]
+__all__ = ["command", *MODULES]
+
+
+def __getattr__(name: str) -> object:
+    """A public name, imported when it is first asked for: the libraries behind some of them take seconds."""
+    if name not in MODULES:
+        raise AttributeError(f"module 'k1' has no attribute '{name}'")
+    with quiet_interrupts():
+        value = getattr(import_module(MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,7 +8,7 @@ from importlib.metadata import version
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from k1.config import Arguments
+from k1.arguments import Arguments
 from k1.parallel import join_processes
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from k1.errors import K1Error
-from k1.tensor_file import content_digest
+from k1.files import content_digest
 
 
 def process_count() -> int:

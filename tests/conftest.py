@@ -17,7 +17,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 
-from k1.cache import scratch_folder
+from k1.data.cache import scratch_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,7 +86,7 @@ def run_script(script: str, *flags: object, environment: dict | None = None, cwd
 def run_forked(script: str, flags: list[str], cwd: Path) -> Finished:
     """As `run_script`, from a server that has imported the libraries once and forks a process for each script."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["k1", "k1.report", "k1.seeds", "k1.unseen", "peft"])
+    context.set_forkserver_preload(["k1.report.__main__", "k1.study.seeds", "k1.study.unseen", "peft"])
     with tempfile.TemporaryDirectory() as folder:
         process = context.Process(target=run_here, args=(script, flags, str(cwd), folder, os.environ["K1_CACHE"]))
         process.start()

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from conftest import ROOT
+from tests.conftest import ROOT
 
 # What differs from one collection to the next: bytes, temporary paths, addresses in memory.
 UNSTABLE = re.compile(r"\\x[0-9a-f]{2}|/tmp|pytest-of-| at 0x")

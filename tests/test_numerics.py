@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from conftest import assert_one_clear_line, run_script
 
-from k1.checkpoint import load_checkpoint
+from k1.checkpoints.storage import load_checkpoint
 from k1.errors import command
+from tests.conftest import assert_one_clear_line, run_script
 
 
 def train_first(corpus, tmp_path, *flags):

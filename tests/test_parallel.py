@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_script
 
 from k1 import parallel
-from k1.checkpoint import FILES, load_checkpoint
-from k1.config import parse_training_flags
+from k1.arguments import parse_training_flags
+from k1.checkpoints.storage import load_checkpoint
 from k1.errors import K1Error, UsageError
-from k1.tensor_file import read_content
+from k1.files import read_content
+from k1.presets import FILES
+from tests.conftest import ROOT, run_script
 
 
 def torchrun(script: str, *flags: object) -> subprocess.Popen:
@@ -124,7 +125,7 @@ def test_a_process_that_dies_ends_the_run_with_a_clear_line_and_a_good_resume_fi
 
 
 def test_a_batch_that_cannot_be_shared_is_a_usage_error(monkeypatch):
-    monkeypatch.setattr("k1.config.process_count", lambda: 3)
+    monkeypatch.setattr("k1.arguments.process_count", lambda: 3)
     with pytest.raises(UsageError, match="--batch_size 8 cannot be shared evenly by 3 processes"):
         parse_training_flags("", "k1", ["--preset", "smoke"]).resolve(1)
 

@@ -6,13 +6,14 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, assert_one_clear_line, run_script
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from k1.checkpoint import load_checkpoint
-from k1.config import PRESETS, UPDATE_FRACTION, parse_training_flags
+from k1.arguments import parse_training_flags
+from k1.checkpoints.storage import load_checkpoint
 from k1.errors import UsageError
 from k1.model import build_model, count_parameters, model_config
+from k1.presets import PRESETS, UPDATE_FRACTION
+from tests.conftest import ROOT, assert_one_clear_line, run_script
 
 TRAINING = ["train_k1_dataset1.py", "train_k1_dataset2.py", "train_k1_dataset3.py", "train_baseline_all.py"]
 

@@ -1,0 +1,284 @@
+"""The command line of the training scripts, and the settings of a stage that follow from it."""
+
+import argparse
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import HfArgumentParser
+
+from k1.errors import K1Error, UsageError
+from k1.parallel import process_count
+from k1.presets import MAXIMUM, PRESETS, STAGE_SELECTIONS, STAGES, UPDATE_FRACTION
+
+
+def flag(help_text: str, default=None):
+    """A dataclass field that becomes a command-line flag with this help text."""
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass
+class DataFlags:
+    data_source: Literal["auto", "hub", "bundled"] = flag(
+        "where preset datasets come from; auto takes the bundled text when the hub cannot be reached", "auto"
+    )
+    max_documents: int | None = flag("training documents read per dataset (default: by preset)")
+
+
+@dataclass
+class OneDatasetFlags:
+    dataset_name: str | None = flag(
+        "preset name, hub id (owner/name or owner/name:config) or local path (default: the one named in the script)"
+    )
+
+
+@dataclass
+class AllDatasetsFlags:
+    dataset_names: list[str] = field(
+        default_factory=list,
+        metadata={"help": "the three datasets, in order (default: those named in the script)", "metavar": "NAME"},
+    )
+
+
+@dataclass
+class TrainingFlags:
+    preset: Literal["smoke", "quick", "study", "full"] | None = flag("size of the experiment (default: quick)")
+    max_steps: int | None = flag("optimizer steps of each stage (default: by preset)")
+    batch_size: int | None = flag("sequences per forward pass (default: by preset)")
+    gradient_accumulation_steps: int | None = flag("forward passes per optimizer step (default: by preset)")
+    seq_length: int | None = flag("tokens per sequence (default: by preset)")
+    learning_rate: float | None = flag("peak learning rate (default: by preset, tuned for each method)")
+    warmup_steps: int | None = flag("steps of linear warm-up (default: by preset)")
+    weight_decay: float | None = flag("decoupled weight decay of matrices (default: by preset)")
+    max_grad_norm: float | None = flag("gradients are clipped to this norm (default: by preset)")
+    interpolation: float | None = flag(
+        "share of its change that a stage keeps, above 0 and at most 1 (default: 1; K-1 from stage 2: by preset)"
+    )
+    seed: int | None = flag("initial weights, order of the text and random selection (default: 0)")
+    device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto takes the fastest one present", "auto")
+    precision: Literal["auto", "float32", "bfloat16"] = flag("auto is bfloat16 on cuda, else float32", "auto")
+    threads: int | None = flag("CPU threads (default: one per core); results depend on it in the last bits")
+    models_dir: str = flag("folder of the checkpoints", "models")
+    save_steps: int | None = flag("steps between two writings of the resume file (default: about every 60 seconds)")
+    overwrite: bool = flag("replace checkpoints that exist, and start anew where a training was stopped", False)
+
+
+@dataclass
+class SparseUpdateFlags:
+    update_fraction: float | None = flag(f"share of all parameters updated per step (default: {UPDATE_FRACTION})")
+    selection: Literal["all", "error_feedback", "gain", "gradient", "groups", "momentum", "random"] | None = flag(
+        f"policy that chooses the parameters to update; all updates every one (default: {STAGE_SELECTIONS[0]} on "
+        f"dataset 1, then {STAGE_SELECTIONS[1]}; another choice holds for the later stages too)"
+    )
+    consolidation: float | None = flag(
+        "how strongly important parameters are held where a stage began, from stage 2; above 0 it replaces weight "
+        "decay (default: by preset)"
+    )
+    gain_floor: float | None = flag("kappa, importance below which parameters count as free (default: by preset)")
+    importance_batches: int | None = flag(
+        "batches of training text that bases and importance are measured on (default: by preset)"
+    )
+    max_basis_dim: int | None = flag(
+        "sides of a weight up to this size get an eigenbasis after dataset 1; 0 keeps the standard basis "
+        "(default: by preset)"
+    )
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Every setting of one stage, with presets and checkpoints taken into account."""
+
+    method: str
+    stage: int
+    preset: str
+    dataset_name: str | None
+    data_source: str
+    max_documents: int
+    evaluation_tokens: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    vocabulary_size: int
+    seq_length: int
+    batch_size: int
+    gradient_accumulation_steps: int
+    max_steps: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    max_grad_norm: float
+    update_fraction: float
+    selection: str
+    consolidation: float
+    interpolation: float
+    gain_floor: float
+    importance_batches: int
+    max_basis_dim: int
+    seed: int
+    device: str
+    precision: str
+    threads: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens that one optimizer step reads."""
+        return self.batch_size * self.gradient_accumulation_steps * self.seq_length
+
+    @property
+    def stage_seed(self) -> int:
+        """Seed of the stage's text order and random selection: another one for each stage of each seed."""
+        return 10 * self.seed + self.stage
+
+    def as_dict(self) -> dict:
+        """The settings as plain values, as a checkpoint keeps them."""
+        return dataclasses.asdict(self)
+
+
+# What a later stage takes from the checkpoint it continues; a flag may repeat it but not change it.
+INHERITED = ("preset", "seq_length", "seed", "update_fraction", "max_basis_dim")
+MODEL_SHAPE = ("hidden_size", "intermediate_size", "layers", "heads", "vocabulary_size")
+MINIMUM = {
+    "max_documents": 1, "max_steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "seq_length": 2,
+    "warmup_steps": 0, "weight_decay": 0, "seed": 0, "threads": 1,
+    "save_steps": 1, "consolidation": 0, "gain_floor": 0, "importance_batches": 1, "max_basis_dim": 0,
+}  # fmt: skip
+
+
+class Flags(argparse.Namespace):
+    """What was typed on the command line of a training script; `None` where a flag was not given."""
+
+    method: str
+    models_dir: Path
+    save_steps: int | None
+    overwrite: bool
+
+    def resolve(self, stage: int, previous: dict | None = None) -> Arguments:
+        """Settings of `stage` (1, 2 or 3), given the `arguments` of the checkpoint it continues.
+
+        Order of precedence: the checkpoint for model and sparse-update settings,
+        then the command line, then the preset. Raises `UsageError` when a flag
+        contradicts the checkpoint.
+        """
+        inherited = INHERITED if previous and previous["selection"] != "all" else set(INHERITED) - {"update_fraction"}
+        for name in inherited if previous else ():
+            given = getattr(self, name, None)
+            if given is not None and given != previous[name]:
+                raise UsageError(
+                    f"--{name} {given} contradicts the checkpoint, which was trained with {previous[name]}; "
+                    f"leave the flag out or train stage 1 again with it"
+                )
+
+        def value(name, default):
+            if previous and name in inherited:
+                return previous[name]
+            given = getattr(self, name, None)
+            return default if given is None else given
+
+        preset_name = value("preset", "quick")
+        preset = PRESETS[preset_name]
+        max_steps = value("max_steps", preset.max_steps[stage - 1])
+        batch_size = value("batch_size", preset.batch_size)
+        if batch_size % process_count():
+            raise UsageError(f"--batch_size {batch_size} cannot be shared evenly by {process_count()} processes")
+        device = resolve_device(self.device)
+        selection = "all" if self.method == "baseline" else value("selection", default_selection(stage, previous))
+        if selection == "gain" and stage == 1:
+            raise UsageError("--selection gain weighs earlier datasets and needs one; choose another for stage 1")
+        if selection == "all" and getattr(self, "update_fraction", None) not in (None, 1.0):
+            raise UsageError("--selection all updates every parameter; leave --update_fraction out")
+        update_fraction = 1.0 if selection == "all" else value("update_fraction", UPDATE_FRACTION)
+        consolidates = self.method == "k1" and stage > 1
+        consolidation = value("consolidation", preset.consolidation) if consolidates else 0.0
+        return Arguments(
+            method=self.method,
+            stage=stage,
+            preset=preset_name,
+            dataset_name=getattr(self, "dataset_name", None),
+            data_source=self.data_source,
+            max_steps=max_steps,
+            warmup_steps=value("warmup_steps", min(preset.warmup_steps, max_steps // 5)),
+            learning_rate=value("learning_rate", preset.learning_rates[self.method][stage - 1]),
+            update_fraction=update_fraction,
+            selection=selection,
+            consolidation=consolidation,
+            interpolation=value("interpolation", preset.interpolation[stage - 1] if consolidates else 1.0),
+            # Decay to zero and consolidation towards the start would pull against each other.
+            weight_decay=value("weight_decay", 0.0 if consolidation else preset.weight_decay),
+            seed=value("seed", 0),
+            device=device,
+            precision=resolve_precision(self.precision, device),
+            threads=value("threads", available_cores()),
+            evaluation_tokens=preset.evaluation_tokens,
+            **{name: previous[name] if previous else getattr(preset, name) for name in MODEL_SHAPE},
+            **{
+                name: value(name, getattr(preset, name))
+                for name in (
+                    "max_documents", "seq_length", "batch_size", "gradient_accumulation_steps", "max_grad_norm",
+                    "gain_floor", "importance_batches", "max_basis_dim",
+                )
+            },
+        )  # fmt: skip
+
+
+def default_selection(stage: int, previous: dict | None) -> str:
+    """K-1's policy for `stage`, or the one that the stage before it was told to use instead of K-1's."""
+    if previous and previous["selection"] != STAGE_SELECTIONS[previous["stage"] - 1]:
+        return previous["selection"]
+    return STAGE_SELECTIONS[stage - 1]
+
+
+def available_cores() -> int:
+    """CPU cores this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Started by torchrun, the processes of one machine share its cores.
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def resolve_device(device: str) -> str:
+    """The torch device to use for a `--device` value; raises `K1Error` if it is not present."""
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if present[name])
+    if not present[device]:
+        raise K1Error(f"--device {device}: torch finds no such device here; use --device cpu")
+    return device
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """The number format of the forward pass for a `--precision` value."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if device == "cuda" else "float32"
+
+
+def parse_training_flags(description: str, method: str, argv: list[str] | None = None) -> Flags:
+    """Parse the command line of a training script of `method` (`k1` or `baseline`).
+
+    Exits with status 2, the usage and one line on stderr when a flag is unknown or out of range.
+    """
+    groups = [DataFlags, TrainingFlags]
+    groups += [OneDatasetFlags, SparseUpdateFlags] if method == "k1" else [AllDatasetsFlags]
+    parser = HfArgumentParser(
+        groups, description=description, formatter_class=argparse.HelpFormatter, allow_abbrev=False
+    )
+    flags = parser.parse_args(argv, namespace=Flags(method=method))
+    for name, minimum in MINIMUM.items():
+        value = getattr(flags, name, None)
+        if value is not None and not minimum <= value <= MAXIMUM:
+            parser.error(f"--{name} must be at least {minimum} and at most {MAXIMUM}, not {value}")
+    for name in ("learning_rate", "max_grad_norm"):
+        value = getattr(flags, name)
+        if value is not None and not 0 < value < float("inf"):
+            parser.error(f"--{name} must be a positive number, not {value}")
+    for name in ("update_fraction", "interpolation"):
+        value = getattr(flags, name, None)
+        if value is not None and not 0 < value <= 1:
+            parser.error(f"--{name} must be above 0 and at most 1, not {value}")
+    if method == "baseline" and len(flags.dataset_names) not in (0, STAGES):
+        parser.error(f"--dataset_names takes {STAGES} names, not {len(flags.dataset_names)}")
+    flags.models_dir = Path(flags.models_dir)
+    return flags

@@ -1,0 +1,113 @@
+"""What a checkpoint holds: everything that is known at the end of a stage."""
+
+import json
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from k1.arguments import Arguments
+from k1.data.loader import TokenizedDataset
+from k1.model import library_versions
+from k1.parallel import require_identical
+from k1.training.resume import HistoryEntry
+
+FORMAT = 3
+
+
+class DatasetRecord(TypedDict):
+    """What a checkpoint keeps of a dataset, see `k1.data.loader.TokenizedDataset`."""
+
+    name: str
+    source: str
+    fingerprint: str
+    tokens: dict[str, int]
+    prompts: list[str]
+    max_documents: int
+
+
+class Scores(TypedDict):
+    """What `k1.evaluate` measures on one split."""
+
+    loss: float
+    perplexity: float
+    accuracy: float
+    tokens: int
+
+
+Evaluation = dict[str, dict[str, Scores]]
+
+
+@dataclass
+class Checkpoint:
+    """Everything that is known at the end of a stage; the fields are the keys of the file.
+
+    `evaluations[i]` is row i of the accuracy matrix: what the model after stage
+    i + 1 scores on each dataset so far and, where stage i + 2 has begun, on the
+    next one (for forward transfer), as dataset -> split -> metrics.
+    `initial_evaluation` is the same for the untrained model. `history` has the
+    entries of this stage. `importance` is Omega, the Fisher information of all
+    datasets so far by parameter name; the baseline, which does not look at it,
+    has none. The bases of K-1 are buffers in `model`. `arguments` are those of
+    `k1.arguments.Arguments`. `sha256` is the digest of all else, once written.
+    """
+
+    method: str
+    stage: int
+    model_config: dict
+    model: dict[str, Tensor]
+    tokenizer: str
+    arguments: dict
+    seed: int
+    datasets: list[DatasetRecord]
+    evaluations: list[Evaluation]
+    initial_evaluation: Evaluation
+    history: list[HistoryEntry]
+    importance: dict[str, Tensor] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=library_versions)
+    format: int = FORMAT
+    sha256: str = ""
+
+
+def stage_checkpoint(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    dataset: TokenizedDataset,
+    arguments: Arguments,
+    *,
+    untrained: dict,
+    before: dict,
+    after: dict,
+    history: list[dict],
+    importance: dict[str, Tensor] | None = None,
+    previous: Checkpoint | None = None,
+) -> Checkpoint:
+    """The checkpoint of a stage that has just been trained.
+
+    `untrained`, `before` and `after` are evaluations (see `k1.evaluate`)
+    of the model with its initial weights and before and after this stage;
+    `importance` is that of all datasets so far (see `k1.sparse.importance`);
+    `previous` is the checkpoint that the stage continued, None for stage 1.
+    """
+    evaluations = [dict(row) for row in previous.evaluations] if previous else []
+    if evaluations:
+        evaluations[-1].update(before)
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    importance = {name: tensor.cpu() for name, tensor in (importance or {}).items()}
+    require_identical("weights and importance", {"model": weights, "importance": importance})
+    return Checkpoint(
+        method=arguments.method,
+        stage=arguments.stage,
+        model_config=json.loads(model.config.to_json_string(use_diff=False)),
+        model=weights,
+        tokenizer=tokenizer.to_str(),
+        arguments=arguments.as_dict(),
+        seed=arguments.seed,
+        datasets=[*(previous.datasets if previous else []), dataset.record()],
+        evaluations=[*evaluations, after],
+        initial_evaluation={**(previous.initial_evaluation if previous else {}), **untrained},
+        history=history,
+        importance=importance,
+    )

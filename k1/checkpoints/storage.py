@@ -1,0 +1,127 @@
+"""Checkpoints as files: one `.pt` a stage, written whole, read without running code from it."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import get_type_hints
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedModel
+
+from k1.arguments import Arguments
+from k1.checkpoints.checks import inconsistency, require_shapes
+from k1.checkpoints.contents import FORMAT, Checkpoint
+from k1.data.loader import TokenizedDataset
+from k1.errors import K1Error
+from k1.files import conforms, lock, read_content, remove_leftovers, write_content
+from k1.model import build_model, library_versions
+from k1.parallel import is_main_process
+from k1.presets import FILES, SCRIPTS
+from k1.sparse.eigenbasis import fold_eigenbasis, restore_eigenbasis
+from k1.training.resume import START_ANEW, ResumeFile, first_difference, resume_path
+
+MISFIT_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+REMEDY = "train the stage that writes it again with --overwrite"
+
+
+def output_path(models_dir: Path, method: str, stage: int, overwrite: bool) -> Path:
+    """Where the checkpoint of a stage goes; makes the folder and locks the path for this process.
+
+    Raises `K1Error` if the file exists, no begun training is about to replace it
+    and `overwrite` is false, if another process is writing it, or if the folder
+    cannot be written, so that a script ends before it trains.
+    """
+    path = models_dir / FILES[method][stage - 1]
+    if not is_main_process():
+        return path
+    try:
+        models_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=models_dir):
+            pass
+    except OSError as error:
+        raise K1Error(f"cannot write checkpoints into {models_dir} ({error.strerror}); choose another --models_dir")
+    lock(path)
+    remove_leftovers(path)
+    last = models_dir / FILES[method][-1] if method == "baseline" else path
+    if path.exists() and not overwrite and not resume_path(last).exists():
+        raise K1Error(f"{path} exists already; add --overwrite to train this stage again")
+    return path
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` so that `path` holds the old file or the whole new one, never a part.
+
+    Of several processes the main one writes. Raises `K1Error` when the disk does
+    not take it; the old file is then intact.
+    """
+    if is_main_process():
+        content = {item.name: getattr(checkpoint, item.name) for item in dataclasses.fields(checkpoint)}
+        del content["sha256"]
+        checkpoint.sha256 = write_content(path, content)
+
+
+def load_checkpoint(path: Path, method: str, stage: int | None = None) -> Checkpoint:
+    """Read the checkpoint at `path`.
+
+    Raises `K1Error`, one line, when it is missing (naming the script that writes
+    it), damaged, not a checkpoint, of another format version, of another method
+    than `method` or of another stage than `stage` (where one is asked for).
+    """
+    if not path.exists():
+        hint = next(
+            (SCRIPTS[method][index] for index, file in enumerate(FILES[method]) if file == path.name),
+            f"one of {', '.join(dict.fromkeys(SCRIPTS[method]))}",
+        )
+        raise K1Error(f"{path} does not exist; run {hint} first")
+    content = read_content(path, "checkpoint", FORMAT, REMEDY)
+    fields = get_type_hints(Checkpoint)
+    missing = [name for name in fields if name not in content]
+    if missing:
+        raise K1Error(f"{path} lacks {', '.join(missing)}; {REMEDY}")
+    wrong = [name for name, kind in fields.items() if not conforms(content[name], kind)]
+    checkpoint = Checkpoint(**{name: content[name] for name in fields})
+    problem = f"{', '.join(wrong)} of another type" if wrong else inconsistency(checkpoint)
+    if problem:
+        raise K1Error(f"{path} is not a valid checkpoint ({problem}); {REMEDY}")
+    if checkpoint.method != method:
+        raise K1Error(f"{path} is a checkpoint of method '{checkpoint.method}', not '{method}'; name another file")
+    if stage is not None and checkpoint.stage != stage:
+        raise K1Error(f"{path} is a checkpoint of stage {checkpoint.stage}, not {stage}; name another file")
+    return checkpoint
+
+
+def load_finished_stage(
+    path: Path, dataset: TokenizedDataset, arguments: Arguments, resume_file: ResumeFile
+) -> tuple[Checkpoint, PreTrainedModel]:
+    """The checkpoint and model of a stage that a script finished before it was stopped in a later one.
+
+    Raises `K1Error`, naming the first difference, when the stage had other settings or other text.
+    """
+    checkpoint = load_checkpoint(path, arguments.method, arguments.stage)
+    found = {"arguments": checkpoint.arguments, "dataset": checkpoint.datasets[-1], "versions": checkpoint.versions}
+    wanted = {"arguments": arguments.as_dict(), "dataset": dataset.record(), "versions": library_versions()}
+    if difference := first_difference(found, wanted):
+        raise K1Error(f"{path}, from which {resume_file.path} goes on, has {difference}; {START_ANEW}")
+    return checkpoint, restore_model(checkpoint, arguments.device)
+
+
+def restore_model(checkpoint: Checkpoint, device: str, fold: bool = False) -> PreTrainedModel:
+    """The model of `checkpoint` on `device`, in its eigenbasis or, with `fold`, multiplied out for fast generation.
+
+    Raises `K1Error` where weights, importance and configuration do not fit.
+    """
+    try:
+        require_shapes(checkpoint.model_config, checkpoint.model)
+        model = build_model(checkpoint.model_config, checkpoint.seed)
+        restore_eigenbasis(model, checkpoint.model)
+        model.load_state_dict(checkpoint.model)
+        kinds = {name: (parameter.shape, parameter.dtype) for name, parameter in model.named_parameters()}
+        found = {name: (omega.shape, omega.dtype) for name, omega in checkpoint.importance.items()}
+        if found and found != kinds:
+            raise ValueError("importance of other parameters")
+    except (*MISFIT_ERRORS, StrictDataclassError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+        raise K1Error(f"the checkpoint's weights do not fit its model configuration ({reason}); {REMEDY}")
+    if fold:
+        fold_eigenbasis(model)
+    return model.to(device)

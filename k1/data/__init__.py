@@ -1,0 +1,1 @@
+"""Text: from the name of a dataset to batches of tokens."""

@@ -1,0 +1,188 @@
+"""Datasets on the Hugging Face hub, or their cached copies, with bounded waiting and checked downloads."""
+
+import functools
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+from huggingface_hub.utils import GatedRepoError, RepositoryNotFoundError, hf_raise_for_status, httpx
+
+from k1.data.cache import SPLITS, write_splits
+from k1.data.readers import DATA_ERRORS, choose_column, reason, rows
+
+STREAMED_DOCUMENTS = 20_000
+PROBE_SECONDS = 4
+ANSWER_SECONDS = 10  # for one try of a request, or between two pieces of its answer
+SILENCE_SECONDS = 40  # for all tries together, without anything new
+
+
+class HubError(Exception):
+    """A dataset could be had neither from the hub nor from its local cache; the message is the reason."""
+
+
+# What the libraries raise on a bad connection or a missing dataset.
+HUB_ERRORS = (*DATA_ERRORS, KeyError, HubError, httpx.HTTPError, httpx.InvalidURL)
+# They also log it, with each retry and each use of a cached copy; one line from here is enough.
+for library in (datasets, huggingface_hub.utils):
+    library.disable_progress_bars()
+    library.logging.set_verbosity(library.logging.CRITICAL)
+# They retry in two layers; one is enough.
+for setting in [name for name in vars(datasets.config) if name.startswith("STREAMING_")]:
+    setattr(datasets.config, setting, 1 if setting.endswith("MAX_RETRIES") else 0)
+# Xet brings a client of its own, whose retries take minutes.
+huggingface_hub.constants.HF_HUB_DISABLE_XET = True
+silent: dict[str, str] = {}  # how endpoints did not answer; asking again for each dataset would add up
+
+
+class HubClient(httpx.Client):
+    """The HTTP client of the libraries, which raises `HubError` when nothing new comes for `SILENCE_SECONDS`.
+
+    The libraries would go on for minutes. New is a complete answer, or else what follows one to another request.
+    """
+
+    asked: set[tuple] = set()  # by all clients, as the libraries replace theirs after a failed connection
+    news = 0.0  # when something new came last
+    problem: str | None = None  # of the last request
+
+    def send(self, request: httpx.Request, **options) -> httpx.Response:
+        state, now = HubClient, time.monotonic()
+        question = request.method, request.url, request.headers.get("range")
+        if state.problem is None and question not in state.asked:
+            state.news = now
+        state.asked.add(question)
+        left = min(ANSWER_SECONDS, state.news + SILENCE_SECONDS - now)
+        if left <= 0:
+            silent[datasets.config.HF_ENDPOINT] = state.problem or f"the data breaks off, at {request.url}"
+            raise HubError(silent[datasets.config.HF_ENDPOINT])
+        limits = request.extensions["timeout"]
+        request.extensions["timeout"] = {step: min(limits[step] or left, left) for step in limits}
+        try:
+            response = super().send(request, **options)
+        except httpx.TransportError as error:
+            state.problem = f"{reason(error)}, at {request.url}"
+            raise
+        is_problem = response.is_error and response.status_code != 404  # optional files may be missing
+        state.problem = f"{response.status_code} {response.reason_phrase}, at {request.url}" if is_problem else None
+        if response.status_code == 429:
+            hf_raise_for_status(response)  # the libraries would wait as long as the hub asks them to
+        if not is_problem and not options.get("stream"):
+            state.news = time.monotonic()
+        return response
+
+
+huggingface_hub.set_client_factory(
+    functools.partial(HubClient, event_hooks=huggingface_hub.get_session().event_hooks, follow_redirects=True)
+)
+
+
+class CheckedDownloads(datasets.DownloadManager):
+    """Downloads that are compared with their SHA-256; forgets those that differ and raises `HubError`."""
+
+    def download(self, url_or_urls: object) -> object:
+        downloaded = super().download(url_or_urls)
+        # The hub's cache names large files by the SHA-256 that the hub states; others have another name.
+        blobs = {url: Path(path).resolve() for url, path in self.downloaded_paths.items()}
+        found = {url: sums["checksum"] for url, sums in self.get_recorded_sizes_checksums().items()}
+        if damaged := [url for url in blobs if len(blobs[url].name) == 64 and blobs[url].name != found[url]]:
+            for url in damaged:
+                blobs[url].unlink()
+            raise HubError(f"wrong checksum of {damaged[0]}, so it was damaged on its way")
+        return downloaded
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A dataset on the hub; the `columns` of a row, joined by a blank line, are its text."""
+
+    id: str
+    config: str | None = None
+    columns: tuple[str, ...] = ()  # empty: chosen by `choose_column`
+    streamed: bool = False  # too large to download whole
+    rows_to_documents: Callable[[Iterable[str]], Iterable[str]] = iter
+
+
+def hub_splits(source: HubSource, max_documents: int | None) -> dict[str, datasets.Dataset]:
+    """The splits from the hub, else from its local cache."""
+    HubClient.asked, HubClient.news, HubClient.problem = set(), time.monotonic(), None
+    problem = probe_hub(source.id)
+    if problem is None:
+        try:
+            return read_hub(source, max_documents)
+        except HUB_ERRORS as error:
+            if isinstance(error, ValueError) and not source.columns:
+                raise HubError(reason(error)) from error  # no cached copy of another configuration
+            problem = HubClient.problem or reason(error)
+    try:
+        with offline():
+            return read_hub(source, max_documents)
+    except HUB_ERRORS as error:
+        raise HubError(f"{problem.rstrip('.')}, and there is no cached copy") from error
+
+
+def read_hub(source: HubSource, max_documents: int | None) -> dict[str, datasets.Dataset]:
+    # The hf:// prefix keeps a folder of the same name in the working directory out.
+    builder = datasets.load_dataset_builder(f"hf://datasets/{source.id}", source.config)
+    is_new = not os.path.exists(builder.cache_dir)
+    if source.streamed:
+        loaded, max_documents = {"train": builder.as_streaming_dataset("train")}, max_documents or STREAMED_DOCUMENTS
+    else:
+        downloads = CheckedDownloads(builder.dataset_name, base_path=builder.base_path, record_checksums=True)
+        builder.download_and_prepare(dl_manager=downloads)
+        loaded = builder.as_dataset()
+    if "train" not in loaded:
+        raise HubError(f"{source.id} has no split train; it has {', '.join(loaded)}")
+    columns = source.columns or (choose_column(loaded["train"].features, source.id),)
+    splits = {name: source.rows_to_documents(rows(loaded[name], columns)) for name in SPLITS if name in loaded}
+    try:
+        return write_splits(splits, max_documents)
+    except (KeyError, ValueError):
+        if is_new:  # without the columns it would hide an older copy that has them
+            shutil.rmtree(builder.cache_dir, ignore_errors=True)
+        raise
+
+
+def probe_hub(dataset_id: str) -> str | None:
+    """Why the hub cannot serve the dataset, or None if it can; takes at most `PROBE_SECONDS`."""
+    endpoint = datasets.config.HF_ENDPOINT
+    if datasets.config.HF_HUB_OFFLINE:
+        return "offline mode is on (HF_HUB_OFFLINE)"
+    if endpoint in silent:
+        return silent[endpoint]
+    errors: list[Exception | None] = []
+
+    def probe() -> None:
+        try:
+            huggingface_hub.HfApi(endpoint=endpoint).dataset_info(dataset_id, timeout=PROBE_SECONDS)
+            errors.append(None)
+        except Exception as error:  # whatever it is, the caller's thread reports it
+            errors.append(error)
+
+    # A thread bounds the whole request: the client's timeout covers neither DNS nor a slow trickle.
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    if not errors or isinstance(errors[0], httpx.TimeoutException):
+        return silent.setdefault(endpoint, f"no answer from {endpoint} within {PROBE_SECONDS} s")
+    if isinstance(errors[0], RepositoryNotFoundError) and not isinstance(errors[0], GatedRepoError):
+        return f"{endpoint} has no public dataset {dataset_id}"
+    if isinstance(errors[0], httpx.NetworkError):
+        return f"no connection to {endpoint} ({reason(errors[0])})"
+    return HubClient.problem or reason(errors[0]) if errors[0] else None
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Make `datasets` take its cached copy at once, without the hub client's retries."""
+    before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before

@@ -1,0 +1,1 @@
+"""K-1 and baseline compared: metrics, criteria, tables, plots, generated text."""

@@ -1,0 +1,123 @@
+"""Sampling: continuations of prompts and of test text, and what the generate scripts print."""
+
+import argparse
+import sys
+
+import torch
+from tokenizers import Tokenizer
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import logging
+
+from k1.arguments import resolve_device
+from k1.checkpoints.contents import Checkpoint
+from k1.checkpoints.storage import load_checkpoint, restore_model
+from k1.data.loader import TokenizedDataset
+from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer
+from k1.model import configure_torch
+from k1.report.generation_arguments import TEMPERATURE, TOP_K
+from k1.report.tables import dataset_label
+
+# generate() has advice on stderr for library users; ours is in `warn_about_length`.
+logging.set_verbosity_error()
+
+PROMPTS_PER_SEED = 1_000
+SCORED_PROMPTS = 50
+SCORED_PROMPT_TOKENS = 32
+SCORED_NEW_TOKENS = 64
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+    stop_at_end: bool = True,
+) -> list[str]:
+    """Continue `prompts`, lists of token ids of one length, and return the continuations without the prompts.
+
+    The sampling is seeded: the same call gives the same text. `temperature` 0
+    takes the most probable token each time; `top_k` 0 samples from the whole
+    vocabulary. With `stop_at_end` a continuation ends where the model ends the
+    document, otherwise it always has `max_new_tokens` tokens.
+    """
+    end = tokenizer.token_to_id(END_OF_DOCUMENT)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {}
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        pad_token_id=end,
+        eos_token_id=end if stop_at_end else None,
+        suppress_tokens=None if stop_at_end else [end],
+        use_cache=True,
+        **sampling,
+    )
+    model.eval()
+    input_ids = torch.tensor(prompts, device=model.device)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        output = model.generate(input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config)
+    return tokenizer.decode_batch([row.tolist() for row in output[:, input_ids.shape[1] :]])
+
+
+def continue_test_text(model: PreTrainedModel, tokenizer: Tokenizer, dataset: TokenizedDataset, seed: int) -> list[str]:
+    """Continuations, 64 tokens each, of the first 32 tokens of 50 blocks spread evenly over the test text.
+
+    A test text with fewer blocks gives one prompt for each of them; blocks that
+    are shorter than 64 tokens give up to half of theirs as the prompt.
+    """
+    blocks = dataset.blocks["test"]
+    length = max(1, min(SCORED_PROMPT_TOKENS, len(blocks[0]["input_ids"]) // 2))
+    usable = len(blocks) if len(blocks[len(blocks) - 1]["input_ids"]) >= length else len(blocks) - 1
+    count = min(SCORED_PROMPTS, usable)
+    chosen = blocks[[i * usable // count for i in range(count)]]["input_ids"]
+    prompts = [block[:length].tolist() for block in chosen]
+    return generate(model, tokenizer, prompts, SCORED_NEW_TOKENS, TEMPERATURE, TOP_K, seed, stop_at_end=False)
+
+
+def print_continuations(method: str, arguments: argparse.Namespace) -> None:
+    """Print the continuation of every prompt by every checkpoint of `arguments`, on stdout.
+
+    `=== <domain> <i>: <prompt>`, then the continuation. Nothing in the output
+    names the model, so that `diff` of two outputs shows continuations only.
+    """
+    device = resolve_device(arguments.device)
+    configure_torch()
+    for number, path in enumerate(arguments.checkpoints, start=1):
+        checkpoint = load_checkpoint(path, method)
+        print(f"{path}: stage {checkpoint.stage}", file=sys.stderr)
+        if len(arguments.checkpoints) > 1:
+            print(f"##### checkpoint {number}, after {dataset_label(checkpoint.datasets[-1]['name'])}")
+        model = restore_model(checkpoint, device, fold=True)
+        tokenizer = load_tokenizer(checkpoint.tokenizer)
+        for position, (domain, index, prompt) in enumerate(prompts_of(checkpoint.datasets, arguments.prompt)):
+            # An empty prompt is the beginning of a document.
+            ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [tokenizer.token_to_id(END_OF_DOCUMENT)]
+            warn_about_length(len(ids) + arguments.max_new_tokens, checkpoint)
+            # A seed of its own for each prompt: its continuation does not depend on the prompts before it.
+            (continuation,) = generate(
+                model, tokenizer, [ids], arguments.max_new_tokens, arguments.temperature, arguments.top_k,
+                seed=PROMPTS_PER_SEED * arguments.seed + position,
+            )  # fmt: skip
+            print(f"=== {domain} {index}: " + prompt.replace("\n", "\\n"))
+            print(continuation, end="\n\n")
+
+
+def warn_about_length(tokens: int, checkpoint: Checkpoint) -> None:
+    """Say on stderr that a text is longer than the model was trained on."""
+    seq_length = checkpoint.arguments["seq_length"]
+    if tokens > seq_length:
+        print(f"warning: {tokens} tokens are more than the {seq_length} the model was trained on", file=sys.stderr)
+
+
+def prompts_of(datasets: list[dict], given: list[str] | None) -> list[tuple[str, int, str]]:
+    """(domain, number, prompt) of the prompts given on the command line, or of each dataset's fixed ones."""
+    if given:
+        return [("prompt", index, prompt) for index, prompt in enumerate(given, start=1)]
+    return [
+        (dataset_label(dataset["name"]), index, prompt)
+        for dataset in datasets
+        for index, prompt in enumerate(dataset["prompts"], start=1)
+    ]

@@ -1,0 +1,40 @@
+"""The command line of the two generate scripts; apart from the rest, so that `--help` waits for no library."""
+
+import argparse
+import re
+from pathlib import Path
+
+from k1.presets import FILES, MAXIMUM
+
+TEMPERATURE = 0.8
+TOP_K = 40
+# Dividing by less overflows float32.
+MIN_TEMPERATURE = 1e-3
+
+
+def parse_generation_arguments(description: str, method: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line of a generate script; exits with status 2 when a value is out of range."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument(
+        "checkpoints", nargs="*", type=Path, help=f"checkpoint files (default: {FILES[method][-1]} in --models_dir)"
+    )
+    parser.add_argument("--prompt", action="append", help="text to continue; may be repeated (default: fixed prompts)")
+    parser.add_argument("--max_new_tokens", type=int, default=60, help="tokens to generate (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--top_k", type=int, default=TOP_K, help="0 is the whole vocabulary (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
+    parser.add_argument("--models_dir", type=Path, default=Path("models"), help="folder (default: %(default)s)")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="(default: auto)")
+    arguments = parser.parse_args(argv)
+    for name, minimum in {"max_new_tokens": 1, "temperature": 0, "top_k": 0, "seed": 0}.items():
+        value = getattr(arguments, name)
+        if not minimum <= value <= MAXIMUM:
+            parser.error(f"--{name} must be at least {minimum} and at most {MAXIMUM}, not {value}")
+    if 0 < arguments.temperature < MIN_TEMPERATURE:
+        parser.error(f"--temperature must be 0 (greedy) or at least {MIN_TEMPERATURE}, not {arguments.temperature}")
+    for prompt in arguments.prompt or []:
+        # The shell hands over bytes that are no UTF-8 as lone surrogates.
+        if not prompt.isascii() and re.search("[\ud800-\udfff]", prompt):
+            parser.error("--prompt must be UTF-8 text")
+    arguments.checkpoints = arguments.checkpoints or [arguments.models_dir / FILES[method][-1]]
+    return arguments

@@ -1,0 +1,143 @@
+"""The figures of the report: accuracy, what K-1 selects, learning curves; legible in black and white."""
+
+import io
+import textwrap
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+
+from k1.files import write_atomically
+from k1.report.tables import LABELS, dataset_label
+
+# Line, marker and colour of each model: any one of them tells the two apart.
+STYLES = {"k1": ("-", "o", "#0b559f"), "baseline": ("--", "s", "#b3540a")}
+# On a darker grey than this, white is easier to read than black (contrast after WCAG).
+DARK = 0.46
+
+
+def plot_report(report: dict, folder: Path) -> None:
+    """Draw accuracy.png, selection.png and learning.png from a report (see `k1.report.comparison.build_report`) into `folder`.
+
+    The same report gives the same bytes. Raises `K1Error` when the disk does not take them.
+    """
+    for name, draw in (("accuracy", accuracy_figure), ("selection", selection_figure), ("learning", learning_figure)):
+        write_figure(folder / f"{name}.png", draw(report), dpi=120)
+
+
+def stage_labels(report: dict, width: int) -> list[str]:
+    """The datasets as `1: name`, numbered by stage, in up to three lines of about `width` characters."""
+    return [
+        textwrap.fill(f"{stage}: {dataset_label(dataset['name'])}", width, max_lines=3, placeholder="…")
+        for stage, dataset in enumerate(report["datasets"], start=1)
+    ]
+
+
+def heat_map(
+    axes: Axes, rows: list[list[float | None]], row_labels: list[str], column_labels: list[str], top: float
+) -> AxesImage:
+    """Draw `rows` of percentages as greys, white for 0 and black for `top`, numbers in the cells, None hatched."""
+    values = [[float("nan") if value is None else value for value in row] for row in rows]
+    image = axes.imshow(values, cmap="Greys", vmin=0, vmax=top, aspect="auto")
+    for i, row in enumerate(rows):
+        for j, value in enumerate(row):
+            hatch = "////" if value is None else None
+            axes.add_patch(
+                Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="0.75", linewidth=0.8, hatch=hatch)
+            )
+            if value is not None:
+                color = "white" if image.to_rgba(value)[0] < DARK else "black"
+                axes.text(j, i, f"{value:.1f}", ha="center", va="center", color=color)
+    axes.set_xticks(range(len(column_labels)), column_labels, fontsize=9)
+    axes.set_yticks(range(len(row_labels)), row_labels)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return image
+
+
+def percent(values: list[float | None]) -> list[float | None]:
+    """Shares, 0 to 1, as percentages; None stays None."""
+    return [None if value is None else 100 * value for value in values]
+
+
+def accuracy_figure(report: dict) -> Figure:
+    """Next-token accuracy on test text in %, dataset by stage, both models side by side on one scale."""
+    matrices = {method: report["models"][method]["accuracy_matrix"] for method in LABELS}
+    by_dataset = {method: [percent(column) for column in zip(*matrix)] for method, matrix in matrices.items()}
+    measured = [value for rows in by_dataset.values() for row in rows for value in row if value is not None]
+    columns = ["untrained", *(f"after {stage}" for stage in range(1, len(report["datasets"]) + 1))]
+    figure = Figure(figsize=(7.5, 3), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (method, rows) in zip(panels, by_dataset.items()):
+        # A scale from 0 to 0 would have no colours.
+        image = heat_map(axes, rows, stage_labels(report, 14), columns, max(measured) or 1)
+        axes.set_title(LABELS[method])
+    figure.supxlabel("stage (hatched: not measured)", fontsize="medium")
+    figure.colorbar(image, ax=panels, label="next-token accuracy\non test text (%)")
+    return figure
+
+
+def selection_figure(report: dict) -> Figure:
+    """The share of each module group that a step of K-1 changes, by stage, and what stages 2 and 3 both changed."""
+    selection = report["models"]["k1"]["selection"]
+    groups = list(selection["share"])
+    overall, chance = percent([selection["overlap_overall"], selection["overlap_by_chance"]])
+    figure = Figure(figsize=(7.5, 1.5 + 0.35 * len(groups)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(5, 2))
+    heat_map(left, [percent(selection["share"][group]) for group in groups], groups, stage_labels(report, 14), 100)
+    left.set_title("K-1: changed by a step (%)", fontsize="medium")
+    image = heat_map(right, [percent([selection["overlap"][group]]) for group in groups], groups, ["2 and 3"], 100)
+    levels = f"by chance {chance:.0f}" if overall is None else f"overall {overall:.0f}, by chance {chance:.0f}"
+    right.set_title(f"of what stage 2 changed,\nstage 3 changed too (%)\n({levels})", fontsize="medium")
+    figure.supxlabel("stage", fontsize="medium")
+    figure.colorbar(image, ax=[left, right], label="parameters of the group (%)")
+    return figure
+
+
+def learning_figure(report: dict) -> Figure:
+    """Training loss over the optimizer steps of all stages, both models."""
+    stages = range(1, len(report["datasets"]) + 1)
+    histories = {
+        method: [
+            [entry for entry in report["models"][method]["history"] if entry["stage"] == stage] for stage in stages
+        ]
+        for method in LABELS
+    }
+    starts = [0]
+    for entries in histories["k1"]:
+        starts.append(starts[-1] + entries[-1]["step"])
+    figure = Figure(figsize=(7.5, 3.75), layout="constrained")
+    axes = figure.subplots()
+    for method, label in LABELS.items():
+        line, marker, color = STYLES[method]
+        for start, entries in zip(starts, histories[method]):
+            axes.plot(
+                [start + entry["step"] for entry in entries],
+                [entry["loss"] for entry in entries],
+                linestyle=line,
+                color=color,
+                marker=marker,
+                markevery=[0],
+                markersize=5,
+                clip_on=False,
+                label=None if start else label,
+            )
+    for start, end, name in zip(starts, starts[1:], stage_labels(report, 18)):
+        if start:
+            axes.axvline(start, color="0.6", linewidth=1, zorder=1)
+        axes.text((start + end) / 2, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom")
+    axes.set_xlim(0, starts[-1])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("optimizer step (all stages)")
+    axes.set_ylabel("training loss (nats per token)")
+    axes.legend(frameon=False)
+    return figure
+
+
+def write_figure(path: Path, figure: "Figure", dpi: int) -> None:
+    """Write a matplotlib `figure` to `path` as PNG, atomically; the same figure gives the same bytes."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=dpi, metadata={"Software": None})
+    write_atomically(path, lambda file: file.write(picture.getvalue()))

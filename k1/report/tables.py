@@ -1,0 +1,42 @@
+"""Tables of results, as text."""
+
+from pathlib import Path
+
+from k1.checkpoints.contents import Checkpoint
+from k1.parallel import is_main_process
+
+LABELS = {"k1": "K-1", "baseline": "baseline"}
+
+
+def dataset_label(name: str) -> str:
+    """How a dataset is called in tables: a local one by its file name, without the folders."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def print_evaluation(checkpoint: Checkpoint) -> None:
+    """Print what a stage's model scores on the held-out text of all datasets so far, on stdout of the main process."""
+    if not is_main_process():
+        return
+    arguments = checkpoint.arguments
+    print(
+        f"{LABELS[checkpoint.method]} after stage {checkpoint.stage}, "
+        f"{arguments['update_fraction']:.0%} of the parameters updated per step (selection: {arguments['selection']})"
+    )
+    rows = [["dataset", "split", "nats per token", "perplexity", "accuracy %", "tokens"]]
+    for name, splits in checkpoint.evaluations[-1].items():
+        for split, scores in splits.items():
+            figures = [f"{scores['loss']:.4f}", f"{scores['perplexity']:.2f}", f"{100 * scores['accuracy']:.2f}"]
+            rows.append([dataset_label(name), split, *figures, str(scores["tokens"])])
+    print(format_table(rows), flush=True)
+
+
+def format_table(rows: list[list[str]]) -> str:
+    """A Markdown table with aligned columns; the first row is the head, the first column is left-aligned."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
+        + " |"
+        for row in rows
+    ]  # fmt: skip
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])

@@ -1,0 +1,69 @@
+"""The report as Markdown."""
+
+from k1.report.tables import LABELS, dataset_label, format_table
+
+
+def format_report(report: dict) -> str:
+    """The report as Markdown text."""
+    models = report["models"]
+    names = [dataset["name"] for dataset in report["datasets"]]
+
+    def arrow(result: dict, name: str, score: str, scale: float, digits: int) -> str:
+        own, final = scale * result["own"][name][score], scale * result["final"][name][score]
+        return f"{own:.{digits}f} -> {final:.{digits}f}"
+
+    def table(cell, last_column: str = "", last_cell=None) -> str:
+        head = ["Model", *map(dataset_label, names), *([last_column] if last_cell else [])]
+        rows = [
+            [LABELS[method], *(cell(result, name) for name in names), *([last_cell(result)] if last_cell else [])]
+            for method, result in models.items()
+        ]
+        return format_table([head, *rows])
+
+    def average_forgetting(result: dict) -> str:
+        return f"{result['average_forgetting_percent']:.1f}"
+
+    def average_loss(result: dict) -> str:
+        return f"{result['mean_final_loss']:.3f}"
+
+    def generation(result: dict, name: str) -> str:
+        own, final = result["generation"][name]["own"], result["generation"][name]["final"]
+        return ", ".join(f"{own[score]:.3f} -> {final[score]:.3f}" for score in ("trigram_share", "distinct_2"))
+
+    transfer = [["Model", "Backward transfer", "Forward transfer", "Parameters changed per step %"]]
+    for method, result in models.items():
+        percent = [100 * result[name] for name in ("backward_transfer", "forward_transfer", "updated_fraction")]
+        transfer.append([LABELS[method], f"{percent[0]:+.2f}", f"{percent[1]:+.2f}", f"{percent[2]:.2f}"])
+
+    chosen = models["k1"]["selection"]
+    selection = [["Module group", *map(dataset_label, names), "Of stage 2, again in 3"]]
+    for group, shares in {**chosen["share"], "all": chosen["share_overall"]}.items():
+        values = [*shares, chosen["overlap_overall"] if group == "all" else chosen["overlap"][group]]
+        selection.append([group, *("-" if value is None else f"{100 * value:.1f}" for value in values)])
+
+    sections = [
+        "Next-token accuracy on test text in %: after the dataset's own stage -> at the end",
+        table(lambda result, name: arrow(result, name, "accuracy", 100, 1), "Forgetting %", average_forgetting),
+        "Nats per token on test text: after the dataset's own stage -> at the end",
+        table(lambda result, name: arrow(result, name, "loss", 1, 3), "Mean at the end", average_loss),
+        "Forgetting: share of the accuracy after the dataset's own stage that is lost at the end, in %",
+        table(lambda result, name: f"{result['forgetting_percent'][name]:.1f}", "Average", average_forgetting),
+        "Transfer in percentage points of accuracy, and the measured share of parameters that a step changes",
+        format_table(transfer),
+        "Where K-1's updates go: share of each module group that a step changes, in %, and of what stage 2 changed the "
+        f"share that stage 3 changed too (by chance {100 * chosen['overlap_by_chance']:.0f}%)",
+        format_table(selection),
+        "Generated text: share of word trigrams found in the training text, and distinct-2",
+        table(generation),
+        "\n".join(
+            f"{item['criterion']}: {'met' if item['met'] else 'NOT MET'} ({item['figures']})"
+            for item in report["criteria"]
+        ),
+        "\n".join(
+            f"{dataset_label(dataset['name'])}: {dataset['source']} text, fingerprint {dataset['fingerprint'][:12]}, "
+            f"{dataset['tokens']['train']:,} training tokens"
+            for dataset in report["datasets"]
+        ),
+        f"{report['parameters']:,} parameters, seed {report['seed']}, preset {report['preset']}",
+    ]
+    return "\n\n".join(sections)

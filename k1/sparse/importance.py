@@ -1,0 +1,55 @@
+"""How much each parameter matters to a dataset: the diagonal of the empirical Fisher information."""
+
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from k1.arguments import Arguments
+from k1.data.batches import batches_of_blocks
+from k1.data.loader import TokenizedDataset
+from k1.errors import K1Error
+from k1.parallel import share_of, sum_over_processes
+from k1.sparse.selection import Tensors
+
+# The scale of the importance, and with it of lambda, depends on this.
+SEQUENCES_PER_BATCH = 8
+
+
+def sample_batches(dataset: TokenizedDataset, arguments: Arguments) -> list[Tensor]:
+    """Token ids, (8, length) each, of the training text that a dataset's bases and importance are measured on."""
+    batches = batches_of_blocks(dataset.blocks["train"], SEQUENCES_PER_BATCH, arguments.stage_seed)
+    return [batch.to(arguments.device) for batch in islice(batches, arguments.importance_batches)]
+
+
+def fisher_information(model: nn.Module, batches: Sequence[Tensor]) -> Tensors:
+    """Mean over `batches` of the squared gradient of the loss with respect to each parameter.
+
+    `batches` are token ids, (batch, length); the loss is in nats per token, so
+    the result is in squared nats per token and unit of the parameter. It is the
+    empirical Fisher information of EWC (arXiv:1612.00796), of mini-batches
+    instead of samples. Returns parameter name -> tensor of its shape, zero where
+    the loss does not depend on it. Raises `K1Error` when a gradient is not finite.
+    """
+    model.eval()
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    for input_ids in share_of(batches):
+        model.zero_grad()
+        model(input_ids=input_ids, labels=input_ids).loss.backward()
+        for name, parameter in parameters.items():
+            if parameter.grad is not None:
+                total[name] += parameter.grad.square()
+    model.zero_grad()
+    sum_over_processes(*total.values())
+    if not all(torch.isfinite(value).all() for value in total.values()):
+        raise K1Error(
+            "training diverged: a gradient is not finite, so no importance; lower --learning_rate, with --overwrite"
+        )
+    return {name: value / max(len(batches), 1) for name, value in total.items()}
+
+
+def add_importance(old: Tensors, new: Tensors) -> Tensors:
+    """Omega over one more dataset: the sum of both, parameter by parameter."""
+    return {name: old[name].to(value.device) + value for name, value in new.items()}

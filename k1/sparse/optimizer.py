@@ -1,0 +1,150 @@
+"""SparseAdamW: AdamW that changes only selected parameters and holds the important ones near where a stage began."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from k1.errors import K1Error
+from k1.sparse.selection import ONCE_PER_STAGE, SELECTION_POLICIES, Evidence, Tensors, budget_of, mean_element
+
+
+def consolidation_strength(consolidation: float, importance: Tensors, responsibility: Tensors) -> float:
+    """lambda = consolidation x sqrt(mean(rho)) / mean(Omega), for importance Omega and responsibility rho.
+
+    So a parameter of mean importance that has moved by 1 / consolidation is
+    pulled back as strongly as the new dataset's gradients pull at the start of
+    its stage (root mean square), whatever the model and however many datasets
+    Omega is summed over. Zero where nothing is important.
+    """
+    mean_importance = mean_element(importance)
+    return consolidation * math.sqrt(mean_element(responsibility)) / mean_importance if mean_importance else 0.0
+
+
+class SparseAdamW(torch.optim.AdamW):
+    """AdamW (arXiv:1711.05101) that moves an exact share of all parameters and leaves every other one bit-identical.
+
+    Adam's moments follow the gradients of all parameters, so that one which is
+    selected later starts from up-to-date moments; the step itself, weight decay
+    included, reaches only those that the policy `selection` chose. With
+    `selection="all"` or `update_fraction=1` it is `torch.optim.AdamW`.
+
+    Consolidation (EWC, arXiv:1612.00796) adds lambda x importance x (parameter -
+    its value at the start) to each gradient, see `consolidation_strength`.
+
+    Args:
+        parameter_groups: as for `torch.optim.AdamW`, with names: each group's
+            `params` is a list of (name, parameter).
+        selection: `all`, or a key of `k1.sparse.selection.SELECTION_POLICIES`.
+        update_fraction: share of all parameters that a step may change, in (0, 1].
+        seed: of the generator handed to the policy.
+        importance: Omega, parameter name -> tensor of its shape, 0 or more; None is 0 everywhere.
+        responsibility: rho, likewise; what the policy `gain` and consolidation need besides Omega.
+        gain_floor: kappa of the policy `gain`.
+        consolidation: strength of consolidation, 0 or more.
+        **options: options of `torch.optim.AdamW`.
+
+    Raises `K1Error` for a policy that is unknown or lacks what it selects by.
+    """
+
+    def __init__(
+        self,
+        parameter_groups: Iterable[dict],
+        selection: str = "all",
+        update_fraction: float = 1.0,
+        seed: int = 0,
+        importance: dict[str, Tensor] | None = None,
+        responsibility: dict[str, Tensor] | None = None,
+        gain_floor: float = 0.0,
+        consolidation: float = 0.0,
+        **options,
+    ) -> None:
+        if selection != "all" and selection not in SELECTION_POLICIES:
+            raise K1Error(f"selection '{selection}' is unknown; known are: all, {', '.join(SELECTION_POLICIES)}")
+        if not 0 < update_fraction <= 1:
+            raise K1Error(f"update_fraction must be above 0 and at most 1, not {update_fraction}")
+        if selection == "gain" and (importance is None or responsibility is None):
+            raise K1Error("selection 'gain' needs a stage before this one, whose importance it weighs; choose another")
+        parameter_groups = [dict(group) for group in parameter_groups]
+        self._parameters = {name: parameter for group in parameter_groups for name, parameter in group["params"]}
+        super().__init__(parameter_groups, **options)
+        self._selection = "all" if update_fraction == 1 else selection
+        self._evidence = Evidence(
+            parameters=self._parameters,
+            budget=budget_of(update_fraction, self._parameters),
+            generator=torch.Generator().manual_seed(seed),
+            importance=importance or {},
+            responsibility=responsibility or {},
+            gain_floor=gain_floor,
+        )
+        if self._selection == "error_feedback":
+            self._evidence.pending_updates = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
+        self._masks: dict[str, Tensor] | None = None
+        self._lambda, self._start = 0.0, {}
+        if consolidation and importance and responsibility:
+            self._lambda = consolidation_strength(consolidation, importance, responsibility)
+            self._start = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One AdamW step on the selected parameters; returns what `closure` returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for name, start in self._start.items():
+            parameter = self._parameters[name]
+            if parameter.grad is not None:
+                parameter.grad.addcmul_(self._evidence.importance[name], parameter - start, value=self._lambda)
+        if self._selection == "all":
+            super().step()
+            return loss
+        before = {name: parameter.clone() for name, parameter in self._parameters.items()}
+        super().step()
+        # Selecting after the dense step lets a policy see this step's moments and updates.
+        pending = self._evidence.pending_updates
+        for name, update in pending.items():
+            update += self._parameters[name] - before[name]
+        for name, mask in self._select().items():
+            parameter = self._parameters[name]
+            after = before[name] + pending[name] if pending else parameter
+            torch.where(mask, after, before[name], out=parameter.data)
+            if pending:
+                pending[name].masked_fill_(mask, 0)
+        return loss
+
+    def _select(self) -> dict[str, Tensor]:
+        if self._masks is not None and self._selection in ONCE_PER_STAGE:
+            return self._masks
+        self._evidence.first_moments = {
+            name: self.state[parameter].get("exp_avg", torch.zeros_like(parameter))
+            for name, parameter in self._parameters.items()
+        }
+        self._masks = SELECTION_POLICIES[self._selection](self._evidence)
+        return self._masks
+
+    def state_dict(self) -> dict:
+        """As of `torch.optim.AdamW`, with what the selection goes on from under `selection`."""
+        selection = {
+            "masks": self._masks if self._selection in ONCE_PER_STAGE else None,
+            "pending_updates": self._evidence.pending_updates,
+            "generator": self._evidence.generator.get_state(),
+        }
+        return {**super().state_dict(), "selection": selection}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on from `state_dict`; raises `ValueError` or `LookupError` where it is of other parameters."""
+        saved = state_dict["selection"]
+        shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
+        for tensors in (saved["masks"] or {}, saved["pending_updates"]):
+            if tensors and {name: value.shape for name, value in tensors.items()} != shapes:
+                raise ValueError("a selection of other parameters")
+        super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
+        for parameter in self._parameters.values():
+            if any(self.state[parameter][moment].shape != parameter.shape for moment in ("exp_avg", "exp_avg_sq")):
+                raise ValueError("moments of other parameters")
+        self._masks = saved["masks"] and {n: mask.to(self._parameters[n].device) for n, mask in saved["masks"].items()}
+        for name, pending in self._evidence.pending_updates.items():
+            pending.copy_(saved["pending_updates"][name])
+        self._evidence.generator.set_state(saved["generator"])

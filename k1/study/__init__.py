@@ -1,0 +1,1 @@
+"""Other methods, several seeds, unseen text."""

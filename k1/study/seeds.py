@@ -1,0 +1,104 @@
+"""python3 -m k1.study.seeds: several seeds of the experiment together, from the JSON files that k1.report wrote."""
+
+import argparse
+import json
+from pathlib import Path
+
+from k1.errors import K1Error, command
+from k1.report.tables import LABELS, dataset_label, format_table
+from k1.study.frontier import KINDS, mean_and_interval
+
+
+def load_reports(paths: list[Path]) -> list[dict]:
+    """The reports, one a seed; raises `K1Error` where one cannot be read or they are not of the same experiment."""
+    reports = []
+    for path in paths:
+        try:
+            report = json.loads(path.read_text())
+            identity = {
+                "data": [(dataset["name"], dataset["fingerprint"]) for dataset in report["datasets"]],
+                "preset": report["preset"],
+                "learning rates": {name: model["learning_rates"] for name, model in report["models"].items()},
+            }
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise K1Error(f"{path} cannot be read as a report ({error}); write it with python3 -m k1.report --json")
+        if not reports:
+            expected = identity
+        different = [name for name in identity if identity[name] != expected[name]]
+        if different:
+            raise K1Error(f"{path} is of another experiment than {paths[0]}: {', '.join(different)} differ")
+        reports.append(report)
+    if len({report["seed"] for report in reports}) < len(reports):
+        raise K1Error("two of the reports are of the same seed; name each seed once")
+    return reports
+
+
+def forgotten_nats(model: dict) -> dict[str, float]:
+    """Forgetting in nats per token: dataset 1 after stage 2, datasets 1 and 2 at the end."""
+    loss = model["loss_matrix"]
+    return dict(zip(KINDS, (loss[2][0] - loss[1][0], loss[3][0] - loss[1][0], loss[3][1] - loss[2][1])))
+
+
+def format_seeds(reports: list[dict]) -> str:
+    """Means over the seeds with 95% intervals, K-1's forgetting as a share of the baseline's, criteria by seed."""
+    names = [dataset["name"] for dataset in reports[0]["datasets"]]
+    models = {method: [report["models"][method] for report in reports] for method in LABELS}
+
+    def table(title: str, columns: list[str], cell) -> list[str]:
+        rows = [["Model", *columns]]
+        rows += [[LABELS[method], *cell(runs)] for method, runs in models.items()]
+        return [title, format_table(rows)]
+
+    def at_both_times(score: str, scale: float, digits: int):
+        return lambda runs: [
+            " -> ".join(
+                mean_and_interval([scale * run[when][name][score] for run in runs], digits) for when in ("own", "final")
+            )
+            for name in names
+        ]
+
+    labels = [dataset_label(name) for name in names]
+    forgotten = {method: [forgotten_nats(run) for run in runs] for method, runs in models.items()}
+    shares = [[k1[kind] / dense[kind] for k1, dense in zip(forgotten["k1"], forgotten["baseline"])] for kind in KINDS]
+    criteria = [["Criterion", *(f"seed {report['seed']}" for report in reports)]]
+    for index, item in enumerate(reports[0]["criteria"]):
+        met = ["met" if report["criteria"][index]["met"] else "NOT MET" for report in reports]
+        criteria.append([item["criterion"], *met])
+    sections = [
+        *table(
+            "Next-token accuracy on test text in %: after the dataset's own stage -> at the end",
+            labels, at_both_times("accuracy", 100, 1),
+        ),
+        *table(
+            "Nats per token on test text: after the dataset's own stage -> at the end",
+            labels, at_both_times("loss", 1, 3),
+        ),
+        *table(
+            "Forgetting in % of the accuracy after the dataset's own stage",
+            [*labels[:2], "Average"],
+            lambda runs: [
+                *(mean_and_interval([run["forgetting_percent"][name] for run in runs], 1) for name in names[:2]),
+                mean_and_interval([run["average_forgetting_percent"] for run in runs], 1),
+            ],
+        ),
+        *table(
+            "Forgetting in nats per token", KINDS,
+            lambda runs: [mean_and_interval([forgotten_nats(run)[kind] for run in runs]) for kind in KINDS],
+        ),
+        "K-1's forgetting in nats as a share of the baseline's, seed by seed, mean",
+        format_table([["", *KINDS], ["K-1 / baseline", *(mean_and_interval(values, 2) for values in shares)]]),
+        f"The criteria of the report ({len(reports)} seeds)",
+        format_table(criteria),
+    ]  # fmt: skip
+    return "\n\n".join(sections)
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python3 -m k1.study.seeds", description=__doc__, allow_abbrev=False)
+    parser.add_argument("reports", nargs="+", type=Path, metavar="FILE", help="written by python3 -m k1.report --json")
+    print(format_seeds(load_reports(parser.parse_args().reports)))
+
+
+if __name__ == "__main__":
+    main()

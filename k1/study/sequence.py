@@ -1,0 +1,162 @@
+"""One run of the study: datasets 2 and 3 learned by one method, in the same steps as the scripts."""
+
+import time
+import warnings
+from contextlib import redirect_stderr
+from dataclasses import replace
+from functools import lru_cache
+from io import StringIO
+from pathlib import Path
+
+import torch
+from datasets import interleave_datasets
+
+from k1.arguments import Arguments, parse_training_flags
+from k1.checkpoints.contents import Checkpoint, stage_checkpoint
+from k1.checkpoints.storage import load_checkpoint, restore_model, save_checkpoint
+from k1.data.loader import DataLoader, TokenizedDataset
+from k1.data.tokenizer import load_tokenizer, train_tokenizer
+from k1.model import build_model, configure_torch, model_config
+from k1.report.metrics import mean
+from k1.sparse.eigenbasis import enter_eigenbasis
+from k1.sparse.importance import add_importance, fisher_information, sample_batches
+from k1.study.methods import METHODS
+from k1.training.evaluation import evaluate
+from k1.training.loop import train
+
+
+def stage_arguments(
+    stage: int, learning_rate: float, seed: int, settings: dict, method: str, flags: tuple[str, ...] = ()
+) -> Arguments:
+    """The settings of a stage, resolved from the flags that a user of the scripts would type."""
+    typed = [
+        "--preset", settings["preset"], "--data_source", settings["data_source"], "--seed", str(seed),
+        "--learning_rate", str(learning_rate), "--threads", "1", *flags,
+    ]  # fmt: skip
+    return parse_training_flags("", method, typed).resolve(stage)
+
+
+@lru_cache(maxsize=8)
+def tokenized(name: str, data_source: str, tokenizer: str, preset: str) -> TokenizedDataset:
+    """A dataset, read once in each process."""
+    arguments = stage_arguments(1, 1.0, 0, {"preset": preset, "data_source": data_source}, "k1")
+    return DataLoader(dataset_name=name, arguments=arguments).tokenize(load_tokenizer(tokenizer))
+
+
+def learn_first_dataset(first: str, seed: int, learning_rate: float, output: Path, settings: dict) -> dict:
+    """Learn dataset 1 as `first` (`k1` or `baseline`) does, save the model to `output`, return its record."""
+    arguments = stage_arguments(1, learning_rate, seed, settings, first)
+    configure_torch(arguments.threads)
+    started = time.perf_counter()
+    data_loader = DataLoader(dataset_name=settings["dataset_names"][0], arguments=arguments)
+    tokenizer = train_tokenizer(data_loader.text("train"), arguments.vocabulary_size)
+    dataset = data_loader.tokenize(tokenizer)
+    model = build_model(model_config(arguments, tokenizer.get_vocab_size()), seed, arguments.device)
+    untrained = evaluate(model, [dataset], arguments)
+    history = quietly_train(model, dataset, arguments)
+    after = evaluate(model, [dataset], arguments)
+    checkpoint = stage_checkpoint(
+        model, tokenizer, dataset, arguments,
+        untrained=untrained, before=untrained, after=after, history=history,
+    )  # fmt: skip
+    save_checkpoint(output, checkpoint)
+    return record_of([after], history, started)
+
+
+def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Path, settings: dict) -> dict:
+    """Learn datasets 2 and 3 by method `name` from the model of dataset 1 in the file `first`; returns the record.
+
+    `dial` is one of the method's `settings`.
+    """
+    method = METHODS[name]
+    previous = load_checkpoint(first, method.first)
+    is_dense = method.first == "baseline" and not method.flags
+    flags = method.flags
+    if not method.adapter:
+        flags += tuple(f"--{setting}={value}" for setting, value in dial.items())
+    stages = [
+        stage_arguments(stage, learning_rate, previous.seed, settings, "baseline" if is_dense else "k1", flags)
+        for stage in (2, 3)
+    ]
+    configure_torch(stages[0].threads)
+    started = time.perf_counter()
+    datasets = [
+        tokenized(dataset, settings["data_source"], previous.tokenizer, settings["preset"])
+        for dataset in settings["dataset_names"]
+    ]
+    if method.joint:
+        return learn_all_at_once(previous, datasets, stages[-1], started)
+
+    model = restore_model(previous, stages[0].device)
+    evaluations, history, importance = [previous.evaluations[0]], [], None
+    if not is_dense:
+        sample = sample_batches(datasets[0], replace(stages[0], stage=1))
+        enter_eigenbasis(model, sample, stages[0].max_basis_dim)
+        importance = fisher_information(model, sample)
+        # To rounding the same model, but the bits are those that the scripts report.
+        evaluations = [evaluate(model, datasets[:1], stages[0])]
+    for arguments in stages:
+        learned, dataset = datasets[: arguments.stage - 1], datasets[arguments.stage - 1]
+        sample = None if is_dense else sample_batches(dataset, arguments)
+        responsibility = None if is_dense else fisher_information(model, sample)
+        text = with_replay(dataset, learned, method.replay, arguments) if method.replay else dataset
+        if method.adapter:
+            torch.manual_seed(arguments.stage_seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                adapted = method.adapter(model, **dial)
+            history += quietly_train(adapted, text, arguments)
+            model = adapted.merge_and_unload().requires_grad_(True)
+        else:
+            history += quietly_train(model, text, arguments, importance, responsibility)
+        if not is_dense:
+            importance = add_importance(importance, fisher_information(model, sample))
+        evaluations.append(evaluate(model, [*learned, dataset], arguments))
+    return record_of(evaluations, history, started)
+
+
+def learn_all_at_once(
+    previous: Checkpoint, datasets: list[TokenizedDataset], arguments: Arguments, started: float
+) -> dict:
+    """Learn all datasets mixed, from fresh weights, with as many tokens of each as the stages read one by one."""
+    model = build_model(previous.model_config, previous.seed, arguments.device)
+    steps = [previous.arguments["max_steps"], arguments.max_steps, arguments.max_steps]
+    joint = mixture(datasets, [count / sum(steps) for count in steps], arguments)
+    history = quietly_train(model, joint, replace(arguments, max_steps=sum(steps)))
+    return record_of([evaluate(model, datasets, arguments)], history, started)
+
+
+def with_replay(
+    dataset: TokenizedDataset, learned: list[TokenizedDataset], share: float, arguments: Arguments
+) -> TokenizedDataset:
+    """`dataset` with training blocks of which `share` come from the datasets learned before, equally from each."""
+    return mixture([dataset, *learned], [1 - share, *[share / len(learned)] * len(learned)], arguments)
+
+
+def mixture(datasets: list[TokenizedDataset], shares: list[float], arguments: Arguments) -> TokenizedDataset:
+    """The first of `datasets` with training blocks drawn at random from all of them, in these `shares`."""
+    mixed = interleave_datasets(
+        [dataset.blocks["train"] for dataset in datasets], probabilities=shares, seed=arguments.stage_seed
+    ).with_format("torch")
+    return replace(datasets[0], blocks={**datasets[0].blocks, "train": mixed})
+
+
+def quietly_train(*arguments) -> list[dict]:
+    """`k1.train` without its progress bar: the study has one of its own."""
+    with redirect_stderr(StringIO()):
+        return train(*arguments)
+
+
+def record_of(evaluations: list[dict], history: list[dict], started: float) -> dict:
+    """What the study keeps: [nats per token, accuracy] by stage, dataset and split; share updated; seconds."""
+    return {
+        "evaluations": [
+            {
+                name: {split: [scores["loss"], scores["accuracy"]] for split, scores in splits.items()}
+                for name, splits in row.items()
+            }
+            for row in evaluations
+        ],
+        "updated_fraction": mean([entry["updated_fraction"] for entry in history]),
+        "seconds": time.perf_counter() - started,
+    }

@@ -1,0 +1,102 @@
+"""The tables of the study as Markdown."""
+
+from collections import defaultdict
+
+from k1.report.metrics import mean
+from k1.report.tables import dataset_label, format_table
+from k1.study.frontier import (
+    KINDS,
+    REFERENCE,
+    best_point,
+    learning_and_forgetting,
+    least_forgetting,
+    losses,
+    mean_and_interval,
+    points_of,
+    ratios_at_equal_learning,
+)
+from k1.study.methods import METHODS
+
+
+def study_tables(runs: dict[str, dict]) -> str:
+    """The tables of the study as Markdown; figures are of test text, choices were made on validation text."""
+    points = points_of(runs)
+    sequential = {name: found for name, found in points.items() if not METHODS[name].joint}
+    best = {name: best_point(found) for name, found in points.items()}
+    names = list(losses(next(iter(sequential.values()))[0].records[0], "test")[-1])
+    labels = [dataset_label(name) for name in names]
+    sections = [*first_table(runs, labels[0])]
+
+    stages = [(stage, name) for index, name in enumerate(names) for stage in range(index, 3)]
+    head = ["Method", "Learning rate", "Seeds"]
+    for title, which, scale, digits in (
+        ("Nats per token on test text", 0, 1, 3),
+        ("Next-token accuracy on test text in %", 1, 100, 1),
+    ):
+        rows = [[*head, *(f"{labels[names.index(name)]} after {stage + 1}" for stage, name in stages)]]
+        for method, point in best.items():
+            cells = []
+            for stage, name in stages:
+                found = [record["evaluations"] for record in point.records]
+                # Joint training has no stages: one evaluation, at the end.
+                row = stage - 3 + len(found[0])
+                cells.append(
+                    mean_and_interval([scale * rows_[row][name]["test"][which] for rows_ in found], digits)
+                    if row >= 0 else "-"
+                )  # fmt: skip
+            rows.append([METHODS[method].label, point.label, str(len(point.records)), *cells])
+        sections += [f"{title}, each method at the setting with the lowest mean loss at the end", format_table(rows)]
+
+    kinds = [kind.replace("dataset 1", labels[0]).replace("dataset 2", labels[1]) for kind in KINDS]
+    rows = [[*head, *kinds, "New-dataset loss", "Changed per step %", "Seconds"]]
+    for method, point in best.items():
+        if method not in sequential:
+            continue
+        found = [learning_and_forgetting(record, "test") for record in point.records]
+        rows.append([
+            METHODS[method].label, point.label, str(len(point.records)),
+            *(mean_and_interval([run[kind][1] for run in found]) for kind in KINDS),
+            mean_and_interval([run[KINDS[1]][0] for run in found]),
+            f"{100 * mean([record['updated_fraction'] for record in point.records]):.1f}",
+            f"{mean([record['seconds'] for record in point.records]):.0f}",
+        ])  # fmt: skip
+    sections += ["Forgetting in nats per token on test text, at the same settings", format_table(rows)]
+
+    if len(points.get(REFERENCE, [])) > 1:
+        rows = [[*head, *kinds]]
+        for method, found in sequential.items():
+            if method == REFERENCE:
+                continue
+            point = least_forgetting(found, points[REFERENCE])
+            cells = ["out of range"] * len(KINDS)
+            if point:
+                ratios = ratios_at_equal_learning(point, points[REFERENCE], "test")
+                cells = [
+                    "out of range" if None in ratios[kind] else mean_and_interval(ratios[kind], 2) for kind in KINDS
+                ]
+            rows.append([
+                METHODS[method].label, point.label if point else "-", str(len((point or found[0]).records)), *cells
+            ])  # fmt: skip
+        sections += [
+            "Forgetting at equal learning: as a share of what the dense model forgets at the same loss on the new "
+            "datasets, each method at its best setting",
+            format_table(rows),
+        ]
+    return "\n\n".join(sections)
+
+
+def first_table(runs: dict[str, dict], label: str) -> list[str]:
+    """The learning rates tried on dataset 1, where there were several: title and table."""
+    grouped = defaultdict(list)
+    for record in runs.values():
+        if record["method"].startswith("first-") and "failed" not in record:
+            grouped[record["method"], record["learning_rate"]].append(record)
+    if len(grouped) <= len({method for method, _ in grouped}):
+        return []
+    rows = [["Method", "Learning rate", "Seeds", "Validation loss"]]
+    for (method, rate), records in sorted(grouped.items()):
+        found = [losses(record, "validation")[0] for record in records]
+        name = "K-1" if method == "first-k1" else METHODS[REFERENCE].label
+        values = [next(iter(row.values())) for row in found]
+        rows.append([name, f"{rate:g}", str(len(records)), mean_and_interval(values)])
+    return [f"Dataset 1 ({label}): validation loss in nats per token", format_table(rows)]

@@ -1,0 +1,84 @@
+"""python3 -m k1.study.unseen FOLDER: write three local datasets that no setting was tuned on.
+
+Text that every machine with the requirements installed has, in another order of
+domains than the default stream: SymPy's source code (source.jsonl), licences and
+read-me files of the installed packages (licences.jsonl), and the reference
+documentation of torch and transformers (documentation.jsonl).
+"""
+
+import argparse
+import ast
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import distributions
+from pathlib import Path
+
+from k1.data.corpora import package_dir, python_files
+from k1.data.docstrings import clean_docstring, object_docstrings
+from k1.errors import K1Error, command
+from k1.files import write_text
+
+NOTHING_EXCLUDED = re.compile(r"(?!)")
+MIN_CHARS = 200
+
+
+def source_documents() -> Iterator[str]:
+    """SymPy's source files without its tests."""
+    for path in python_files(package_dir("sympy"), NOTHING_EXCLUDED):
+        yield path.read_text(encoding="utf-8").strip()
+
+
+def licence_documents() -> Iterator[str]:
+    """Licence, notice and read-me texts of installed packages, each text once."""
+    seen: set[str] = set()
+    for installed in sorted(distributions(), key=lambda found: found.name.lower()):
+        texts = [re.sub(r"\A(.+\n)+\n", "", installed.read_text("METADATA") or "")]
+        for file in sorted(installed.files or []):
+            if re.match(r"(licen[cs]e|copying|notice|authors|readme|third)", file.name, re.I) and file.suffix != ".py":
+                texts.append(file.locate().read_text(encoding="utf-8", errors="ignore"))
+        for text in texts:
+            # Long collections of licences share most of theirs: each paragraph is kept once.
+            paragraphs = [part for part in re.split(r"\n\s*\n", text) if part.strip() and part not in seen]
+            seen.update(paragraphs)
+            yield "\n\n".join(paragraphs).strip()
+
+
+def documentation_documents() -> Iterator[str]:
+    """Docstrings of torch and transformers, those of related objects together."""
+    for path in [
+        file for name in ("torch", "transformers") for file in python_files(package_dir(name), NOTHING_EXCLUDED)
+    ]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        for docstrings in object_docstrings(tree):
+            yield "\n\n".join(filter(None, map(clean_docstring, docstrings)))
+
+
+CORPORA: dict[str, Callable[[], Iterator[str]]] = {
+    "source": source_documents,
+    "licences": licence_documents,
+    "documentation": documentation_documents,
+}
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python3 -m k1.study.unseen", description=__doc__, allow_abbrev=False)
+    parser.add_argument("folder", type=Path, help="where the three files are written")
+    folder = parser.parse_args().folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise K1Error(f"cannot write into {folder} ({error.strerror}); name another folder")
+    for name, documents in CORPORA.items():
+        lines = [json.dumps({"text": text}) for text in dict.fromkeys(documents()) if len(text) >= MIN_CHARS]
+        content = "\n".join(lines) + "\n"
+        write_text(folder / f"{name}.jsonl", content)
+        print(f"{folder / name}.jsonl: {len(lines)} documents, {len(content):,} bytes")
+
+
+if __name__ == "__main__":
+    main()

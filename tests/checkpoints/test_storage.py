@@ -1,0 +1,233 @@
+"""Checkpoints: complete, atomic, and refused with one clear line when they are not what they should be."""
+
+import os
+
+import pytest
+import torch
+
+from k1.checkpoints.contents import FORMAT
+from k1.checkpoints.storage import load_checkpoint, output_path, restore_model, save_checkpoint
+from k1.errors import K1Error
+from k1.files import content_digest
+from tests.conftest import assert_one_clear_line, run_script
+
+
+def signed(content: dict) -> dict:
+    """`content` with the SHA-256 that makes it look intact."""
+    content = {name: value for name, value in content.items() if name != "sha256"}
+    return {**content, "sha256": content_digest(content)}
+
+
+KEYS = {
+    "format", "method", "stage", "model_config", "model", "tokenizer", "arguments", "seed", "datasets",
+    "evaluations", "initial_evaluation", "history", "importance", "versions", "sha256",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["k1_dataset1.pt", "k1_dataset2.pt", "k1_final.pt", "baseline_final.pt"])
+def test_keys_that_others_rely_on(trained, file):
+    content = torch.load(trained.models_dir / file, weights_only=True)
+    assert set(content) == KEYS
+    stage = content["stage"]
+    assert content["method"] == file.split("_")[0]
+    assert len(content["datasets"]) == len(content["evaluations"]) == stage
+    assert {"name", "source", "fingerprint", "tokens"} <= set(content["datasets"][0])
+    assert set(content["datasets"][0]["tokens"]) == {"train", "validation", "test"}
+    names = [dataset["name"] for dataset in content["datasets"]]
+    for i, row in enumerate(content["evaluations"]):
+        assert list(row) == names[: i + 2] if i + 1 < stage else list(row) == names
+        for splits in row.values():
+            assert set(splits) == {"validation", "test"}
+            assert set(splits["test"]) == {"loss", "perplexity", "accuracy", "tokens"}
+    assert set(content["history"][0]) == {
+        "step", "loss", "learning_rate", "updated_fraction", "updated_by_group", "tokens_per_second",
+    }  # fmt: skip
+    assert bool(content["importance"]) == (content["method"] == "k1")
+    assert content["history"][-1]["step"] == content["arguments"]["max_steps"] == 20
+
+
+def test_a_saved_checkpoint_comes_back_the_same(trained, tmp_path):
+    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt", "k1", stage=3)
+    save_checkpoint(tmp_path / "copy.pt", checkpoint)
+    copy = load_checkpoint(tmp_path / "copy.pt", "k1", stage=3)
+    for name, tensor in checkpoint.model.items():
+        assert torch.equal(tensor, copy.model[name])
+    assert checkpoint.importance.keys() == copy.importance.keys()
+    for name, tensor in checkpoint.importance.items():
+        assert torch.equal(tensor, copy.importance[name])
+    assert (copy.evaluations, copy.history, copy.tokenizer) == (
+        checkpoint.evaluations, checkpoint.history, checkpoint.tokenizer,
+    )  # fmt: skip
+    assert os.listdir(tmp_path) == ["copy.pt"]
+
+
+def test_a_failed_write_leaves_the_old_file(trained, tmp_path, monkeypatch):
+    path = tmp_path / "old.pt"
+    path.write_bytes(b"old")
+    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt", "k1")
+
+    def full_disk(content, file):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(K1Error, match="No space left"):
+        save_checkpoint(path, checkpoint)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["old.pt"]
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_refused(trained, tmp_path, share):
+    content = (trained.models_dir / "k1_final.pt").read_bytes()
+    path = tmp_path / "k1_final.pt"
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(K1Error, match="damaged or is not a checkpoint"):
+        load_checkpoint(path, "k1")
+
+
+def test_code_in_a_file_is_not_run(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "was-run"),)
+
+    torch.save({"format": 1, "payload": Payload()}, tmp_path / "k1_final.pt")
+    with pytest.raises(K1Error, match="damaged or is not a checkpoint"):
+        load_checkpoint(tmp_path / "k1_final.pt", "k1")
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "not a k1 checkpoint"),
+        ({"model": {}}, "not a k1 checkpoint"),
+        ({"format": 99}, "format version 99"),
+        ({"format": torch.zeros(2)}, "format version unknown"),
+        ({"format": FORMAT - 1, "method": "k1"}, f"format version {FORMAT - 1}, this code reads version {FORMAT}"),
+        ({"format": FORMAT, "method": "k1"}, "does not have the SHA-256"),
+        (signed({"format": FORMAT, "method": "k1"}), "lacks stage"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / "k1_final.pt")
+    with pytest.raises(K1Error, match=message):
+        load_checkpoint(tmp_path / "k1_final.pt", "k1")
+
+
+def test_one_changed_weight_is_noticed(trained, tmp_path):
+    content = torch.load(trained.models_dir / "k1_final.pt", weights_only=True)
+    content["model"]["lm_head.parametrizations.weight.original"][3, 5] += 1e-6
+    torch.save(content, tmp_path / "k1_final.pt")
+    with pytest.raises(K1Error, match="does not have the SHA-256"):
+        load_checkpoint(tmp_path / "k1_final.pt", "k1")
+
+
+def not_finite(content):
+    content["model"]["model.norm.weight"][0] = float("nan")
+
+
+def negative_stage(content):
+    content["stage"] = -1
+
+
+def lost_evaluation(content):
+    content["evaluations"][1].popitem()
+
+
+def no_tokenizer(content):
+    content["tokenizer"] = "{}"
+
+
+def text_as_loss(content):
+    next(iter(content["evaluations"][0].values()))["test"]["loss"] = "low"
+
+
+def incomplete_arguments(content):
+    del content["arguments"]["max_steps"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (not_finite, "a value in model is not finite"),
+        (negative_stage, "do not match the stage"),
+        (lost_evaluation, "an evaluation is missing"),
+        (no_tokenizer, "the tokenizer cannot be read"),
+        (text_as_loss, "evaluations of another type"),
+        (incomplete_arguments, "incomplete arguments"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_even_if_signed(trained, tmp_path, change, message):
+    content = torch.load(trained.models_dir / "k1_final.pt", weights_only=True)
+    change(content)
+    torch.save(signed(content), tmp_path / "k1_final.pt")
+    with pytest.raises(K1Error, match=message):
+        load_checkpoint(tmp_path / "k1_final.pt", "k1")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"num_hidden_layers": 10**9}, {"hidden_size": 10**7}, {"model_type": "none"}, {"auto_map": {"A": "b.C"}}],
+)
+def test_a_configuration_that_asks_for_more_than_the_weights_is_refused(trained, setting):
+    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt", "k1")
+    checkpoint.model_config.update(setting)
+    with pytest.raises(K1Error, match="do not fit"):
+        restore_model(checkpoint, "cpu")
+
+
+def test_text_is_not_a_checkpoint(tmp_path):
+    (tmp_path / "k1_final.pt").write_text("hello")
+    with pytest.raises(K1Error, match="damaged or is not a checkpoint"):
+        load_checkpoint(tmp_path / "k1_final.pt", "k1")
+
+
+def test_the_other_method_and_another_stage_are_refused(trained):
+    with pytest.raises(K1Error, match="of method 'baseline', not 'k1'"):
+        load_checkpoint(trained.models_dir / "baseline_final.pt", "k1")
+    with pytest.raises(K1Error, match="of stage 2, not 1"):
+        load_checkpoint(trained.models_dir / "k1_dataset2.pt", "k1", stage=1)
+
+
+def test_importance_of_other_parameters_is_refused(trained):
+    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt", "k1")
+    checkpoint.importance.popitem()
+    with pytest.raises(K1Error, match="importance of other parameters"):
+        restore_model(checkpoint, "cpu")
+
+
+@pytest.mark.parametrize("part", ["weight", "parametrizations.weight.original", "parametrizations.weight.0.right"])
+def test_weights_that_do_not_fit_are_refused(trained, part):
+    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt", "k1")
+    checkpoint.model[f"lm_head.{part}"] = torch.zeros(3, 3)
+    with pytest.raises(K1Error, match="do not fit"):
+        restore_model(checkpoint, "cpu")
+
+
+def test_an_existing_output_is_kept_unless_overwrite(tmp_path):
+    path = output_path(tmp_path, "k1", 1, overwrite=False)
+    path.write_bytes(b"")
+    with pytest.raises(K1Error, match="--overwrite"):
+        output_path(tmp_path, "k1", 1, overwrite=False)
+    assert output_path(tmp_path, "k1", 1, overwrite=True) == path
+
+
+def test_a_models_dir_that_is_a_file(tmp_path):
+    (tmp_path / "models").write_text("")
+    finished = run_script("train_k1_dataset1.py", "--models_dir", tmp_path / "models")
+    assert_one_clear_line(finished, 1, "cannot write checkpoints into")
+
+
+@pytest.mark.parametrize(
+    ("script", "first"),
+    [
+        ("train_k1_dataset2.py", "run train_k1_dataset1.py first"),
+        ("train_k1_dataset3.py", "run train_k1_dataset2.py first"),
+        ("generate_k1.py", "run train_k1_dataset3.py first"),
+        ("generate_baseline.py", "run train_baseline_all.py first"),
+        ("-m k1.report", "run train_k1_dataset1.py first"),
+    ],
+)
+def test_a_missing_input_names_the_script_to_run_first(tmp_path, script, first):
+    assert_one_clear_line(run_script(script, "--models_dir", tmp_path), 1, first)

@@ -1,0 +1,246 @@
+"""The bundled corpora: clean text of the expected kind and size, the same in every process."""
+
+import ast
+import gc
+import hashlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from k1.data import corpora
+from k1.data.docstrings import clean_docstring, object_docstrings
+from k1.data.wiki_markup import clean_wikitext
+from k1.errors import K1Error
+
+MIN_CHARS = {"wikitext": 2_000_000, "code": 5_000_000, "science": 2_000_000}
+COMPARED = 500
+
+
+def digest(documents):
+    return hashlib.sha256("\0".join(documents).encode()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def other_process():
+    """Hashes the start of two corpora with another hash seed and locale while `texts` is built."""
+    script = (
+        "import hashlib, itertools, k1.data.corpora as c\n"
+        "for name in ('code', 'science'):\n"
+        f"    documents = itertools.islice(c.bundled_documents(name), {COMPARED})\n"
+        "    print(hashlib.sha256('\\0'.join(documents).encode()).hexdigest())"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "12345", "LC_ALL": "C", "PYTHONPATH": str(Path(__file__).parents[2])}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment, **streams) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def texts(other_process):
+    gc.freeze()  # the collector would scan all of torch again and again while trees are built
+    return {name: list(corpora.bundled_documents(name)) for name in corpora.BUNDLED_CORPORA}
+
+
+def test_names_sizes_and_versions(texts):
+    assert list(texts) == ["wikitext", "code", "science"]
+    for name, documents in texts.items():
+        assert sum(map(len, documents)) > MIN_CHARS[name]
+        assert len(set(documents)) > 0.99 * len(documents)
+    assert min(map(len, texts["wikitext"])) >= 500
+    assert min(map(len, texts["science"])) >= 300
+    assert re.fullmatch(r"gensim \S+, mwparserfromhell \S+", corpora.bundled_version("wikitext"))
+    assert re.fullmatch(r"Python 3\.\S+", corpora.bundled_version("code"))
+    assert re.fullmatch(r"numpy \S+, scipy \S+", corpora.bundled_version("science"))
+
+
+def test_same_text_and_no_output_in_another_process(texts, other_process):
+    stdout, stderr = other_process.communicate(timeout=60)
+    assert stderr == ""
+    assert stdout.split() == [digest(texts[name][:COMPARED]) for name in ("code", "science")]
+
+
+def test_order_does_not_depend_on_the_file_system(texts, monkeypatch):
+    rglob = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda path, pattern: reversed(list(rglob(path, pattern))))
+    assert digest(corpora.bundled_documents("code")) == digest(texts["code"])
+
+
+def test_missing_package_is_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for name in ("wikitext", "science"):
+        with pytest.raises(K1Error, match=r"pip install -r requirements\.txt$"):
+            next(corpora.bundled_documents(name))
+        with pytest.raises(K1Error, match=r"pip install -r requirements\.txt$"):
+            corpora.bundled_version(name)
+
+
+def test_wikitext_is_prose_without_markup(texts):
+    paragraphs = [line for document in texts["wikitext"] for line in document.split("\n\n")]
+    markup = r"\[\[|\]\]|\{|\}|''|==|\||<|>|https?:|thumb\||\d+px|^[*#:;!]|\(\s*[,;:]*\s*\)|\(\s|\s\)|  |\s[,;.](\s|$)"
+    assert [p for p in paragraphs if re.search(markup + r"|\n|[\ue000-\uf8ff]", p)] == []
+    assert [p for p in paragraphs if not re.search(r"[.!?][\"”’')\]]*$", p)] == []
+    assert [p for p in paragraphs if re.match(r"\W*[a-z]", p) or len(p) < 80] == []
+
+
+def test_code_parses_and_holds_no_tests_or_machine_paths(texts):
+    parsed = 0
+    for text in texts["code"]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                ast.parse(text)
+                parsed += 1
+            except SyntaxError:
+                pass
+    assert parsed >= 0.99 * len(texts["code"])
+    assert not [t for t in texts["code"] if re.match(r"# system configuration generated", t)]
+    assert not [t for t in texts["code"] if sys.base_prefix in t and len(sys.base_prefix) > len("/usr/local")]
+    with_definitions = sum(bool(re.search(r"^\s*(def|class|import|from) ", text, re.M)) for text in texts["code"])
+    assert with_definitions > 0.95 * len(texts["code"])
+
+
+def test_tests_tables_and_machine_files_are_skipped(tmp_path, monkeypatch):
+    kept = ["a.py", "pkg/b.py", "unittest/case.py"]
+    skipped = ["test/c.py", "pkg/tests/d.py", "pkg/test_e.py", "site-packages/f.py", "encodings/cp037.py"]
+    skipped += ["_sysconfigdata__linux_x.py", "pydoc_data/topics.py", "html/entities.py"]
+    for name in kept + skipped:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"name = {name!r}\n")
+    (tmp_path / "latin.py").write_bytes(b"# caf\xe9\n")
+    monkeypatch.setattr(corpora.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    assert list(corpora.bundled_documents("code")) == [f"name = {name!r}" for name in kept]
+
+
+def test_science_is_documentation_with_formulas(texts):
+    lines = [line for document in texts["science"] for line in document.split("\n")]
+    scaffolding = (
+        r"\s*>>>|\s*\+[-=]+\+|[-=]{3,}\s*$|\s*={2,} +={2,}|%\(\w+\)s|"
+        r"\s*\.\. (versionadded|plot|deprecated|seealso|autosummary|\[)"
+    )
+    assert [line for line in lines if re.match(scaffolding, line)] == []
+    assert not [line for line in lines if ">>>" in line]
+    whole = "\n".join(lines)
+    assert whole.count(".. math::\n\n    ") > 300
+    assert whole.count(r"\frac") > 200
+    letters = sum(c.isalpha() or c.isspace() for c in whole)
+    assert letters > 0.8 * len(whole)
+
+
+SENTENCE = "The river flows through the old town and reaches the sea near the harbour of the next village"
+
+
+@pytest.mark.parametrize(
+    ("markup", "expected"),
+    [
+        ("{{Infobox|a=[[b]]|c={{d|e}}}}\n" + SENTENCE + ".", SENTENCE + "."),
+        (SENTENCE + "<ref>{{cite web|url=http://x.org}}</ref>.<ref name=a/>", SENTENCE + "."),
+        ("'''" + SENTENCE + "''' and the [[Sea|blue ''sea'']].", SENTENCE + " and the blue sea."),
+        ("{|\n|-\n| " + SENTENCE + ".\n|}\n\n" + SENTENCE + "!", SENTENCE + "!"),
+        ("[[File:a.jpg|thumb|200px|A [[map]] of the [[river]]. " + SENTENCE + ".]]\n" + SENTENCE + ".", SENTENCE + "."),
+        ("* " + SENTENCE + ".\n# " + SENTENCE + ".\n: " + SENTENCE + ".\n" + SENTENCE + "?", SENTENCE + "?"),
+        ("== " + SENTENCE + ". ==\n" + SENTENCE + ".", SENTENCE + "."),
+        (SENTENCE + " (; {{IPAc-en|r}} ), at last ({{respell|x}}; 1900) .", SENTENCE + ", at last (1900)."),
+        (SENTENCE + " for {{convert|5|km|mi}}.", SENTENCE + " for 5 km."),
+        (SENTENCE + " as <math>x</math> grows.", ""),
+        (SENTENCE + " in {{unknown template|x}} years.", ""),
+        (SENTENCE + ".\n\n[[Category:Rivers]]\n" + SENTENCE + ".", SENTENCE + ".\n\n" + SENTENCE + "."),
+        ("Too short.", ""),
+        (SENTENCE, ""),
+    ],
+)
+def test_clean_wikitext(markup, expected):
+    assert clean_wikitext(markup) == expected
+
+
+def test_clean_docstring():
+    docstring = r"""
+    f(x, /)
+    --
+
+    Compute :func:`f <pkg.f>` as in [1]_::
+
+        f(x) = x^2 + 1
+
+    .. versionadded:: 1.0
+       Not before.
+
+    Parameters
+    ----------
+    x : array_like
+        Input values::
+
+            import numpy
+
+        They are real.
+
+    Returns
+    -------
+    float or ndarray
+        The value.
+
+    See Also
+    --------
+    g : Another function.
+
+    Notes
+    -----
+    It is called as:
+
+    >>> f(2)
+    5
+
+    The formula is
+
+    .. math:: f = \frac{a}{b}
+
+    =====  =====
+    one    two
+    =====  =====
+
+    .. warning:: Be careful
+       with zero.
+    %(after_notes)s
+
+    Examples
+    --------
+    >>> f(3)
+
+    """
+    assert clean_docstring(docstring).split("\n\n") == [
+        "Compute `f` as in [1]:",
+        "    f(x) = x^2 + 1",
+        "They are real.",
+        "The value.",
+        "The formula is",
+        ".. math::",
+        r"    f = \frac{a}{b}",
+        "Be careful\nwith zero.",
+    ]
+    assert clean_docstring("A text with a %(name)s inside.") == ""
+
+
+def test_docstrings_are_grouped_by_top_level_object():
+    source = '''"""Module."""
+class A:
+    """Class."""
+    def m(self):
+        """Method."""
+def f():
+    """Function."""
+    def inner():
+        """Inner."""
+add_newdoc("m", "o", """
+    Compiled.
+    """)
+add_newdoc("m", "o", ("p", """
+    Member.
+    """))
+'''
+    groups = [[text.strip() for text in group] for group in object_docstrings(ast.parse(source))]
+    assert groups == [["Module."], ["Class.", "Method."], ["Function."], ["Compiled.", "Member."]]

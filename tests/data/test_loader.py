@@ -1,0 +1,204 @@
+"""Splits, fingerprints, packing and order."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from k1.arguments import parse_training_flags
+from k1.data.batches import batches_in_order, batches_of_blocks
+from k1.data.cache import SPLITS
+from k1.data.loader import DataLoader, load_datasets, require_distinct, split_documents
+from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer, train_tokenizer
+from k1.errors import K1Error
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def arguments():
+    flags = parse_training_flags("", "k1", ["--preset", "smoke", "--data_source", "bundled", "--seq_length", "16"])
+    return flags.resolve(stage=1)
+
+
+def as_splits(**splits):
+    return DatasetDict({name: Dataset.from_dict({"text": texts}) for name, texts in splits.items()})
+
+
+def texts_of(splits):
+    return {split: list(splits[split]["text"]) for split in SPLITS}
+
+
+@given(st.lists(st.text(min_size=1), min_size=3, max_size=80), st.randoms())
+@settings(max_examples=100, deadline=None)
+def test_no_document_is_in_two_splits_and_none_is_lost(documents, random):
+    if len(set(documents)) < 3:
+        with pytest.raises(K1Error, match="needs at least 3"):
+            split_documents(as_splits(train=documents), "x")
+        return
+    texts = texts_of(split_documents(as_splits(train=documents), "x"))
+    together = [text for split in SPLITS for text in texts[split]]
+    assert sorted(together) == sorted(set(documents))
+    assert all(texts.values())
+    held_out = max(1, round(0.05 * len(set(documents))))
+    assert len(texts["validation"]) == len(texts["test"]) == held_out
+    # The choice depends on the texts, not on the order they come in.
+    random.shuffle(documents)
+    again = texts_of(split_documents(as_splits(train=documents), "x"))
+    assert again["validation"] == texts["validation"] and again["test"] == texts["test"]
+
+
+def test_splits_of_the_source_are_kept_and_cleaned_of_what_is_held_out():
+    splits = as_splits(train=["a", "b", "c", "c"], validation=["b", "v"], test=["v", "t"])
+    texts = texts_of(split_documents(splits, "x"))
+    assert {split: sorted(found) for split, found in texts.items()} == {
+        "train": ["a", "c"], "validation": ["b"], "test": ["t", "v"],
+    }  # fmt: skip
+
+
+def test_a_missing_test_split_is_taken_from_training_text():
+    texts = texts_of(split_documents(as_splits(train=[f"d{i}" for i in range(100)], validation=["v"]), "x"))
+    assert texts["validation"] == ["v"]
+    assert len(texts["test"]) == 5 and len(texts["train"]) == 95
+
+
+def test_text_of_only_held_out_documents_is_refused():
+    with pytest.raises(K1Error, match="no training document"):
+        split_documents(as_splits(train=["v", "t"], validation=["v"], test=["t", "u"]), "x")
+
+
+def load(path, arguments):
+    return DataLoader(str(path), arguments)
+
+
+def test_blocks_hold_every_token_of_the_documents_in_order(corpora, arguments):
+    loader = load(corpora[0], arguments)
+    tokenizer = train_tokenizer(loader.text("train"), 300)
+    dataset = loader.tokenize(tokenizer)
+    end = tokenizer.token_to_id(END_OF_DOCUMENT)
+    for split in SPLITS:
+        expected = [i for text in loader.text(split) for i in [*tokenizer.encode(text).ids, end]]
+        rows = [row.tolist() for row in dataset.blocks[split][:]["input_ids"]]
+        packed = [token for row in rows for token in row]
+        assert all(len(row) == 16 for row in rows[:-1])
+        if split == "train":
+            assert packed == expected[: len(expected) // 16 * 16]
+        else:
+            assert packed == expected or packed == expected[:-1]
+        assert dataset.tokens[split] == len(packed)
+
+
+def test_the_cache_gives_the_same_blocks_and_a_changed_text_does_not(tmp_path, arguments):
+    path = tmp_path / "data.jsonl"
+    lines = [json.dumps({"text": f"Document {i} says something about {i * i}."}) for i in range(40)]
+    path.write_text("\n".join(lines))
+    first = load(path, arguments)
+    tokenizer = train_tokenizer(first.text("train"), 300)
+    blocks = first.tokenize(tokenizer).blocks["train"][:]["input_ids"]
+    second = load(path, arguments)
+    assert second.fingerprint == first.fingerprint
+    assert torch.equal(
+        torch.stack(list(second.tokenize(tokenizer).blocks["train"][:]["input_ids"])), torch.stack(list(blocks))
+    )
+    path.write_text("\n".join([*lines[:-1], json.dumps({"text": "Something else."})]))
+    third = load(path, arguments)
+    assert third.fingerprint != first.fingerprint
+    record = first.tokenize(tokenizer).record()
+    with pytest.raises(K1Error, match="not the one the checkpoint was trained with"):
+        load_datasets([record], tokenizer, arguments)
+
+
+def test_recorded_datasets_load_again(corpora, arguments):
+    dataset = load(corpora[0], arguments)
+    tokenizer = train_tokenizer(dataset.text("train"), 300)
+    record = dataset.tokenize(tokenizer).record()
+    (again,) = load_datasets([record], tokenizer, replace(arguments, dataset_name="something else"))
+    assert again.record() == record
+
+
+def test_too_little_training_text_for_one_block(tmp_path, arguments):
+    path = tmp_path / "short.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in ("one", "two", "three")))
+    loader = load(path, replace(arguments, seq_length=128))
+    with pytest.raises(K1Error, match="fewer than 128 tokens"):
+        loader.tokenize(train_tokenizer(loader.text("train"), 300))
+
+
+def test_a_dataset_that_comes_twice_is_refused():
+    require_distinct(["a", "b", "c"])
+    with pytest.raises(K1Error, match="'a' comes twice"):
+        require_distinct(["a", "b", "a"])
+
+
+def blocks_of(count):
+    return Dataset.from_dict({"input_ids": [[i, i] for i in range(count)]}).with_format("torch")
+
+
+@given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 1000))
+@settings(max_examples=50, deadline=None)
+def test_each_epoch_is_a_seeded_permutation(count, batch_size, seed):
+    def order(seed):
+        batches = islice(batches_of_blocks(blocks_of(count), batch_size, seed), 3 * count)
+        return torch.cat(list(batches))[:, 0].tolist()
+
+    indices = order(seed)
+    for epoch in range(3):
+        assert sorted(indices[epoch * count : (epoch + 1) * count]) == list(range(count))
+    assert indices == order(seed)
+    if count > 20:
+        assert indices != order(seed + 1)
+
+
+@given(st.integers(0, 40), st.integers(0, 7), st.integers(8, 400))
+@settings(max_examples=50, deadline=None)
+def test_held_out_blocks_are_read_once_up_to_the_limit(whole, tail, max_tokens):
+    rows = [[7] * 8] * whole + ([[7] * tail] if tail > 1 else [])
+    if not rows:
+        return
+    batches = list(batches_in_order(Dataset.from_dict({"input_ids": rows}).with_format("torch"), 8, max_tokens))
+    read = [length for batch in batches for length in [batch.shape[1]] * batch.shape[0]]
+    assert read == [len(row) for row in rows[: max(1, max_tokens // 8)]]
+
+
+def test_any_text_survives_the_tokenizer():
+    tokenizer = train_tokenizer(["plain words only"], 300)
+
+    @given(st.text())
+    @settings(max_examples=100, deadline=None)
+    def round_trip(text):
+        ids = tokenizer.encode(text).ids
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.token_to_id(END_OF_DOCUMENT) not in ids
+
+    round_trip()
+    ids = load_tokenizer(tokenizer.to_str()).encode(END_OF_DOCUMENT).ids
+    assert tokenizer.token_to_id(END_OF_DOCUMENT) not in ids
+
+
+def test_the_tokenizer_is_the_same_in_another_process(corpora):
+    program = (
+        "import sys, json; from k1.data.tokenizer import train_tokenizer\n"
+        f"texts = [json.loads(line)['text'] for line in open({str(corpora[0])!r}, encoding='utf-8')]\n"
+        "print(train_tokenizer(texts, 400).to_str())"
+    )
+    outputs = {
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        for _ in range(2)
+    }
+    assert len(outputs) == 1
+
+
+def test_a_vocabulary_larger_than_the_text_supports_is_smaller():
+    tokenizer = train_tokenizer(["ab ab"], 5_000)
+    assert 257 <= tokenizer.get_vocab_size() < 270
+
+
+def test_a_tokenizer_that_is_not_one_is_refused():
+    with pytest.raises(K1Error, match="tokenizer"):
+        load_tokenizer("{}")

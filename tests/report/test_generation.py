@@ -1,0 +1,89 @@
+"""Generated text: seeded, comparable with diff, and nothing but text on stdout."""
+
+import re
+
+import pytest
+import torch
+
+from k1.data.tokenizer import END_OF_DOCUMENT, train_tokenizer
+from k1.report.generation import generate
+from k1.report.generation_arguments import parse_generation_arguments
+from tests.conftest import assert_one_clear_line, run_script
+
+
+def run(script, trained, *flags):
+    finished = run_script(script, "--models_dir", trained.models_dir, *flags)
+    assert finished.status == 0, finished.stderr
+    return finished
+
+
+def headings(text):
+    return re.findall(r"^=== (.*) (\d+): (.*)$", text, re.M)
+
+
+def test_both_scripts_print_the_same_headings_and_never_name_the_model(trained):
+    k1, baseline = run("generate_k1.py", trained), run("generate_baseline.py", trained)
+    assert headings(k1.stdout) == headings(baseline.stdout)
+    domains = [domain for domain, _, _ in headings(k1.stdout)]
+    assert domains == [corpus.name for corpus in trained.corpora for _ in range(3)]
+    for output in (k1.stdout, baseline.stdout):
+        assert "baseline" not in output and "k1_final" not in output
+    assert k1.stdout != baseline.stdout
+
+
+def test_the_same_command_prints_the_same_bytes_and_the_seed_matters(trained):
+    first = run("generate_k1.py", trained, "--prompt", "River", "--seed", 3)
+    assert first.stdout == run("generate_k1.py", trained, "--prompt", "River", "--seed", 3).stdout
+    assert first.stdout != run("generate_k1.py", trained, "--prompt", "River", "--seed", 4).stdout
+
+
+def test_a_continuation_does_not_depend_on_the_checkpoints_before_it(trained):
+    path = trained.models_dir / "k1_dataset1.pt"
+    alone = run("generate_k1.py", trained, "--prompt", "River", path).stdout
+    both = run("generate_k1.py", trained, "--prompt", "River", trained.models_dir / "k1_final.pt", path).stdout
+    assert alone in both
+    assert len(re.findall("^##### checkpoint", both, re.M)) == 2
+
+
+def test_prompts_with_newlines_stay_on_the_heading_line(trained):
+    finished = run("generate_k1.py", trained, "--prompt", "a\nb", "--prompt", "", "--max_new_tokens", 5)
+    assert headings(finished.stdout) == [("prompt", "1", "a\\nb"), ("prompt", "2", "")]
+
+
+def test_text_longer_than_the_training_sequences_is_announced_on_stderr(trained):
+    finished = run("generate_k1.py", trained, "--prompt", "river", "--max_new_tokens", 200)
+    assert "more than the 128 the model was trained on" in finished.stderr
+    assert "warning" not in finished.stdout
+
+
+@pytest.mark.parametrize(
+    "flags", [["--temperature", "-1"], ["--temperature", "nan"], ["--max_new_tokens", "0"], ["--top_k", "-3"], ["--x"]]
+)
+def test_flags_out_of_range_are_usage_errors(capsys, flags):
+    with pytest.raises(SystemExit) as ended:
+        parse_generation_arguments("", "k1", flags)
+    assert ended.value.code == 2 and capsys.readouterr().out == ""
+
+
+def test_the_other_method_is_refused(trained):
+    finished = run_script("generate_k1.py", trained.models_dir / "baseline_final.pt")
+    assert_one_clear_line(finished, 1, "of method 'baseline'")
+
+
+def test_sampling_options(tiny_model):
+    tokenizer = train_tokenizer(["abc"], 300)
+    tiny_model.resize_token_embeddings(tokenizer.get_vocab_size())
+    prompts = [[1, 2, 3], [4, 5, 6]]
+
+    def sample(**options):
+        defaults = {"max_new_tokens": 12, "temperature": 1.0, "top_k": 0, "seed": 0, "stop_at_end": False}
+        return generate(tiny_model, tokenizer, prompts, **{**defaults, **options})
+
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    first = sample()
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert first == sample() != sample(seed=1)
+    greedy = sample(temperature=0.0)
+    assert greedy == sample(temperature=0.0, seed=1) == sample(top_k=1)
+    assert len(first) == 2 and all(END_OF_DOCUMENT not in text for text in first)

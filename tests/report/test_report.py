@@ -1,0 +1,199 @@
+"""The report: its figures are those of the checkpoints, and unfair comparisons are refused."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from k1.checkpoints.storage import load_checkpoint, save_checkpoint
+from k1.errors import K1Error
+from k1.presets import FILES
+from k1.report.comparison import build_report
+from k1.report.criteria import MAX_FORGETTING_PERCENT, MIN_QUALITY_KEPT, judge
+from k1.report.text import format_report
+from tests.conftest import assert_one_clear_line, run_script
+
+
+@pytest.fixture(scope="module")
+def report(trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.json"
+    finished = run_script("-m k1.report", "--models_dir", trained.models_dir, "--json", path)
+    assert finished.status == 0, finished.stderr
+    return finished.stdout, json.loads(path.read_text())
+
+
+def test_the_json_has_the_numbers_of_the_checkpoints(trained, report):
+    _, results = report
+    for method, files in FILES.items():
+        final = load_checkpoint(trained.models_dir / files[-1], method)
+        names = [dataset["name"] for dataset in final.datasets]
+        first = final.evaluations[0][names[0]]["test"]["accuracy"]
+        end = final.evaluations[-1][names[0]]["test"]["accuracy"]
+        result = results["models"][method]
+        assert result["forgetting_percent"][names[0]] == pytest.approx(100 * (first - end) / first)
+        assert result["final"][names[2]] == final.evaluations[-1][names[2]]["test"]
+        # The whole matrix but for datasets more than one stage ahead.
+        assert [[cell is not None for cell in row] for row in result["accuracy_matrix"]] == [
+            [True, True, True], [True, True, False], [True, True, True], [True, True, True],
+        ]  # fmt: skip
+    assert results["models"]["k1"]["updated_fraction"] == pytest.approx(0.51, abs=1e-3)
+    # The bases, which are fixed, are not counted as parameters of K-1.
+    importance = load_checkpoint(trained.models_dir / "k1_final.pt", "k1").importance
+    assert results["parameters"] == sum(value.numel() for value in importance.values())
+
+
+def test_the_text_shows_the_same_figures(report):
+    text, results = report
+    for label, method in (("K-1", "k1"), ("baseline", "baseline")):
+        result = results["models"][method]
+        row = re.search(rf"^\| {label} +\|.*\|$", text, re.M).group()
+        assert f"{result['average_forgetting_percent']:.1f} |" in row
+        for name in result["own"]:
+            assert (
+                f"{100 * result['own'][name]['accuracy']:.1f} -> {100 * result['final'][name]['accuracy']:.1f}" in row
+            )
+    assert re.search(r"^\| Model +\|.*\| +Forgetting % \|$", text, re.M)
+    assert len(re.findall(r"^[1-4]\. .*: (met|NOT MET) \(", text, re.M)) == 4
+
+
+def test_the_scores_of_generated_text_after_the_last_stage_are_final(report):
+    _, results = report
+    for result in results["models"].values():
+        last = result["generation"][list(result["generation"])[-1]]
+        assert last["own"] == last["final"]
+        for scores in result["generation"].values():
+            for when in scores.values():
+                assert 0 <= when["trigram_share"] <= 1 and 0 < when["distinct_2"] <= 1
+
+
+def test_two_reports_are_the_same(trained, report):
+    assert format_report(build_report(trained.models_dir, "cpu")) == report[0].rstrip("\n")
+
+
+def verdict(ours, theirs, kept=1.0, average=None):
+    def result(forgetting, mean_forgetting):
+        scores = {"trigram_share": 0.5, "distinct_2": 0.5}
+        return {
+            "own": {"a": {}}, "forgetting_percent": {"a": forgetting}, "average_forgetting_percent": mean_forgetting,
+            "generation": {"a": {"own": scores, "final": {name: kept * value for name, value in scores.items()}}},
+        }  # fmt: skip
+
+    averages = average or (ours, theirs)
+    return [item["met"] for item in judge(result(ours, averages[0]), result(theirs, averages[1]))]
+
+
+def test_criteria_at_their_thresholds():
+    assert verdict(MAX_FORGETTING_PERCENT, MAX_FORGETTING_PERCENT + 0.1) == [True, True, True, True]
+    assert verdict(MAX_FORGETTING_PERCENT + 0.1, MAX_FORGETTING_PERCENT) == [False, False, True, False]
+    assert verdict(10, 30, kept=MIN_QUALITY_KEPT + 0.001)[2]
+    assert not verdict(10, 30, kept=MIN_QUALITY_KEPT - 0.001)[2]
+    assert not verdict(10, 30, average=(30, 20))[3]
+
+
+@pytest.fixture
+def copies(trained, tmp_path):
+    for path in trained.models_dir.glob("*.pt"):
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def alter(models_dir, file, method, change):
+    checkpoint = load_checkpoint(models_dir / file, method)
+    change(checkpoint)
+    save_checkpoint(models_dir / file, checkpoint)
+
+
+def set_fingerprint(checkpoint):
+    checkpoint.datasets[1]["fingerprint"] = "0" * 64
+
+
+def set_seed(checkpoint):
+    checkpoint.seed = 7
+
+
+def set_steps(checkpoint):
+    checkpoint.arguments["max_steps"] += 1
+
+
+def set_architecture(checkpoint):
+    checkpoint.model_config["hidden_size"] += 2
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (set_fingerprint, "data"),
+        (set_seed, "seed"),
+        (set_steps, "token budget"),
+        (set_architecture, "architecture"),
+    ],
+)
+def test_runs_that_are_not_comparable_are_refused_by_name(copies, change, named):
+    alter(copies, "baseline_final.pt", "baseline", change)
+    with pytest.raises(K1Error, match=f"they differ in: {named};"):
+        build_report(copies, "cpu")
+
+
+def test_weight_decay_must_agree_where_nothing_is_consolidated(copies):
+    """K-1 has consolidation instead of weight decay in stages 2 and 3, and that is compared."""
+
+    def set_weight_decay(checkpoint):
+        checkpoint.arguments["weight_decay"] = 0.3
+
+    build_report(copies, "cpu")
+    alter(copies, "baseline_dataset1.pt", "baseline", set_weight_decay)
+    with pytest.raises(K1Error, match="they differ in: weight decay;"):
+        build_report(copies, "cpu")
+
+
+def test_another_tokenizer_is_refused_by_name(copies):
+    def set_tokenizer(checkpoint):
+        checkpoint.tokenizer = checkpoint.tokenizer.replace('"version":"1.0"', '"version": "1.0"', 1) + " "
+
+    for file in FILES["baseline"]:
+        alter(copies, file, "baseline", set_tokenizer)
+    with pytest.raises(K1Error, match="they differ in: tokenizer;"):
+        build_report(copies, "cpu")
+
+
+def set_evaluation(checkpoint):
+    next(iter(checkpoint.evaluations[0].values()))["test"]["loss"] += 0.1
+
+
+def set_dataset(checkpoint):
+    name = checkpoint.datasets[0]["name"]
+    checkpoint.datasets[0]["name"] = "another"
+    for row in (*checkpoint.evaluations, checkpoint.initial_evaluation):
+        row["another"] = row.pop(name)
+
+
+@pytest.mark.parametrize("change", [set_evaluation, set_dataset])
+def test_files_of_two_runs_are_refused(copies, change):
+    alter(copies, "k1_dataset2.pt", "k1", change)
+    with pytest.raises(K1Error, match="does not continue .* --overwrite"):
+        build_report(copies, "cpu")
+
+
+def test_a_refusal_is_one_line_and_status_1(copies):
+    alter(copies, "baseline_final.pt", "baseline", set_seed)
+    assert_one_clear_line(run_script("-m k1.report", "--models_dir", copies), 1, "they differ in: seed;")
+
+
+def test_an_unwritable_json_file_is_a_usage_error(copies):
+    assert_one_clear_line(run_script("-m k1.report", "--models_dir", copies, "--json", "."), 2, "--json")
+
+
+@pytest.mark.parametrize(
+    ("file", "script"),
+    [
+        ("k1_dataset1.pt", "train_k1_dataset1.py"),
+        ("k1_dataset2.pt", "train_k1_dataset2.py"),
+        ("k1_final.pt", "train_k1_dataset3.py"),
+        ("baseline_dataset2.pt", "train_baseline_all.py"),
+    ],
+)
+def test_a_missing_file_names_its_script(copies, file, script):
+    (copies / file).unlink()
+    with pytest.raises(K1Error, match=rf"{file} does not exist; run {script} first"):
+        build_report(copies, "cpu")

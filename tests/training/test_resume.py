@@ -1,0 +1,289 @@
+"""A training that is stopped, at any step and in any way, goes on and ends with the same bits."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import datasets
+import pytest
+import torch
+
+from k1.arguments import parse_training_flags
+from k1.checkpoints.storage import load_checkpoint, load_finished_stage, output_path
+from k1.data.loader import TokenizedDataset
+from k1.errors import K1Error
+from k1.files import lock, read_content, remove_leftovers
+from k1.presets import FILES
+from k1.sparse.eigenbasis import enter_eigenbasis
+from k1.sparse.importance import fisher_information
+from k1.training.loop import train
+from k1.training.resume import ResumeFile, first_difference, resume_path
+from tests.conftest import ROOT, assert_one_clear_line, run_script
+from tests.faults import kills
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing after it runs."""
+
+
+class KilledAfter(ResumeFile):
+    """Ends the training right after the resume file of a step has been written."""
+
+    def __init__(self, output, step):
+        super().__init__(output, save_steps=step)
+
+    def save(self, identity, **state):
+        super().save(identity, **state)
+        raise Killed
+
+
+def dataset_of(blocks: int, seed: int = 0) -> TokenizedDataset:
+    ids = torch.randint(0, 37, (blocks, 8), generator=torch.Generator().manual_seed(seed))
+    table = datasets.Dataset.from_dict({"input_ids": ids.tolist()}).with_format("torch")
+    return TokenizedDataset(
+        "letters", "local", f"fingerprint {seed}", {}, {"train": table}, {"train": 8 * blocks}, [], 1
+    )
+
+
+def arguments_of(stage=1, method="k1", **settings):
+    flags = parse_training_flags("", method, ["--preset", "smoke", "--seq_length", "8", "--batch_size", "4"])
+    return replace(flags.resolve(1), **{"stage": stage, "max_steps": 13, "warmup_steps": 2, "threads": 1, **settings})
+
+
+def trained_parameters(model, arguments, resume_file=None, later_stage=False):
+    """The parameters and the losses after training `model`; with importance where the stage has one before it."""
+    importance = responsibility = None
+    if later_stage:
+        batches = list(torch.randint(0, 37, (3, 4, 8), generator=torch.Generator().manual_seed(5)))
+        enter_eigenbasis(model, batches, 100)
+        importance, responsibility = fisher_information(model, batches), fisher_information(model, batches[:1])
+    history = train(model, dataset_of(10), arguments, importance, responsibility, resume_file)
+    return dict(model.named_parameters()), [(entry["step"], entry["loss"]) for entry in history]
+
+
+@pytest.mark.parametrize("step", [1, 6, 13])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "baseline"},
+        {"selection": "error_feedback", "gradient_accumulation_steps": 2},
+        {"selection": "gradient"},
+        {"selection": "random", "interpolation": 0.5},
+        {"selection": "gain", "stage": 2, "consolidation": 1.7, "interpolation": 0.9, "weight_decay": 0.0},
+    ],
+    ids=["baseline", "error_feedback", "gradient", "random", "gain"],
+)
+def test_a_stopped_training_ends_with_the_same_bits(tiny_model, tmp_path, settings, step):
+    arguments = arguments_of(**settings)
+    later_stage = arguments.stage > 1
+    initial = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+
+    def fresh_model():
+        from k1.model import build_model
+
+        model = build_model(tiny_model.config.to_dict(), seed=0)
+        model.load_state_dict(initial)
+        return model
+
+    expected, losses = trained_parameters(fresh_model(), arguments, None, later_stage)
+    output = tmp_path / "k1_dataset1.pt"
+    with pytest.raises(Killed):
+        trained_parameters(fresh_model(), arguments, KilledAfter(output, step), later_stage)
+    assert read_content(resume_path(output), "resume file", 1, "")["step"] == step
+    found, losses_found = trained_parameters(fresh_model(), arguments, ResumeFile(output), later_stage)
+    assert losses_found == losses
+    for name, parameter in expected.items():
+        assert torch.equal(parameter, found[name]), name
+    assert any(not torch.equal(value, initial[name]) for name, value in found.items() if name in initial)
+
+
+def stopped(tiny_model, tmp_path, **settings) -> ResumeFile:
+    output = tmp_path / "k1_dataset1.pt"
+    with pytest.raises(Killed):
+        trained_parameters(tiny_model, arguments_of(**settings), KilledAfter(output, 5))
+    return ResumeFile(output)
+
+
+@pytest.mark.parametrize(
+    ("settings", "difference"),
+    [
+        ({"max_steps": 14}, "max_steps 13, not 14"),
+        ({"learning_rate": 0.5}, "learning_rate 0.01, not 0.5"),
+        ({"threads": 2}, "threads 1, not 2"),
+        ({"seed": 1}, "seed 0, not 1"),
+        ({"stage": 2}, "stage 1, not 2"),
+    ],
+)
+def test_a_resume_file_of_other_settings_is_refused(tiny_model, tmp_path, settings, difference):
+    resume_file = stopped(tiny_model, tmp_path)
+    with pytest.raises(K1Error, match=f"begun training with {difference}; add --overwrite"):
+        train(tiny_model, dataset_of(10), arguments_of(**settings), resume_file=resume_file)
+
+
+def test_a_resume_file_of_other_text_weights_or_libraries_is_refused(tiny_model, tmp_path, monkeypatch):
+    resume_file = stopped(tiny_model, tmp_path)
+    with pytest.raises(K1Error, match="fingerprint fingerprint 0, not fingerprint 1"):
+        train(tiny_model, dataset_of(10, seed=1), arguments_of(), resume_file=resume_file)
+    with pytest.raises(K1Error, match="starting state"):
+        train(tiny_model, dataset_of(10), arguments_of(), resume_file=resume_file)
+    monkeypatch.setattr("k1.training.resume.library_versions", lambda: {"torch": "9.9"})
+    with pytest.raises(K1Error, match="torch .*, not 9.9"):
+        train(tiny_model, dataset_of(10), arguments_of(), resume_file=resume_file)
+
+
+def test_a_damaged_resume_file_is_refused_and_overwrite_removes_it(tiny_model, tmp_path):
+    path = stopped(tiny_model, tmp_path).path
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(K1Error, match="damaged or is not a resume file; add --overwrite"):
+        ResumeFile(tmp_path / "k1_dataset1.pt")
+    ResumeFile(tmp_path / "k1_dataset1.pt", overwrite=True)
+    assert not path.exists()
+
+
+def test_differences_are_found_in_nested_settings():
+    assert first_difference({"a": {"b": 1}, "c": 2}, {"a": {"b": 1}, "c": 2}) is None
+    assert first_difference({"a": {"b": 1}}, {"a": {"b": 3}}) == "b 1, not 3"
+    assert first_difference({"a": 5}, {"a": {"b": 3}}) == "b None, not 3"
+
+
+def test_saves_are_due_by_steps_or_by_time(tmp_path, monkeypatch):
+    by_steps, by_time = ResumeFile(tmp_path / "a.pt", save_steps=3), ResumeFile(tmp_path / "a.pt")
+    assert [step for step in range(1, 10) if by_steps.is_due(step)] == [3, 6, 9]
+    assert not by_time.is_due(1)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 61)
+    assert by_time.is_due(1)
+
+
+def test_a_full_disk_is_a_warning_while_training(tiny_model, tmp_path, monkeypatch, capsys):
+    def full_disk(content, file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    trained_parameters(tiny_model, arguments_of(), ResumeFile(tmp_path / "k1_dataset1.pt", save_steps=2))
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning:" in line]
+    assert len(warnings) == 1 and "No space left on device" in warnings[0]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_another_process_writes_is_not_written_twice(tmp_path):
+    path = output_path(tmp_path, "k1", 1, overwrite=False)
+    flags = ("train_k1_dataset1.py", "--preset", "smoke", "--data_source", "bundled", "--models_dir", tmp_path)
+    assert_one_clear_line(run_script(*flags), 1, f"another process is writing {path}")
+
+
+def test_a_dead_process_leaves_no_lock(tmp_path):
+    code = "import k1.files, os, pathlib, sys; k1.files.lock(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / "a.pt"], cwd=ROOT).returncode == -signal.SIGKILL
+    lock(tmp_path / "a.pt")
+
+
+def test_only_leftovers_of_the_file_are_removed(tmp_path):
+    kept = ["a.pt", ".a.lock", ".ab.pt.12", ".b.pt.7", "a.pt.12", ".a.pt.x"]
+    for name in [*kept, ".a.pt.12", ".a.resume.pt.9"]:
+        (tmp_path / name).write_bytes(b"")
+    remove_leftovers(tmp_path / "a.pt")
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+
+
+def start_training(models_dir, corpora, *flags) -> subprocess.Popen:
+    """The baseline script in a process of its own, once it has written its resume file in the wanted stage."""
+    command = [
+        sys.executable, str(ROOT / "train_baseline_all.py"), "--dataset_names", *map(str, corpora), "--preset", "smoke",
+        "--threads", "1", "--models_dir", str(models_dir), "--save_steps", "1", *flags,
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=kills.heed_interrupts
+    )
+
+
+def wait_for(condition, seconds=120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_first_and_the_next_start_goes_on(trained, tmp_path, number, status):
+    process = start_training(tmp_path, trained.corpora, "--max_steps", "20")
+    resume = tmp_path / "baseline_final.resume.pt"
+    wait_for(lambda: (tmp_path / "baseline_dataset1.pt").exists() and resume.exists())
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == status and "Traceback" not in stderr
+    assert stderr.splitlines()[-1].startswith("error: ")
+    if "stopped at step" in stderr:
+        assert f"goes on from {resume}" in stderr
+    content = read_content(resume, "resume file", 1, "")
+    finished = run_script(
+        "train_baseline_all.py", "--dataset_names", *trained.corpora, "--preset", "smoke", "--threads", 1,
+        "--models_dir", tmp_path, "--max_steps", 20,
+    )  # fmt: skip
+    assert finished.status == 0, finished.stderr
+    assert f"going on from {resume}, step {content['step']} of 20" in finished.stderr
+    assert not resume.exists()
+    for file in FILES["baseline"]:
+        expected = load_checkpoint(trained.models_dir / file, "baseline").model
+        found = load_checkpoint(tmp_path / file, "baseline").model
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_finished_stage_of_other_settings_is_not_gone_on_from(trained, tmp_path):
+    checkpoint = load_checkpoint(trained.models_dir / "baseline_dataset1.pt", "baseline")
+    arguments = parse_training_flags("", "baseline", ["--preset", "smoke", "--max_steps", "21", "--threads", "1"])
+    shutil.copy(trained.models_dir / "baseline_dataset1.pt", tmp_path)
+
+    class Recorded:
+        def record(self):
+            return checkpoint.datasets[-1]
+
+    with pytest.raises(K1Error, match="has max_steps 20, not 21"):
+        load_finished_stage(
+            tmp_path / "baseline_dataset1.pt", Recorded(), arguments.resolve(1), ResumeFile(tmp_path / "b.pt")
+        )
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="/proc stands for a folder that cannot be written")
+def test_a_folder_that_cannot_be_written_ends_before_training(tmp_path):
+    finished = run_script("train_k1_dataset1.py", "--preset", "smoke", "--models_dir", "/proc/models")
+    assert_one_clear_line(finished, 1, "cannot write checkpoints into /proc/models", "choose another --models_dir")
+
+
+def limit_file_size() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+
+def test_a_write_quota_keeps_the_old_checkpoint_and_the_script_says_so(trained, tmp_path):
+    (tmp_path / "models").mkdir()
+    old = trained.models_dir / "baseline_dataset1.pt"
+    shutil.copy(old, tmp_path / "models")
+    assert old.stat().st_size > 200_000
+    process = subprocess.run(
+        [
+            sys.executable, str(ROOT / "train_baseline_all.py"), "--dataset_names", *map(str, trained.corpora),
+            "--preset", "smoke", "--threads", "1", "--max_steps", "3", "--models_dir", str(tmp_path / "models"),
+            "--overwrite",
+        ],
+        capture_output=True, text=True, cwd=ROOT, preexec_fn=limit_file_size, timeout=300,
+    )  # fmt: skip
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert "cannot write" in process.stderr.splitlines()[-1] and "File too large" in process.stderr.splitlines()[-1]
+    left = [name for name in os.listdir(tmp_path / "models") if not name.endswith(".lock")]
+    assert left == ["baseline_dataset1.pt"]
+    assert (tmp_path / "models" / "baseline_dataset1.pt").read_bytes() == old.read_bytes()
+
+
+def test_ten_kills_at_random_moments(corpora):
+    """The short form of `make kills`; training scripts only, as the others write nothing."""
+    scripts = ["train_k1_dataset1.py", "train_k1_dataset2.py"]
+    tallies = kills.run(10, 1, 5, list(map(str, corpora)), scripts)
+    assert sum(tally.kills for tally in tallies.values()) == 10
+    assert [problem for tally in tallies.values() for problem in tally.problems] == []
+    assert sum(tally.resumed for tally in tallies.values()) > 0
