@@ -3,88 +3,16 @@
 import argparse
 import dataclasses
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from transformers import HfArgumentParser
 
 from k1.errors import K1Error, UsageError
+from k1.flags import AllDatasetsFlags, DataFlags, OneDatasetFlags, SparseUpdateFlags, TrainingFlags
 from k1.parallel import process_count
 from k1.presets import MAXIMUM, PRESETS, STAGE_SELECTIONS, STAGES, UPDATE_FRACTION
-
-
-def flag(help_text: str, default=None):
-    """A dataclass field that becomes a command-line flag with this help text."""
-    return field(default=default, metadata={"help": help_text})
-
-
-@dataclass
-class DataFlags:
-    data_source: Literal["auto", "hub", "bundled"] = flag(
-        "where preset datasets come from; auto takes the bundled text when the hub cannot be reached", "auto"
-    )
-    max_documents: int | None = flag("training documents read per dataset (default: by preset)")
-
-
-@dataclass
-class OneDatasetFlags:
-    dataset_name: str | None = flag(
-        "preset name, hub id (owner/name or owner/name:config) or local path (default: the one named in the script)"
-    )
-
-
-@dataclass
-class AllDatasetsFlags:
-    dataset_names: list[str] = field(
-        default_factory=list,
-        metadata={"help": "the three datasets, in order (default: those named in the script)", "metavar": "NAME"},
-    )
-
-
-@dataclass
-class TrainingFlags:
-    preset: Literal["smoke", "quick", "study", "full"] | None = flag("size of the experiment (default: quick)")
-    max_steps: int | None = flag("optimizer steps of each stage (default: by preset)")
-    batch_size: int | None = flag("sequences per forward pass (default: by preset)")
-    gradient_accumulation_steps: int | None = flag("forward passes per optimizer step (default: by preset)")
-    seq_length: int | None = flag("tokens per sequence (default: by preset)")
-    learning_rate: float | None = flag("peak learning rate (default: by preset, tuned for each method)")
-    warmup_steps: int | None = flag("steps of linear warm-up (default: by preset)")
-    weight_decay: float | None = flag("decoupled weight decay of matrices (default: by preset)")
-    max_grad_norm: float | None = flag("gradients are clipped to this norm (default: by preset)")
-    interpolation: float | None = flag(
-        "share of its change that a stage keeps, above 0 and at most 1 (default: 1; K-1 from stage 2: by preset)"
-    )
-    seed: int | None = flag("initial weights, order of the text and random selection (default: 0)")
-    device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto takes the fastest one present", "auto")
-    precision: Literal["auto", "float32", "bfloat16"] = flag("auto is bfloat16 on cuda, else float32", "auto")
-    threads: int | None = flag("CPU threads (default: one per core); results depend on it in the last bits")
-    models_dir: str = flag("folder of the checkpoints", "models")
-    save_steps: int | None = flag("steps between two writings of the resume file (default: about every 60 seconds)")
-    overwrite: bool = flag("replace checkpoints that exist, and start anew where a training was stopped", False)
-
-
-@dataclass
-class SparseUpdateFlags:
-    update_fraction: float | None = flag(f"share of all parameters updated per step (default: {UPDATE_FRACTION})")
-    selection: Literal["all", "error_feedback", "gain", "gradient", "groups", "momentum", "random"] | None = flag(
-        f"policy that chooses the parameters to update; all updates every one (default: {STAGE_SELECTIONS[0]} on "
-        f"dataset 1, then {STAGE_SELECTIONS[1]}; another choice holds for the later stages too)"
-    )
-    consolidation: float | None = flag(
-        "how strongly important parameters are held where a stage began, from stage 2; above 0 it replaces weight "
-        "decay (default: by preset)"
-    )
-    gain_floor: float | None = flag("kappa, importance below which parameters count as free (default: by preset)")
-    importance_batches: int | None = flag(
-        "batches of training text that bases and importance are measured on (default: by preset)"
-    )
-    max_basis_dim: int | None = flag(
-        "sides of a weight up to this size get an eigenbasis after dataset 1; 0 keeps the standard basis "
-        "(default: by preset)"
-    )
 
 
 @dataclass(frozen=True)
@@ -163,17 +91,10 @@ class Flags(argparse.Namespace):
         then the command line, then the preset. Raises `UsageError` when a flag
         contradicts the checkpoint.
         """
-        inherited = INHERITED if previous and previous["selection"] != "all" else set(INHERITED) - {"update_fraction"}
-        for name in inherited if previous else ():
-            given = getattr(self, name, None)
-            if given is not None and given != previous[name]:
-                raise UsageError(
-                    f"--{name} {given} contradicts the checkpoint, which was trained with {previous[name]}; "
-                    f"leave the flag out or train stage 1 again with it"
-                )
+        inherited = self._inherited(previous)
 
         def value(name, default):
-            if previous and name in inherited:
+            if name in inherited:
                 return previous[name]
             given = getattr(self, name, None)
             return default if given is None else given
@@ -185,11 +106,7 @@ class Flags(argparse.Namespace):
         if batch_size % process_count():
             raise UsageError(f"--batch_size {batch_size} cannot be shared evenly by {process_count()} processes")
         device = resolve_device(self.device)
-        selection = "all" if self.method == "baseline" else value("selection", default_selection(stage, previous))
-        if selection == "gain" and stage == 1:
-            raise UsageError("--selection gain weighs earlier datasets and needs one; choose another for stage 1")
-        if selection == "all" and getattr(self, "update_fraction", None) not in (None, 1.0):
-            raise UsageError("--selection all updates every parameter; leave --update_fraction out")
+        selection = self._selection(stage, previous)
         update_fraction = 1.0 if selection == "all" else value("update_fraction", UPDATE_FRACTION)
         consolidates = self.method == "k1" and stage > 1
         consolidation = value("consolidation", preset.consolidation) if consolidates else 0.0
@@ -222,6 +139,30 @@ class Flags(argparse.Namespace):
                 )
             },
         )  # fmt: skip
+
+    def _inherited(self, previous: dict | None) -> set[str]:
+        """The settings that a stage takes from the one it continues; raises `UsageError` where a flag contradicts."""
+        if previous is None:
+            return set()
+        inherited = [name for name in INHERITED if name != "update_fraction" or previous["selection"] != "all"]
+        for name in inherited:
+            given = getattr(self, name, None)
+            if given is not None and given != previous[name]:
+                raise UsageError(
+                    f"--{name} {given} contradicts the checkpoint, which was trained with {previous[name]}; "
+                    f"leave the flag out or train stage 1 again with it"
+                )
+        return set(inherited)
+
+    def _selection(self, stage: int, previous: dict | None) -> str:
+        """The selection policy of a stage; raises `UsageError` for one that cannot be."""
+        given = getattr(self, "selection", None)
+        selection = "all" if self.method == "baseline" else given or default_selection(stage, previous)
+        if selection == "gain" and stage == 1:
+            raise UsageError("--selection gain weighs earlier datasets and needs one; choose another for stage 1")
+        if selection == "all" and getattr(self, "update_fraction", None) not in (None, 1.0):
+            raise UsageError("--selection all updates every parameter; leave --update_fraction out")
+        return selection
 
 
 def default_selection(stage: int, previous: dict | None) -> str:

@@ -30,17 +30,6 @@ def format_report(report: dict) -> str:
         own, final = result["generation"][name]["own"], result["generation"][name]["final"]
         return ", ".join(f"{own[score]:.3f} -> {final[score]:.3f}" for score in ("trigram_share", "distinct_2"))
 
-    transfer = [["Model", "Backward transfer", "Forward transfer", "Parameters changed per step %"]]
-    for method, result in models.items():
-        percent = [100 * result[name] for name in ("backward_transfer", "forward_transfer", "updated_fraction")]
-        transfer.append([LABELS[method], f"{percent[0]:+.2f}", f"{percent[1]:+.2f}", f"{percent[2]:.2f}"])
-
-    chosen = models["k1"]["selection"]
-    selection = [["Module group", *map(dataset_label, names), "Of stage 2, again in 3"]]
-    for group, shares in {**chosen["share"], "all": chosen["share_overall"]}.items():
-        values = [*shares, chosen["overlap_overall"] if group == "all" else chosen["overlap"][group]]
-        selection.append([group, *("-" if value is None else f"{100 * value:.1f}" for value in values)])
-
     sections = [
         "Next-token accuracy on test text in %: after the dataset's own stage -> at the end",
         table(lambda result, name: arrow(result, name, "accuracy", 100, 1), "Forgetting %", average_forgetting),
@@ -49,10 +38,10 @@ def format_report(report: dict) -> str:
         "Forgetting: share of the accuracy after the dataset's own stage that is lost at the end, in %",
         table(lambda result, name: f"{result['forgetting_percent'][name]:.1f}", "Average", average_forgetting),
         "Transfer in percentage points of accuracy, and the measured share of parameters that a step changes",
-        format_table(transfer),
+        transfer_table(models),
         "Where K-1's updates go: share of each module group that a step changes, in %, and of what stage 2 changed the "
-        f"share that stage 3 changed too (by chance {100 * chosen['overlap_by_chance']:.0f}%)",
-        format_table(selection),
+        f"share that stage 3 changed too (by chance {100 * models['k1']['selection']['overlap_by_chance']:.0f}%)",
+        selection_table(models["k1"]["selection"], names),
         "Generated text: share of word trigrams found in the training text, and distinct-2",
         table(generation),
         "\n".join(
@@ -67,3 +56,21 @@ def format_report(report: dict) -> str:
         f"{report['parameters']:,} parameters, seed {report['seed']}, preset {report['preset']}",
     ]
     return "\n\n".join(sections)
+
+
+def transfer_table(models: dict) -> str:
+    """Backward and forward transfer, and the share of parameters that a step changes."""
+    rows = [["Model", "Backward transfer", "Forward transfer", "Parameters changed per step %"]]
+    for method, result in models.items():
+        percent = [100 * result[name] for name in ("backward_transfer", "forward_transfer", "updated_fraction")]
+        rows.append([LABELS[method], f"{percent[0]:+.2f}", f"{percent[1]:+.2f}", f"{percent[2]:.2f}"])
+    return format_table(rows)
+
+
+def selection_table(chosen: dict, names: list[str]) -> str:
+    """Which module groups K-1 changes, by stage, and what of it stages 2 and 3 share."""
+    rows = [["Module group", *map(dataset_label, names), "Of stage 2, again in 3"]]
+    for group, shares in {**chosen["share"], "all": chosen["share_overall"]}.items():
+        values = [*shares, chosen["overlap_overall"] if group == "all" else chosen["overlap"][group]]
+        rows.append([group, *("-" if value is None else f"{100 * value:.1f}" for value in values)])
+    return format_table(rows)

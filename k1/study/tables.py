@@ -7,6 +7,7 @@ from k1.report.tables import dataset_label, format_table
 from k1.study.frontier import (
     KINDS,
     REFERENCE,
+    Point,
     best_point,
     learning_and_forgetting,
     least_forgetting,
@@ -17,6 +18,8 @@ from k1.study.frontier import (
 )
 from k1.study.methods import METHODS
 
+HEAD = ["Method", "Learning rate", "Seeds"]
+
 
 def study_tables(runs: dict[str, dict]) -> str:
     """The tables of the study as Markdown; figures are of test text, choices were made on validation text."""
@@ -25,64 +28,76 @@ def study_tables(runs: dict[str, dict]) -> str:
     best = {name: best_point(found) for name, found in points.items()}
     names = list(losses(next(iter(sequential.values()))[0].records[0], "test")[-1])
     labels = [dataset_label(name) for name in names]
-    sections = [*first_table(runs, labels[0])]
-
-    stages = [(stage, name) for index, name in enumerate(names) for stage in range(index, 3)]
-    head = ["Method", "Learning rate", "Seeds"]
-    for title, which, scale, digits in (
-        ("Nats per token on test text", 0, 1, 3),
-        ("Next-token accuracy on test text in %", 1, 100, 1),
-    ):
-        rows = [[*head, *(f"{labels[names.index(name)]} after {stage + 1}" for stage, name in stages)]]
-        for method, point in best.items():
-            cells = []
-            for stage, name in stages:
-                found = [record["evaluations"] for record in point.records]
-                # Joint training has no stages: one evaluation, at the end.
-                row = stage - 3 + len(found[0])
-                cells.append(
-                    mean_and_interval([scale * rows_[row][name]["test"][which] for rows_ in found], digits)
-                    if row >= 0 else "-"
-                )  # fmt: skip
-            rows.append([METHODS[method].label, point.label, str(len(point.records)), *cells])
-        sections += [f"{title}, each method at the setting with the lowest mean loss at the end", format_table(rows)]
-
     kinds = [kind.replace("dataset 1", labels[0]).replace("dataset 2", labels[1]) for kind in KINDS]
-    rows = [[*head, *kinds, "New-dataset loss", "Changed per step %", "Seconds"]]
-    for method, point in best.items():
-        if method not in sequential:
-            continue
+    setting = "each method at the setting with the lowest mean loss at the end"
+    sections = [
+        *first_table(runs, labels[0]),
+        f"Nats per token on test text, {setting}",
+        stages_table(best, names, which=0, scale=1, digits=3),
+        f"Next-token accuracy on test text in %, {setting}",
+        stages_table(best, names, which=1, scale=100, digits=1),
+        "Forgetting in nats per token on test text, at the same settings",
+        forgetting_table({name: point for name, point in best.items() if name in sequential}, kinds),
+    ]
+    if len(points.get(REFERENCE, [])) > 1:
+        sections += [
+            "Forgetting at equal learning: as a share of what the dense model forgets at the same loss on the new "
+            "datasets, each method at its best setting",
+            equal_learning_table(sequential, kinds),
+        ]
+    return "\n\n".join(sections)
+
+
+def row_head(point: Point) -> list[str]:
+    """The first cells of the row of `point`: method, setting, number of seeds."""
+    return [METHODS[point.method].label, point.label, str(len(point.records))]
+
+
+def stages_table(best: dict[str, Point], names: list[str], which: int, scale: float, digits: int) -> str:
+    """Each dataset after its own and every later stage; `which` is 0 for nats per token, 1 for accuracy."""
+    stages = [(stage, name) for index, name in enumerate(names) for stage in range(index, 3)]
+    rows = [[*HEAD, *(f"{dataset_label(name)} after {stage + 1}" for stage, name in stages)]]
+    for point in best.values():
+        found = [record["evaluations"] for record in point.records]
+        cells = []
+        for stage, name in stages:
+            # Joint training has no stages: one evaluation, at the end.
+            row = stage - 3 + len(found[0])
+            values = [scale * evaluations[row][name]["test"][which] for evaluations in found] if row >= 0 else []
+            cells.append(mean_and_interval(values, digits) if values else "-")
+        rows.append([*row_head(point), *cells])
+    return format_table(rows)
+
+
+def forgetting_table(best: dict[str, Point], kinds: list[str]) -> str:
+    """The three kinds of forgetting, what was learned, the share of parameters changed, and the time it took."""
+    rows = [[*HEAD, *kinds, "New-dataset loss", "Changed per step %", "Seconds"]]
+    for point in best.values():
         found = [learning_and_forgetting(record, "test") for record in point.records]
         rows.append([
-            METHODS[method].label, point.label, str(len(point.records)),
+            *row_head(point),
             *(mean_and_interval([run[kind][1] for run in found]) for kind in KINDS),
             mean_and_interval([run[KINDS[1]][0] for run in found]),
             f"{100 * mean([record['updated_fraction'] for record in point.records]):.1f}",
             f"{mean([record['seconds'] for record in point.records]):.0f}",
         ])  # fmt: skip
-    sections += ["Forgetting in nats per token on test text, at the same settings", format_table(rows)]
+    return format_table(rows)
 
-    if len(points.get(REFERENCE, [])) > 1:
-        rows = [[*head, *kinds]]
-        for method, found in sequential.items():
-            if method == REFERENCE:
-                continue
-            point = least_forgetting(found, points[REFERENCE])
-            cells = ["out of range"] * len(KINDS)
-            if point:
-                ratios = ratios_at_equal_learning(point, points[REFERENCE], "test")
-                cells = [
-                    "out of range" if None in ratios[kind] else mean_and_interval(ratios[kind], 2) for kind in KINDS
-                ]
-            rows.append([
-                METHODS[method].label, point.label if point else "-", str(len((point or found[0]).records)), *cells
-            ])  # fmt: skip
-        sections += [
-            "Forgetting at equal learning: as a share of what the dense model forgets at the same loss on the new "
-            "datasets, each method at its best setting",
-            format_table(rows),
-        ]
-    return "\n\n".join(sections)
+
+def equal_learning_table(points: dict[str, list[Point]], kinds: list[str]) -> str:
+    """Forgetting over the dense model's at the same loss on new datasets, each method at its best setting."""
+    rows = [[*HEAD, *kinds]]
+    for method, found in points.items():
+        if method == REFERENCE:
+            continue
+        point = least_forgetting(found, points[REFERENCE])
+        if point is None:
+            rows.append([METHODS[method].label, "-", str(len(found[0].records)), *["out of range"] * len(KINDS)])
+            continue
+        ratios = ratios_at_equal_learning(point, points[REFERENCE], "test")
+        cells = ["out of range" if None in ratios[kind] else mean_and_interval(ratios[kind], 2) for kind in KINDS]
+        rows.append([*row_head(point), *cells])
+    return format_table(rows)
 
 
 def first_table(runs: dict[str, dict], label: str) -> list[str]:

@@ -2,15 +2,14 @@
 
 import math
 import sys
-import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import NoReturn
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
-from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
+from transformers import PreTrainedModel
 
 from k1.arguments import Arguments
 from k1.data.batches import batches_of_blocks
@@ -18,12 +17,10 @@ from k1.data.loader import TokenizedDataset
 from k1.errors import Interruption, K1Error
 from k1.parallel import any_process, is_main_process, process_count, require_identical, share_of, sum_over_processes
 from k1.sparse.optimizer import SparseAdamW
-from k1.sparse.selection import Tensors, module_group
+from k1.sparse.selection import Tensors
+from k1.training.history import History, changed_fractions, copy_parameters
+from k1.training.optimization import build_optimizer, interpolate, warmup_and_cosine
 from k1.training.resume import START_ANEW, ResumeFile, identity_of
-
-LOGGED_STEPS = 50
-# Near zero, float32 rounds most updates away, and a step would change far fewer parameters than were selected.
-FINAL_LEARNING_RATE_SHARE = 0.1
 
 
 def train(
@@ -45,37 +42,74 @@ def train(
     runs, at the end and before Ctrl-C or SIGTERM end it, and comes out with the
     same bits as one that was never stopped.
 
-    Returns the history, about 50 entries: `step`, `loss` (nats per token, mean
-    since the last entry), `learning_rate`, `updated_fraction` (share of all
-    parameters whose bits this step changed, by comparing them before and after),
-    `updated_by_group` (the same share within each module group, see
-    `k1.sparse.selection.module_group`) and `tokens_per_second`. Raises `K1Error` when
+    Returns the history, see `k1.training.history.History`. Raises `K1Error` when
     the loss or the gradient is no longer finite.
     """
     model.train()
     start = copy_parameters(model) if arguments.interpolation != 1 else {}
     optimizer = build_optimizer(model, arguments, importance, responsibility)
-    done, history, losses, identity = 0, [], [], {}
-    if resume_file:
-        state = {"model": model.state_dict(), "importance": importance, "responsibility": responsibility}
-        identity = identity_of(arguments, dataset, state)
-        if old := resume_file.take(identity):
-            done, history, losses = old["step"], old["history"], old["losses"]
-            restore(model, optimizer, old, resume_file)
+    start_tensors = {"model": model.state_dict(), "importance": importance, "responsibility": responsibility}
+    identity, old = begin_or_resume(resume_file, arguments, dataset, start_tensors)
+    if old:
+        restore(model, optimizer, old, resume_file)
+    done = old["step"] if old else 0
+    history = History(arguments, old)
     schedule = warmup_and_cosine(optimizer, arguments.warmup_steps, arguments.max_steps, done)
-    batches = batches_of_blocks(
-        dataset.blocks["train"],
-        arguments.batch_size,
-        arguments.stage_seed,
-        skip=done * arguments.gradient_accumulation_steps,
-    )
+    skipped = done * arguments.gradient_accumulation_steps
+    batches = batches_of_blocks(dataset.blocks["train"], arguments.batch_size, arguments.stage_seed, skipped)
     parallel_model = DistributedDataParallel(model, forward_sync_buffers=False) if process_count() > 1 else model
-    logging_interval = max(1, arguments.max_steps // LOGGED_STEPS)
+    progress = progress_bar(dataset.name, arguments, done)
+    # Whatever ends the loop, the bar is closed first, so that an error stands on a line of its own.
+    with progress, Interruption() if resume_file else nullcontext() as interruption:
+        for step in progress:
+            loss = accumulate_gradients(parallel_model, batches, arguments)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+            if not math.isfinite(loss) or not torch.isfinite(norm):
+                give_up(step, loss, float(norm), dataset.name, arguments, resume_file)
+            learning_rate = schedule.get_last_lr()[0]
+            before = copy_parameters(model) if history.is_due(step) else None
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            history.add_step(loss)
+            if before:
+                progress.set_postfix_str(
+                    history.add_entry(step, learning_rate, changed_fractions(before, model)), refresh=False
+                )
+            if resume_file:
+                save_or_stop(resume_file, identity, step, history, model, optimizer, interruption)
+    require_identical("update masks and moments", optimizer.state_dict())
+    interpolate(model, start, arguments.interpolation)
+    return history.entries
 
-    started, steps_timed = time.perf_counter(), 0
-    progress = tqdm(
+
+def begin_or_resume(
+    resume_file: ResumeFile | None, arguments: Arguments, dataset: TokenizedDataset, start: dict[str, Tensors | None]
+) -> tuple[dict, dict | None]:
+    """What identifies the training, and the saved state that it goes on from, None where it begins anew."""
+    if resume_file is None:
+        return {}, None
+    identity = identity_of(arguments, dataset, start)
+    return identity, resume_file.take(identity)
+
+
+def give_up(
+    step: int, loss: float, norm: float, name: str, arguments: Arguments, resume_file: ResumeFile | None
+) -> NoReturn:
+    """Remove the resume file and raise `K1Error`: the loss or the norm of the gradient is no longer finite."""
+    if resume_file:
+        resume_file.remove()
+    raise K1Error(
+        f"training on '{name}' diverged at step {step} (loss {loss:.3g}, gradient norm "
+        f"{norm:.3g}); no checkpoint was written; lower --learning_rate from {arguments.learning_rate:g}"
+    )
+
+
+def progress_bar(name: str, arguments: Arguments, done: int) -> tqdm:
+    """The steps of a stage that are still to do, as a bar on stderr of the main process."""
+    return tqdm(
         range(done + 1, arguments.max_steps + 1),
-        desc=f"stage {arguments.stage}: {dataset.name}",
+        desc=f"stage {arguments.stage}: {name}",
         unit="step",
         initial=done,
         total=arguments.max_steps,
@@ -83,53 +117,28 @@ def train(
         mininterval=1,
         disable=not is_main_process(),
     )
-    # Whatever ends the loop, the bar is closed first, so that an error stands on a line of its own.
-    with progress, Interruption() if resume_file else nullcontext() as interruption:
-        for step in progress:
-            losses.append(accumulate_gradients(parallel_model, batches, arguments))
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
-            if not math.isfinite(losses[-1]) or not torch.isfinite(norm):
-                if resume_file:
-                    resume_file.remove()
-                raise K1Error(
-                    f"training on '{dataset.name}' diverged at step {step} (loss {losses[-1]:.3g}, gradient norm "
-                    f"{norm:.3g}); no checkpoint was written; lower --learning_rate from {arguments.learning_rate:g}"
-                )
-            learning_rate = schedule.get_last_lr()[0]
-            is_logged = step % logging_interval == 0 or step == arguments.max_steps
-            before = copy_parameters(model) if is_logged else None
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            steps_timed += 1
-            if is_logged:
-                elapsed = time.perf_counter() - started
-                entry = {
-                    "step": step,
-                    "loss": sum(losses) / len(losses),
-                    "learning_rate": learning_rate,
-                    **changed_fractions(before, model),
-                    "tokens_per_second": steps_timed * arguments.tokens_per_step / elapsed,
-                }
-                history.append(entry)
-                progress.set_postfix_str(
-                    f"loss {entry['loss']:.3f}, {entry['tokens_per_second']:,.0f} tokens/s", refresh=False
-                )
-                losses = []
-                started, steps_timed = time.perf_counter(), 0
-            if resume_file:
-                is_stopped = any_process(interruption.requested is not None)
-                if is_stopped or step == arguments.max_steps or resume_file.is_due(step):
-                    resume_file.save(
-                        identity, step=step, history=history, losses=losses,
-                        model=model.state_dict(), optimizer=optimizer.state_dict(),
-                    )  # fmt: skip
-                if is_stopped:
-                    place = f"step {step} of {arguments.max_steps}"
-                    interruption.end(f"stopped at {place}; the same command goes on from {resume_file.path}")
-    require_identical("update masks and moments", optimizer.state_dict())
-    interpolate(model, start, arguments.interpolation)
-    return history
+
+
+def save_or_stop(
+    resume_file: ResumeFile,
+    identity: dict,
+    step: int,
+    history: History,
+    model: PreTrainedModel,
+    optimizer: SparseAdamW,
+    interruption: Interruption,
+) -> None:
+    """Write the resume file where it is due; where a signal has come, write it and raise what the signal stands for."""
+    max_steps = identity["arguments"]["max_steps"]
+    is_stopped = any_process(interruption.requested is not None)
+    if is_stopped or step == max_steps or resume_file.is_due(step):
+        resume_file.save(
+            identity, step=step, history=history.entries, losses=history.losses,
+            model=model.state_dict(), optimizer=optimizer.state_dict(),
+        )  # fmt: skip
+    if is_stopped:
+        place = f"step {step} of {max_steps}"
+        interruption.end(f"stopped at {place}; the same command goes on from {resume_file.path}")
 
 
 def restore(model: PreTrainedModel, optimizer: SparseAdamW, old: dict, resume_file: ResumeFile) -> None:
@@ -145,42 +154,6 @@ def restore(model: PreTrainedModel, optimizer: SparseAdamW, old: dict, resume_fi
         optimizer.load_state_dict(old["optimizer"])
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise K1Error(f"{resume_file.path} does not fit the model ({error!s:.100}); {START_ANEW}")
-
-
-def build_optimizer(
-    model: PreTrainedModel,
-    arguments: Arguments,
-    importance: Tensors | None = None,
-    responsibility: Tensors | None = None,
-) -> SparseAdamW:
-    """AdamW over all parameters; weight decay acts on matrices only, not on normalisations."""
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    matrices = [(name, parameter) for name, parameter in trained if parameter.dim() >= 2]
-    vectors = [(name, parameter) for name, parameter in trained if parameter.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": arguments.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return SparseAdamW(
-        [group for group in groups if group["params"]],
-        selection=arguments.selection,
-        update_fraction=arguments.update_fraction,
-        seed=arguments.stage_seed,
-        importance=importance and {name: value.to(arguments.device) for name, value in importance.items()},
-        responsibility=responsibility,
-        gain_floor=arguments.gain_floor,
-        consolidation=arguments.consolidation,
-        lr=arguments.learning_rate,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
-
-
-def warmup_and_cosine(optimizer: torch.optim.Optimizer, warmup_steps: int, max_steps: int, done: int = 0):
-    """Linear warm-up, then cosine decay to a tenth of the peak, over `max_steps` steps of which some are `done`."""
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])
-    # transformers' schedule begins with a step at zero; starting at its second point skips that.
-    return get_cosine_with_min_lr_schedule_with_warmup(
-        optimizer, warmup_steps + 1, max_steps + 1, last_epoch=done, min_lr_rate=FINAL_LEARNING_RATE_SHARE
-    )
 
 
 def accumulate_gradients(model: torch.nn.Module, batches: Iterator[torch.Tensor], arguments: Arguments) -> float:
@@ -200,31 +173,3 @@ def accumulate_gradients(model: torch.nn.Module, batches: Iterator[torch.Tensor]
         total += loss.item()
     sum_over_processes(total)
     return total.item() / process_count()
-
-
-@torch.no_grad()
-def interpolate(model: PreTrainedModel, start: Tensors, share: float) -> None:
-    """Keep `share` of the change since `start`, in place: weight-space ensembling (WiSE-FT, arXiv:2109.01903).
-
-    A parameter that did not change keeps its bits.
-    """
-    for name, value in start.items():
-        model.get_parameter(name).lerp_(value, 1 - share)
-
-
-def copy_parameters(model: PreTrainedModel) -> Tensors:
-    """A copy of every parameter, to compare with later."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def changed_fractions(before: Tensors, model: PreTrainedModel) -> dict:
-    """`updated_fraction`, the share of all parameters that differ from the copies, and `updated_by_group`."""
-    changed, sizes = Counter(), Counter()
-    for name, parameter in model.named_parameters():
-        group = module_group(name)
-        changed[group] += int((before[name] != parameter).sum())
-        sizes[group] += parameter.numel()
-    return {
-        "updated_fraction": changed.total() / sizes.total(),
-        "updated_by_group": {group: changed[group] / size for group, size in sizes.items()},
-    }

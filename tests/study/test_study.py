@@ -25,7 +25,7 @@ from k1.study.frontier import (
 from k1.study.methods import METHODS, low_rank_adapter, orthogonal_subspace
 from k1.study.plots import undominated
 from k1.study.sequence import with_replay
-from k1.training.loop import interpolate
+from k1.training.optimization import interpolate
 from tests.conftest import assert_one_clear_line, run_script, train_all
 
 K1_RUN = f"k1-seed0-0.01-consolidation{PRESETS['smoke'].consolidation:g}"

@@ -24,7 +24,8 @@ from k1.arguments import parse_training_flags  # noqa: E402
 from k1.model import build_model, count_parameters, model_config  # noqa: E402
 from k1.presets import PRESETS  # noqa: E402
 from k1.report.tables import format_table  # noqa: E402
-from k1.training.loop import build_optimizer, copy_parameters  # noqa: E402
+from k1.training.history import copy_parameters  # noqa: E402
+from k1.training.optimization import build_optimizer  # noqa: E402
 
 KINDS = {"baseline": "all", "K-1, dataset 1": "error_feedback", "K-1, later datasets": "gain"}
 VOCABULARY = PRESETS["full"].vocabulary_size

@@ -14,13 +14,9 @@ from k1.model import build_model
 from k1.presets import FILES, PRESETS, UPDATE_FRACTION
 from k1.sparse.selection import module_group
 from k1.training.evaluation import evaluate_blocks
-from k1.training.loop import (
-    accumulate_gradients,
-    build_optimizer,
-    changed_fractions,
-    copy_parameters,
-    warmup_and_cosine,
-)
+from k1.training.history import changed_fractions, copy_parameters
+from k1.training.loop import accumulate_gradients
+from k1.training.optimization import build_optimizer, warmup_and_cosine
 from tests.conftest import assert_one_clear_line, run_script, train_all
 
 

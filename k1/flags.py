@@ -1,0 +1,78 @@
+"""The flags of the training scripts, with their help; the settings that follow from them are in `k1.arguments`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from k1.presets import STAGE_SELECTIONS, UPDATE_FRACTION
+
+
+def flag(help_text: str, default=None):
+    """A dataclass field that becomes a command-line flag with this help text."""
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass
+class DataFlags:
+    data_source: Literal["auto", "hub", "bundled"] = flag(
+        "where preset datasets come from; auto takes the bundled text when the hub cannot be reached", "auto"
+    )
+    max_documents: int | None = flag("training documents read per dataset (default: by preset)")
+
+
+@dataclass
+class OneDatasetFlags:
+    dataset_name: str | None = flag(
+        "preset name, hub id (owner/name or owner/name:config) or local path (default: the one named in the script)"
+    )
+
+
+@dataclass
+class AllDatasetsFlags:
+    dataset_names: list[str] = field(
+        default_factory=list,
+        metadata={"help": "the three datasets, in order (default: those named in the script)", "metavar": "NAME"},
+    )
+
+
+@dataclass
+class TrainingFlags:
+    preset: Literal["smoke", "quick", "study", "full"] | None = flag("size of the experiment (default: quick)")
+    max_steps: int | None = flag("optimizer steps of each stage (default: by preset)")
+    batch_size: int | None = flag("sequences per forward pass (default: by preset)")
+    gradient_accumulation_steps: int | None = flag("forward passes per optimizer step (default: by preset)")
+    seq_length: int | None = flag("tokens per sequence (default: by preset)")
+    learning_rate: float | None = flag("peak learning rate (default: by preset, tuned for each method)")
+    warmup_steps: int | None = flag("steps of linear warm-up (default: by preset)")
+    weight_decay: float | None = flag("decoupled weight decay of matrices (default: by preset)")
+    max_grad_norm: float | None = flag("gradients are clipped to this norm (default: by preset)")
+    interpolation: float | None = flag(
+        "share of its change that a stage keeps, above 0 and at most 1 (default: 1; K-1 from stage 2: by preset)"
+    )
+    seed: int | None = flag("initial weights, order of the text and random selection (default: 0)")
+    device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto takes the fastest one present", "auto")
+    precision: Literal["auto", "float32", "bfloat16"] = flag("auto is bfloat16 on cuda, else float32", "auto")
+    threads: int | None = flag("CPU threads (default: one per core); results depend on it in the last bits")
+    models_dir: str = flag("folder of the checkpoints", "models")
+    save_steps: int | None = flag("steps between two writings of the resume file (default: about every 60 seconds)")
+    overwrite: bool = flag("replace checkpoints that exist, and start anew where a training was stopped", False)
+
+
+@dataclass
+class SparseUpdateFlags:
+    update_fraction: float | None = flag(f"share of all parameters updated per step (default: {UPDATE_FRACTION})")
+    selection: Literal["all", "error_feedback", "gain", "gradient", "groups", "momentum", "random"] | None = flag(
+        f"policy that chooses the parameters to update; all updates every one (default: {STAGE_SELECTIONS[0]} on "
+        f"dataset 1, then {STAGE_SELECTIONS[1]}; another choice holds for the later stages too)"
+    )
+    consolidation: float | None = flag(
+        "how strongly important parameters are held where a stage began, from stage 2; above 0 it replaces weight "
+        "decay (default: by preset)"
+    )
+    gain_floor: float | None = flag("kappa, importance below which parameters count as free (default: by preset)")
+    importance_batches: int | None = flag(
+        "batches of training text that bases and importance are measured on (default: by preset)"
+    )
+    max_basis_dim: int | None = flag(
+        "sides of a weight up to this size get an eigenbasis after dataset 1; 0 keeps the standard basis "
+        "(default: by preset)"
+    )

@@ -1,0 +1,74 @@
+"""The history of a stage: its losses, its learning rates, and which parameters its steps changed."""
+
+import time
+from collections import Counter
+
+from transformers import PreTrainedModel
+
+from k1.arguments import Arguments
+from k1.sparse.selection import Tensors, module_group
+
+LOGGED_STEPS = 50
+
+
+class History:
+    """The log of a stage: about 50 `entries`, and the `losses` of the steps since the last one.
+
+    An entry has `step`, `loss` (nats per token, mean since the last entry),
+    `learning_rate`, `updated_fraction` (share of all parameters whose bits this
+    step changed, by comparing them before and after), `updated_by_group` (the
+    same share within each module group, see `k1.sparse.selection.module_group`)
+    and `tokens_per_second`. `old` is the saved state of a training that was
+    stopped, which the log goes on from.
+    """
+
+    def __init__(self, arguments: Arguments, old: dict | None) -> None:
+        self.entries: list[dict] = old["history"] if old else []
+        self.losses: list[float] = old["losses"] if old else []
+        self._max_steps = arguments.max_steps
+        self._tokens_per_step = arguments.tokens_per_step
+        self._begin_interval()
+
+    def _begin_interval(self) -> None:
+        self._started, self._steps = time.perf_counter(), 0
+
+    def is_due(self, step: int) -> bool:
+        """Whether `step` gets an entry."""
+        return step % max(1, self._max_steps // LOGGED_STEPS) == 0 or step == self._max_steps
+
+    def add_step(self, loss: float) -> None:
+        """Take in the loss of a step, in nats per token."""
+        self.losses.append(loss)
+        self._steps += 1
+
+    def add_entry(self, step: int, learning_rate: float, changed: dict) -> str:
+        """Add the entry of `step`, with what `changed_fractions` found; returns it in short, for the progress bar."""
+        entry = {
+            "step": step,
+            "loss": sum(self.losses) / len(self.losses),
+            "learning_rate": learning_rate,
+            **changed,
+            "tokens_per_second": self._steps * self._tokens_per_step / (time.perf_counter() - self._started),
+        }
+        self.entries.append(entry)
+        self.losses = []
+        self._begin_interval()
+        return f"loss {entry['loss']:.3f}, {entry['tokens_per_second']:,.0f} tokens/s"
+
+
+def copy_parameters(model: PreTrainedModel) -> Tensors:
+    """A copy of every parameter, to compare with later."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def changed_fractions(before: Tensors, model: PreTrainedModel) -> dict:
+    """`updated_fraction`, the share of all parameters that differ from the copies, and `updated_by_group`."""
+    changed, sizes = Counter(), Counter()
+    for name, parameter in model.named_parameters():
+        group = module_group(name)
+        changed[group] += int((before[name] != parameter).sum())
+        sizes[group] += parameter.numel()
+    return {
+        "updated_fraction": changed.total() / sizes.total(),
+        "updated_by_group": {group: changed[group] / size for group, size in sizes.items()},
+    }
