@@ -1,12 +1,15 @@
 """The tables of the study as Markdown."""
 
+import textwrap
 from collections import defaultdict
+from collections.abc import Iterable
 
 from k1.report.metrics import mean
 from k1.report.tables import dataset_label, format_table
 from k1.study.frontier import (
     KINDS,
     REFERENCE,
+    Point,
     best_point,
     learning_and_forgetting,
     least_forgetting,
@@ -47,8 +50,7 @@ def study_tables(runs: dict[str, dict]) -> str:
             rows.append([METHODS[method].label, point.label, str(len(point.records)), *cells])
         sections += [f"{title}, each method at the setting with the lowest mean loss at the end", format_table(rows)]
 
-    kinds = [kind.replace("dataset 1", labels[0]).replace("dataset 2", labels[1]) for kind in KINDS]
-    rows = [[*head, *kinds, "New-dataset loss", "Changed per step %", "Seconds"]]
+    rows = [[*head, *kinds_of(labels), "New-dataset loss", "Changed per step %", "Seconds"]]
     for method, point in best.items():
         if method not in sequential:
             continue
@@ -63,26 +65,42 @@ def study_tables(runs: dict[str, dict]) -> str:
     sections += ["Forgetting in nats per token on test text, at the same settings", format_table(rows)]
 
     if len(points.get(REFERENCE, [])) > 1:
-        rows = [[*head, *kinds]]
-        for method, found in sequential.items():
-            if method == REFERENCE:
-                continue
-            point = least_forgetting(found, points[REFERENCE])
-            cells = ["out of range"] * len(KINDS)
-            if point:
-                ratios = ratios_at_equal_learning(point, points[REFERENCE], "test")
-                cells = [
-                    "out of range" if None in ratios[kind] else mean_and_interval(ratios[kind], 2) for kind in KINDS
-                ]
-            rows.append([
-                METHODS[method].label, point.label if point else "-", str(len((point or found[0]).records)), *cells
-            ])  # fmt: skip
         sections += [
             "Forgetting at equal learning: as a share of what the dense model forgets at the same loss on the new "
             "datasets, each method at its best setting",
-            format_table(rows),
+            equal_learning_table(points, labels),
         ]
     return "\n\n".join(sections)
+
+
+def equal_learning_table(points: dict[str, list[Point]], labels: list[str], methods: Iterable[str] = METHODS) -> str:
+    """What each of `methods` forgets over what the dense model forgets at the same loss, at its best setting.
+
+    `points` are those of `points_of`, `labels` the datasets'; joint training, the
+    dense model itself and methods without a run have no row.
+    """
+    rows = [["Method", "Learning rate", "Seeds", *kinds_of(labels)]]
+    for method in methods:
+        if method == REFERENCE or METHODS[method].joint or method not in points:
+            continue
+        point = least_forgetting(points[method], points[REFERENCE])
+        cells = ["out of range"] * len(KINDS)
+        if point:
+            ratios = ratios_at_equal_learning(point, points[REFERENCE], "test")
+            cells = ["out of range" if None in ratios[kind] else mean_and_interval(ratios[kind], 2) for kind in KINDS]
+        seeds = len((point or points[method][0]).records)
+        rows.append([METHODS[method].label, point.label if point else "-", str(seeds), *cells])
+    return format_table(rows)
+
+
+def paragraph(text: str) -> str:
+    """Prose wrapped as on the pages, at 100 characters."""
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+
+
+def kinds_of(labels: list[str]) -> list[str]:
+    """The three kinds of forgetting with the names of datasets 1 and 2."""
+    return [kind.replace("dataset 1", labels[0]).replace("dataset 2", labels[1]) for kind in KINDS]
 
 
 def first_table(runs: dict[str, dict], label: str) -> list[str]:
