@@ -1,6 +1,8 @@
 """The tables of the study as Markdown."""
 
+import textwrap
 from collections import defaultdict
+from collections.abc import Iterable
 
 from k1.report.metrics import mean
 from k1.report.tables import dataset_label, format_table
@@ -28,7 +30,6 @@ def study_tables(runs: dict[str, dict]) -> str:
     best = {name: best_point(found) for name, found in points.items()}
     names = list(losses(next(iter(sequential.values()))[0].records[0], "test")[-1])
     labels = [dataset_label(name) for name in names]
-    kinds = [kind.replace("dataset 1", labels[0]).replace("dataset 2", labels[1]) for kind in KINDS]
     setting = "each method at the setting with the lowest mean loss at the end"
     sections = [
         *first_table(runs, labels[0]),
@@ -37,13 +38,13 @@ def study_tables(runs: dict[str, dict]) -> str:
         f"Next-token accuracy on test text in %, {setting}",
         stages_table(best, names, which=1, scale=100, digits=1),
         "Forgetting in nats per token on test text, at the same settings",
-        forgetting_table({name: point for name, point in best.items() if name in sequential}, kinds),
+        forgetting_table({name: point for name, point in best.items() if name in sequential}, kinds_of(labels)),
     ]
     if len(points.get(REFERENCE, [])) > 1:
         sections += [
             "Forgetting at equal learning: as a share of what the dense model forgets at the same loss on the new "
             "datasets, each method at its best setting",
-            equal_learning_table(sequential, kinds),
+            equal_learning_table(points, labels),
         ]
     return "\n\n".join(sections)
 
@@ -84,20 +85,34 @@ def forgetting_table(best: dict[str, Point], kinds: list[str]) -> str:
     return format_table(rows)
 
 
-def equal_learning_table(points: dict[str, list[Point]], kinds: list[str]) -> str:
-    """Forgetting over the dense model's at the same loss on new datasets, each method at its best setting."""
-    rows = [[*HEAD, *kinds]]
-    for method, found in points.items():
-        if method == REFERENCE:
+def equal_learning_table(points: dict[str, list[Point]], labels: list[str], methods: Iterable[str] = METHODS) -> str:
+    """What each of `methods` forgets over what the dense model forgets at the same loss, at its best setting.
+
+    `points` are those of `points_of`, `labels` the datasets'; joint training, the
+    dense model itself and methods without a run have no row.
+    """
+    rows = [[*HEAD, *kinds_of(labels)]]
+    for method in methods:
+        if method == REFERENCE or METHODS[method].joint or method not in points:
             continue
-        point = least_forgetting(found, points[REFERENCE])
-        if point is None:
-            rows.append([METHODS[method].label, "-", str(len(found[0].records)), *["out of range"] * len(KINDS)])
-            continue
-        ratios = ratios_at_equal_learning(point, points[REFERENCE], "test")
-        cells = ["out of range" if None in ratios[kind] else mean_and_interval(ratios[kind], 2) for kind in KINDS]
-        rows.append([*row_head(point), *cells])
+        point = least_forgetting(points[method], points[REFERENCE])
+        cells = ["out of range"] * len(KINDS)
+        if point:
+            ratios = ratios_at_equal_learning(point, points[REFERENCE], "test")
+            cells = ["out of range" if None in ratios[kind] else mean_and_interval(ratios[kind], 2) for kind in KINDS]
+        seeds = len((point or points[method][0]).records)
+        rows.append([METHODS[method].label, point.label if point else "-", str(seeds), *cells])
     return format_table(rows)
+
+
+def paragraph(text: str) -> str:
+    """Prose wrapped as on the pages, at 100 characters."""
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+
+
+def kinds_of(labels: list[str]) -> list[str]:
+    """The three kinds of forgetting with the names of datasets 1 and 2."""
+    return [kind.replace("dataset 1", labels[0]).replace("dataset 2", labels[1]) for kind in KINDS]
 
 
 def first_table(runs: dict[str, dict], label: str) -> list[str]:
