@@ -12,7 +12,7 @@ TRAINING_CODE = $(wildcard k1/*.py k1/data/*.py k1/sparse/*.py k1/training/*.py 
 # A training that was interrupted goes on, unless what it depends on was edited since.
 OVERWRITE = $$(for file in $^; do [ $(@:.pt=.resume.pt) -nt $$file ] || { echo --overwrite; break; }; done)
 
-.PHONY: all report seeds unseen study record test kills fuzz faults clean FORCE
+.PHONY: all report seeds unseen study record costs test kills fuzz faults clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -27,6 +27,11 @@ report: .venv/.installed
 		{ echo 'error: Python 3.11 or newer is needed; name one: make PYTHON=python3.11' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+# What the tests and the study need besides.
+.venv/.installed-dev: requirements-dev.txt .venv/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 # Changes only when the settings do, so that make DATA_SOURCE=hub trains again.
@@ -78,7 +83,8 @@ UNSEEN = $(patsubst %,models/unseen/%.jsonl,source licences documentation)
 unseen: models/unseen/report.json
 	@cat models/unseen/report.md
 
-$(UNSEEN) &: | .venv/.installed
+# The licences are those of all installed packages, so that the text depends on which are.
+$(UNSEEN) &: | .venv/.installed-dev
 	$(RUN) -m k1.study.unseen models/unseen
 
 models/unseen/k1_dataset1.pt: $(UNSEEN)
@@ -94,10 +100,10 @@ models/unseen/baseline_final.pt: $(UNSEEN)
 	$(RUN) train_baseline_all.py --dataset_names $(UNSEEN) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
 
 # All methods over learning rates and seeds, at preset study; stopped and started again, it goes on.
-study: .venv/.installed
+study: .venv/.installed-dev
 	$(RUN) -m k1.study --first_learning_rates 4e-3 8e-3 --out models/study
 
-# What the README shows, from make, make seeds, make unseen and make study.
+# What the pages show, from make, make seeds, make unseen and make study; a test compares them with results/.
 record: .venv/.installed
 	$(RUN) -m k1.report --json results/report.json --plots results > results/report.md
 	for seed in $(SEEDS); do cp models/seed$$seed/report.json results/seed$$seed.json; done
@@ -106,18 +112,25 @@ record: .venv/.installed
 	cp models/study/results.json results/study.json
 	cp models/study/results.md results/study.md
 	cp models/study/frontier.png results/frontier.png
+	$(RUN) -m k1.study.readme
 
-test: .venv/.installed
+# Memory and time of the optimizer, on an otherwise idle machine.
+costs: .venv/.installed
+	$(RUN) -m tests.training.costs > models/costs.md
+	mv models/costs.md results/costs.md
+	$(RUN) -m k1.study.readme
+
+test: .venv/.installed-dev
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 # What is too slow for the tests: 100 kills, 1,000 damaged files, all faults of a hub at their real time-outs.
-kills: .venv/.installed
+kills: .venv/.installed-dev
 	$(RUN) -m tests.faults.kills
 
-fuzz: .venv/.installed
+fuzz: .venv/.installed-dev
 	$(RUN) -m tests.faults.fuzz
 
-faults: .venv/.installed
+faults: .venv/.installed-dev
 	$(RUN) -m tests.data.hub_faults
 
 clean:

@@ -16,7 +16,7 @@ from k1.errors import command
 from k1.files import lock, write_text
 from k1.presets import PRESETS
 from k1.study.execution import Run, best_first, execute_all, load_results
-from k1.study.methods import METHODS
+from k1.study.methods import METHODS, require_packages
 from k1.study.plots import plot_frontier
 from k1.study.tables import study_tables
 
@@ -61,6 +61,7 @@ def later_runs(arguments: argparse.Namespace, method: str, seed: int) -> list[Ru
 @command
 def main() -> None:
     arguments = parse_study_arguments()
+    require_packages(arguments.methods)
     shape = asdict(PRESETS[arguments.preset])
     settings = {"preset": arguments.preset, **shape, **{
         name: getattr(arguments, name) for name in ("dataset_names", "data_source")

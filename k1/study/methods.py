@@ -1,10 +1,13 @@
 """The methods of the study: each one is a few flags of the K-1 scripts, or an adapter around the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import torch
 from transformers import PreTrainedModel
+
+from k1.errors import K1Error
 
 STANDARD_BASIS = ("--max_basis_dim", "0")
 NO_CONSOLIDATION = ("--consolidation", "0")
@@ -94,3 +97,13 @@ METHODS = {
     "replay": Method("dense + 5% replay (sees old text)", replay=0.05),
     "joint": Method("joint training (sees all text)", joint=True, learning_rates=(3e-3, 6e-3, 1e-2)),
 }  # fmt: skip
+
+
+def require_packages(names: Iterable[str]) -> None:
+    """Raise `K1Error` where one of the methods `names` needs peft, which only requirements-dev.txt brings."""
+    needing = [METHODS[name].label for name in names if METHODS[name].adapter]
+    if needing and find_spec("peft") is None:
+        raise K1Error(
+            f"the package peft is missing, for {' and '.join(needing)}; run: pip install -r requirements-dev.txt, "
+            "or choose other --methods"
+        )

@@ -1,6 +1,7 @@
 """The study runs every method through the loop of the scripts, records each run, and goes on where it was stopped."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from k1.arguments import Arguments
 from k1.checkpoints.storage import load_checkpoint
 from k1.data.loader import load_datasets
 from k1.data.tokenizer import load_tokenizer
+from k1.errors import K1Error
 from k1.presets import FILES, PRESETS
 from k1.study.frontier import (
     Point,
@@ -22,7 +24,7 @@ from k1.study.frontier import (
     points_of,
     ratios_at_equal_learning,
 )
-from k1.study.methods import METHODS, low_rank_adapter, orthogonal_subspace
+from k1.study.methods import METHODS, low_rank_adapter, orthogonal_subspace, require_packages
 from k1.study.plots import undominated
 from k1.study.sequence import with_replay
 from k1.training.optimization import interpolate
@@ -191,3 +193,16 @@ def test_interval_is_that_of_student():
 
 def test_the_plot_draws_the_settings_that_no_other_beats():
     assert undominated([(3, 1), (1, 3), (2, 3.5), (2, 2), (4, 1.5)]) == [(1, 3), (2, 2), (3, 1)]
+
+
+def test_without_peft_only_the_methods_that_need_it_are_refused_and_before_any_training(tmp_path, monkeypatch):
+    # Python runs this module first; a name that is None in sys.modules cannot be found or imported.
+    (tmp_path / "sitecustomize.py").write_text("import sys\n\nsys.modules['peft'] = None\n")
+    finished = run_script("-m k1.study", "--out", tmp_path / "out", environment={"PYTHONPATH": str(tmp_path)})
+    assert_one_clear_line(finished, 1, "peft is missing, for LoRA and OSF", "pip install -r requirements-dev.txt")
+    assert not (tmp_path / "out").exists()
+    require_packages(METHODS)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    require_packages([name for name in METHODS if name not in ("lora", "osf")])
+    with pytest.raises(K1Error, match="peft is missing, for LoRA; run"):
+        require_packages(["dense", "lora"])
