@@ -6,9 +6,11 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import datasets
 import huggingface_hub
@@ -21,6 +23,8 @@ STREAMED_DOCUMENTS = 20_000
 PROBE_SECONDS = 4
 ANSWER_SECONDS = 10  # for one try of a request, or between two pieces of its answer
 SILENCE_SECONDS = 40  # for all tries together, without anything new
+# An answer may take SILENCE_SECONDS in all, and a second more for each so many bytes that it has brought.
+SLOWEST_BYTES = 10_000
 
 
 class HubError(Exception):
@@ -42,16 +46,17 @@ silent: dict[str, str] = {}  # how endpoints did not answer; asking again for ea
 
 
 class HubClient(httpx.Client):
-    """The HTTP client of the libraries, which raises `HubError` when nothing new comes for `SILENCE_SECONDS`.
+    """The HTTP client of the libraries, which raises `HubError` when it has to wait for too long.
 
-    The libraries would go on for minutes. New is a complete answer, or else what follows one to another request.
+    That is `SILENCE_SECONDS` without anything new, where the libraries would go on for minutes: new is a complete
+    answer, or else what follows one to another request. Or it is a server that trickles: see `SLOWEST_BYTES`.
     """
 
     asked: set[tuple] = set()  # by all clients, as the libraries replace theirs after a failed connection
     news = 0.0  # when something new came last
     problem: str | None = None  # of the last request
 
-    def send(self, request: httpx.Request, **options) -> httpx.Response:
+    def send(self, request: httpx.Request, *, stream: bool = False, **options) -> httpx.Response:
         state, now = HubClient, time.monotonic()
         question = request.method, request.url, request.headers.get("range")
         if state.problem is None and question not in state.asked:
@@ -59,12 +64,14 @@ class HubClient(httpx.Client):
         state.asked.add(question)
         left = min(ANSWER_SECONDS, state.news + SILENCE_SECONDS - now)
         if left <= 0:
-            silent[datasets.config.HF_ENDPOINT] = state.problem or f"the data breaks off, at {request.url}"
-            raise HubError(silent[datasets.config.HF_ENDPOINT])
+            give_up(state.problem or f"the data breaks off, at {request.url}")
         limits = request.extensions["timeout"]
         request.extensions["timeout"] = {step: min(limits[step] or left, left) for step in limits}
         try:
-            response = super().send(request, **options)
+            response = in_time(functools.partial(super().send, request, stream=True, **options), left)
+            response.stream = Pieces(response.stream, request.url)
+            if not stream:
+                response.read()
         except httpx.TransportError as error:
             state.problem = f"{reason(error)}, at {request.url}"
             raise
@@ -72,9 +79,57 @@ class HubClient(httpx.Client):
         state.problem = f"{response.status_code} {response.reason_phrase}, at {request.url}" if is_problem else None
         if response.status_code == 429:
             hf_raise_for_status(response)  # the libraries would wait as long as the hub asks them to
-        if not is_problem and not options.get("stream"):
+        if not is_problem and not stream:
             state.news = time.monotonic()
         return response
+
+
+class Pieces(httpx.SyncByteStream):
+    """The body of an answer from `url`, piece by piece; raises `HubError` where it trickles, see `SLOWEST_BYTES`."""
+
+    def __init__(self, body: httpx.SyncByteStream, url: httpx.URL) -> None:
+        self.body, self.url = body, url
+
+    def __iter__(self) -> Iterator[bytes]:
+        deadline = time.monotonic() + SILENCE_SECONDS
+        for piece in self.body:
+            came = time.monotonic()
+            deadline += len(piece) / SLOWEST_BYTES
+            if came > deadline:
+                give_up(f"the data trickles, at {self.url}")
+            yield piece
+            # What the reader does with a piece is not the server's time.
+            deadline += time.monotonic() - came
+
+    def close(self) -> None:
+        self.body.close()
+
+
+def give_up(problem: str) -> NoReturn:
+    """Raises `HubError`, and for what is asked of this endpoint later, too."""
+    silent[datasets.config.HF_ENDPOINT] = HubClient.problem = problem
+    raise HubError(problem)
+
+
+def in_time(send: Callable[[], httpx.Response], seconds: float) -> httpx.Response:
+    """What `send` returns or raises; a `ReadTimeout` if it takes longer: the client's own are for each step of it.
+
+    So a name that is not resolved, headers that trickle and redirects are bounded as well.
+    """
+    answer: Future[httpx.Response] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(send())
+        except BaseException as error:  # whatever it is, it is raised where the answer is waited for
+            answer.set_exception(error)
+
+    # An executor would wait for the thread when the process ends.
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError as error:
+        raise httpx.ReadTimeout("timed out") from error
 
 
 huggingface_hub.set_client_factory(

@@ -73,8 +73,12 @@ def repositories(text: str) -> dict[str, dict[str, bytes]]:
 
 
 # What goes wrong: a status; "hang" (no answer), "stall" (half of a file, then nothing), "cut" (half, then the end),
-# "loop" (cut at each new try, which starts over); "checksum" (other bytes) and "column" (other names of columns).
-FAULTS = ("401", "403", "404", "429", "500", "hang", "stall", "cut", "loop", "checksum", "column")
+# "loop" (cut at each new try, which starts over); "trickle" (a byte now and then) and
+# "headers" (so slow are they); "checksum" (other bytes) and "column" (other names of columns).
+FAULTS = (
+    "401", "403", "404", "429", "500", "hang", "stall", "cut", "loop", "trickle", "headers", "checksum", "column",
+)  # fmt: skip
+TRICKLE_SECONDS = 1.5
 # Where: at every address, at all but the one that is asked first, at the files with the data, or at a second such file.
 PLACES = ("all", "later", "files", "second")
 
@@ -172,6 +176,14 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.closing.wait()
         self.close_connection = True
 
+    def trickle(self, data: bytes) -> None:
+        """Send a byte at a time, so slowly that it takes minutes and that the client is never left waiting for long."""
+        for byte in data:
+            self.wfile.write(bytes([byte]))
+            if self.hub.closing.wait(TRICKLE_SECONDS):
+                break
+        self.close_connection = True
+
     def tree(self, files: dict[str, bytes], folder: str) -> None:
         entries = {}
         for path, body in files.items():
@@ -202,14 +214,19 @@ class Handler(BaseHTTPRequestHandler):
         is_first = (
             fault == "once" and self.command == "GET" and (self.headers["Authorization"], path) not in self.hub.cut
         )
-        if self.command == "HEAD" or not (fault in ("stall", "cut", "loop", "slow") or is_first):
+        partly = ("stall", "cut", "loop", "slow", "trickle", "headers")
+        if self.command == "HEAD" or not (fault in partly or is_first):
             return self.answer(status, part, **headers)
+        if fault == "headers":
+            return self.trickle(b"X-Letters: " + b"a" * 1000)
         self.answer(status, **{"Content_Length": len(part), **headers})
         if fault == "slow":
             for eighth in range(8):
                 self.wfile.write(part[len(part) * eighth // 8 : len(part) * (eighth + 1) // 8])
                 self.hub.closing.wait(1)
             return
+        if fault == "trickle":
+            return self.trickle(part)
         self.hub.cut.add((self.headers["Authorization"], path))
         self.wfile.write(part[: max(middle - start, 0)])
         self.close_connection = True

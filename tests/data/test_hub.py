@@ -34,6 +34,8 @@ REASONS = {
     "stall": "the data breaks off, at http://",
     "cut": ("the data breaks off, at http://", "peer closed connection without sending complete"),
     "loop": "the data breaks off, at http://",
+    "trickle": "the data trickles, at http://",
+    "headers": "timed out, at http://",
     "checksum": "wrong checksum of hf://",
     "column": "Column name",
 }
@@ -54,7 +56,7 @@ ELSEWHERE = {
     ("500", "later"): "500 Internal Server Error",
     ("hang", "later"): "timed out",
 }
-LIMITS = {"ANSWER_SECONDS": 2, "SILENCE_SECONDS": 4}  # in place of 10 and 40
+LIMITS = {"ANSWER_SECONDS": 2, "SILENCE_SECONDS": 4, "SLOWEST_BYTES": 4}  # in place of 10, 40 and 10,000
 
 
 WIKITEXT = {name: [TEXT["wikitext"][0], TEXT["wikitext"][1].replace("train", name)] for name in SPLITS}
