@@ -48,6 +48,15 @@ class TrainingFlags:
     interpolation: float | None = flag(
         "share of its change that a stage keeps, above 0 and at most 1 (default: 1; K-1 from stage 2: by preset)"
     )
+    rehearsal: float | None = flag(
+        "share of each batch, from stage 2, that is text written by the model of the stage before; 0 switches it off "
+        "(default: K-1 by preset, baseline 0)"
+    )
+    rehearsal_sequences: int | None = flag("sequences that the model writes before a stage (default: by preset)")
+    rehearsal_weight: float | None = flag(
+        "weight of the divergence on rehearsed text against the loss on new text (default: by preset)"
+    )
+    rehearsal_on_top: bool = flag("add the rehearsed sequences to the batch instead of replacing new ones", False)
     seed: int | None = flag("initial weights, order of the text and random selection (default: 0)")
     device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto takes the fastest one present", "auto")
     precision: Literal["auto", "float32", "bfloat16"] = flag("auto is bfloat16 on cuda, else float32", "auto")

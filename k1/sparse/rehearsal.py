@@ -1,0 +1,108 @@
+"""Rehearsal: a model writes text before it learns a new dataset, and is held to its own predictions on it.
+
+No text of an old dataset is read: what a model has learned is in what it writes
+(LAMOL, arXiv:1909.03329; self-synthesized rehearsal, arXiv:2403.01244) and in
+how it predicts it (learning without forgetting, arXiv:1606.09282).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils import parametrize
+from transformers import PreTrainedModel
+
+from k1.arguments import Arguments
+from k1.data.batches import shuffled
+from k1.data.tokenizer import END_OF_DOCUMENT
+from k1.errors import K1Error
+from k1.model import sample_tokens
+from k1.parallel import copy_from_main_process, share_of
+from k1.sparse.selection import Tensors
+
+ROWS = 256  # written at a time
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Text that a model wrote, and what it predicts in it, in a compact form.
+
+    `sequences` are token ids, (count, length); `states` the inputs of the model's
+    output layer at every position but the last, (count, length - 1, width), and
+    `weight`, (vocabulary, width), and `bias` the output layer as it was. So a
+    prediction takes 4 x width bytes a token instead of 4 x vocabulary.
+    """
+
+    sequences: Tensor
+    states: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def logits(self, rows: list[int]) -> Tensor:
+        """What the model predicted in the sequences `rows`, (rows, length - 1, vocabulary)."""
+        return functional.linear(self.states[rows], self.weight, self.bias)
+
+    def batches(self, size: int, seed: int, skip: int = 0) -> Iterator[list[int]]:
+        """Numbers of sequences, `size` at a time without end, for this process; the first `skip` batches are left out."""
+        return (share_of(rows) for rows in shuffled(len(self.sequences), size, seed, skip))
+
+    def tensors(self) -> Tensors:
+        """All of it by name."""
+        found = {"sequences": self.sequences, "states": self.states, "weight": self.weight}
+        return found if self.bias is None else {**found, "bias": self.bias}
+
+
+@torch.no_grad()
+def write_rehearsal(model: PreTrainedModel, tokenizer: Tokenizer, arguments: Arguments) -> Rehearsal | None:
+    """Let `model` write what it rehearses during the stage of `arguments`; None where that is nothing.
+
+    `arguments.rehearsal_sequences` sequences of `seq_length` tokens, sampled from
+    the model's whole distribution (temperature 1) after the end-of-document token,
+    seeded. Of several processes all take those of the main one. Raises `K1Error`
+    where the predictions are not finite.
+    """
+    if not arguments.rehearsed_rows:
+        return None
+    end = tokenizer.token_to_id(END_OF_DOCUMENT)
+    first = torch.full((arguments.rehearsal_sequences, 1), end, device=model.device)
+    model.eval()
+    # The weights L Theta R^T are multiplied out once, not again at every token.
+    with parametrize.cached():
+        sequences = torch.cat([
+            sample_tokens(model, rows, arguments.seq_length - 1, arguments.stage_seed + 1_000 * number, end)
+            for number, rows in enumerate(first.split(ROWS))
+        ])  # fmt: skip
+        copy_from_main_process(sequences)
+        states = output_layer_inputs(model, sequences)
+        copy_from_main_process(states)
+        if not torch.isfinite(states).all():
+            raise K1Error("the model that should rehearse is not finite: it diverged; train its stage again")
+        output = model.get_output_embeddings()
+        bias = getattr(output, "bias", None)
+        return Rehearsal(sequences, states, output.weight.detach().clone(), bias if bias is None else bias.clone())
+
+
+def output_layer_inputs(model: PreTrainedModel, sequences: Tensor) -> Tensor:
+    """The inputs of the output layer at every position but the last of `sequences`, (count, length - 1, width)."""
+    states = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda layer, inputs: states.append(inputs[0][:, :-1].float())
+    )
+    try:
+        for rows in sequences.split(ROWS // 8):
+            model(input_ids=rows)
+    finally:
+        hook.remove()
+    return torch.cat(states)
+
+
+def divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """Kullback-Leibler divergence, in nats, of the distribution of `logits` from that of `target`, at each position.
+
+    Both are (sequences, length, vocabulary), the result is (sequences, length).
+    """
+    predicted, wanted = (torch.log_softmax(values.float(), dim=-1) for values in (logits, target))
+    return functional.kl_div(predicted, wanted, reduction="none", log_target=True).sum(-1)
