@@ -72,7 +72,8 @@ def write_rehearsal(model: PreTrainedModel, tokenizer: Tokenizer, arguments: Arg
     # The weights L Theta R^T are multiplied out once, not again at every token.
     with parametrize.cached():
         sequences = torch.cat([
-            sample_tokens(model, rows, arguments.seq_length - 1, arguments.stage_seed + 1_000 * number, end)
+            # Without the token they begin after: a model would learn to tell them from other text by it.
+            sample_tokens(model, rows, arguments.seq_length, arguments.stage_seed + 1_000 * number, end)[:, 1:]
             for number, rows in enumerate(first.split(ROWS))
         ])  # fmt: skip
         copy_from_main_process(sequences)
