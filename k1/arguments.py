@@ -102,7 +102,7 @@ class Flags(argparse.Namespace):
 
     @property
     def arm(self) -> str:
-        """Which arm of the experiment the training is, a key of `k1.presets.FILES`."""
+        """Which arm of the experiment the training is, a key of `k1.presets.ARM_FILES`."""
         return "baseline_rehearsal" if self.method == "baseline" and self.rehearsal else self.method
 
     def resolve(self, stage: int, previous: dict | None = None) -> Arguments:

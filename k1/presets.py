@@ -75,16 +75,19 @@ PRESETS = {
         evaluation_tokens=1_048_576, max_documents=200_000, consolidation=1.7,
     ),
 }  # fmt: skip
-# By arm of the experiment; the baseline with rehearsal goes on from the baseline's first stage.
 FILES = {
     "k1": ("k1_dataset1.pt", "k1_dataset2.pt", "k1_final.pt"),
     "baseline": ("baseline_dataset1.pt", "baseline_dataset2.pt", "baseline_final.pt"),
-    "baseline_rehearsal": ("baseline_dataset1.pt", "baseline_rehearsal_dataset2.pt", "baseline_rehearsal_final.pt"),
+}
+# By arm of the experiment; the baseline with rehearsal goes on from the baseline's first stage.
+ARM_FILES = {
+    **FILES,
+    "baseline_rehearsal": (FILES["baseline"][0], "baseline_rehearsal_dataset2.pt", "baseline_rehearsal_final.pt"),
 }
 SCRIPTS = {
     "k1": ("train_k1_dataset1.py", "train_k1_dataset2.py", "train_k1_dataset3.py"),
     "baseline": ("train_baseline_all.py",) * 3,
-    "baseline_rehearsal": ("train_baseline_all.py", *("train_baseline_all.py --rehearsal",) * 2),
+    "baseline_rehearsal": ("train_baseline_all.py", *("train_baseline_all.py --rehearsal SHARE",) * 2),
 }
 # Far above any use; a seed beyond it would overflow torch's generators.
 MAXIMUM = 2**32 - 1

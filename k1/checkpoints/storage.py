@@ -16,7 +16,7 @@ from k1.errors import K1Error
 from k1.files import conforms, lock, read_content, remove_leftovers, write_content
 from k1.model import build_model, library_versions
 from k1.parallel import is_main_process
-from k1.presets import FILES, SCRIPTS
+from k1.presets import ARM_FILES, FILES, SCRIPTS
 from k1.sparse.eigenbasis import fold_eigenbasis, restore_eigenbasis
 from k1.training.resume import START_ANEW, first_difference, resume_path
 
@@ -36,7 +36,7 @@ def output_path(models_dir: Path, arm: str, stage: int, overwrite: bool) -> Path
     and `overwrite` is false, if another process is writing it, or if the folder
     cannot be written, so that a script ends before it trains.
     """
-    path = models_dir / FILES[arm][stage - 1]
+    path = models_dir / ARM_FILES[arm][stage - 1]
     if not is_main_process() or is_shared(arm, path):
         return path
     try:
@@ -47,7 +47,7 @@ def output_path(models_dir: Path, arm: str, stage: int, overwrite: bool) -> Path
         raise K1Error(f"cannot write checkpoints into {models_dir} ({error.strerror}); choose another --models_dir")
     lock(path)
     remove_leftovers(path)
-    last = path if arm == "k1" else models_dir / FILES[arm][-1]
+    last = path if arm == "k1" else models_dir / ARM_FILES[arm][-1]
     if path.exists() and not overwrite and not resume_path(last).exists():
         raise K1Error(f"{path} exists already; add --overwrite to train this stage again")
     return path
@@ -74,7 +74,7 @@ def load_checkpoint(path: Path, method: str, stage: int | None = None) -> Checkp
     """
     if not path.exists():
         hint = next(
-            (SCRIPTS[arm][files.index(path.name)] for arm, files in FILES.items() if path.name in files),
+            (SCRIPTS[arm][files.index(path.name)] for arm, files in ARM_FILES.items() if path.name in files),
             f"one of {', '.join(dict.fromkeys(SCRIPTS[method]))}",
         )
         raise K1Error(f"{path} does not exist; run {hint} first")

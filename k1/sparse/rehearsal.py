@@ -20,7 +20,7 @@ from k1.data.batches import shuffled
 from k1.data.tokenizer import END_OF_DOCUMENT
 from k1.errors import K1Error
 from k1.model import sample_tokens
-from k1.parallel import copy_from_main_process, share_of
+from k1.parallel import copy_from_main_process
 from k1.sparse.selection import Tensors
 
 ROWS = 256  # written at a time
@@ -46,8 +46,8 @@ class Rehearsal:
         return functional.linear(self.states[rows], self.weight, self.bias)
 
     def batches(self, size: int, seed: int, skip: int = 0) -> Iterator[list[int]]:
-        """Numbers of sequences, `size` at a time without end, for this process; the first `skip` batches are left out."""
-        return (share_of(rows) for rows in shuffled(len(self.sequences), size, seed, skip))
+        """Numbers of sequences, `size` at a time without end, see `k1.data.batches.shuffled`."""
+        return shuffled(len(self.sequences), size, seed, skip)
 
     def tensors(self) -> Tensors:
         """All of it by name."""

@@ -181,8 +181,7 @@ def accumulate_gradients(
     """
     totals = torch.zeros(2, dtype=torch.float64)
     for number in range(1, arguments.gradient_accumulation_steps + 1):
-        rows = share_of(next(batches)).to(arguments.device)
-        old = next(rehearsed) if rehearsed else []
+        rows, old = next(batches).to(arguments.device), next(rehearsed) if rehearsed else []
         is_last = number == arguments.gradient_accumulation_steps
         # Gradients are exchanged once a step, not with every batch.
         with nullcontext() if is_last or process_count() == 1 else model.no_sync():
@@ -197,15 +196,19 @@ def accumulate_gradients(
 def mean_losses(
     model: torch.nn.Module, rows: Tensor, arguments: Arguments, rehearsal: Rehearsal | None, old: list[int]
 ) -> Tensor:
-    """This process's part of an optimizer step's two mean losses, times the number of processes; see `accumulate_gradients`."""
-    tokens = rows if rehearsal is None else torch.cat([rows, rehearsal.sequences[old]])
+    """What a batch adds to the two mean losses of an optimizer step, see `accumulate_gradients`.
+
+    Of several processes each works out the part of its own rows, times the number of processes.
+    """
+    mine, mine_old = share_of(rows), share_of(old)
+    tokens = mine if rehearsal is None else torch.cat([mine, rehearsal.sequences[mine_old]])
     share = process_count() / arguments.gradient_accumulation_steps
     with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
         logits = model(input_ids=tokens).logits[:, :-1].float()
     length = logits.shape[1]
-    new = cross_entropy(logits[: len(rows)].flatten(0, 1), rows[:, 1:].flatten(), reduction="sum")
-    losses = [new * share / (arguments.new_rows * length), new.new_zeros(())]
+    new = cross_entropy(logits[: len(mine)].flatten(0, 1), mine[:, 1:].flatten(), reduction="sum")
+    losses = [new * share / (len(rows) * length), new.new_zeros(())]
     if rehearsal is not None:
-        drift = divergence(logits[len(rows) :], rehearsal.logits(old)).sum()
-        losses[1] = drift * share / (arguments.rehearsed_rows * length)
+        drift = divergence(logits[len(mine) :], rehearsal.logits(mine_old)).sum()
+        losses[1] = drift * share / (len(old) * length)
     return torch.stack(losses)
