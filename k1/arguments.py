@@ -106,7 +106,7 @@ class Flags(argparse.Namespace):
         return "baseline_rehearsal" if self.method == "baseline" and self.rehearsal else self.method
 
     def resolve(self, stage: int, previous: dict | None = None) -> Arguments:
-        """Settings of `stage` (1, 2 or 3), given the `arguments` of the checkpoint it continues.
+        """Settings of `stage` (1 or later), given the `arguments` of the checkpoint it continues.
 
         Order of precedence: the checkpoint for model and sparse-update settings,
         then the command line, then the preset. Raises `UsageError` when a flag
@@ -122,7 +122,8 @@ class Flags(argparse.Namespace):
 
         preset_name = value("preset", "quick")
         preset = PRESETS[preset_name]
-        max_steps = value("max_steps", preset.max_steps[stage - 1])
+        size = min(stage, STAGES) - 1  # of a longer stream the later stages are as the last one
+        max_steps = value("max_steps", preset.max_steps[size])
         batch_size = value("batch_size", preset.batch_size)
         if batch_size % process_count():
             raise UsageError(f"--batch_size {batch_size} cannot be shared evenly by {process_count()} processes")
@@ -146,11 +147,11 @@ class Flags(argparse.Namespace):
             data_source=self.data_source,
             max_steps=max_steps,
             warmup_steps=value("warmup_steps", min(preset.warmup_steps, max_steps // 5)),
-            learning_rate=value("learning_rate", rates[stage - 1]),
+            learning_rate=value("learning_rate", rates[size]),
             update_fraction=update_fraction,
             selection=selection,
             consolidation=consolidation,
-            interpolation=value("interpolation", preset.interpolation[stage - 1] if consolidates else 1.0),
+            interpolation=value("interpolation", preset.interpolation[size] if consolidates else 1.0),
             rehearsal=rehearsal,
             rehearsal_on_top=bool(rehearsal and self.rehearsal_on_top),
             # Decay to zero and consolidation towards the start would pull against each other.
@@ -197,9 +198,9 @@ class Flags(argparse.Namespace):
 
 def default_selection(stage: int, previous: dict | None) -> str:
     """K-1's policy for `stage`, or the one that the stage before it was told to use instead of K-1's."""
-    if previous and previous["selection"] != STAGE_SELECTIONS[previous["stage"] - 1]:
+    if previous and previous["selection"] != STAGE_SELECTIONS[min(previous["stage"], STAGES) - 1]:
         return previous["selection"]
-    return STAGE_SELECTIONS[stage - 1]
+    return STAGE_SELECTIONS[min(stage, STAGES) - 1]
 
 
 def available_cores() -> int:
