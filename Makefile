@@ -3,6 +3,8 @@ PYTHON ?= python3
 DATA_SOURCE ?= bundled
 PRESET ?= quick
 SEEDS ?= 0 1 2 3 4
+# The third arm: the baseline with the share of rehearsed text that K-1 has.
+REHEARSAL ?= 0.25
 # One thread a training and two trainings at a time: as fast as the other way round, and no figure depends on the cores.
 SETTINGS = --data_source $(DATA_SOURCE) --preset $(PRESET) --threads 1
 MAKEFLAGS += --jobs=2
@@ -16,7 +18,7 @@ OVERWRITE = $$(for file in $^; do [ $(@:.pt=.resume.pt) -nt $$file ] || { echo -
 .SECONDARY:
 .DELETE_ON_ERROR:
 
-all: k1_output.txt baseline_output.txt
+all: k1_output.txt baseline_output.txt models/baseline_rehearsal_final.pt
 	@$(RUN) -m k1.report
 
 report: .venv/.installed
@@ -53,6 +55,9 @@ models/k1_final.pt: train_k1_dataset3.py models/k1_dataset2.pt
 models/baseline_final.pt: train_baseline_all.py $(TRAINING_CODE) models/.settings | .venv/.installed
 	$(RUN) $< $(SETTINGS) $(OVERWRITE)
 
+models/baseline_rehearsal_final.pt: train_baseline_all.py models/baseline_final.pt
+	$(RUN) $< $(SETTINGS) --rehearsal $(REHEARSAL) $(OVERWRITE)
+
 k1_output.txt: generate_k1.py k1/report/generation.py models/k1_final.pt
 	$(RUN) $< > $@
 
@@ -75,7 +80,10 @@ models/seed%/k1_final.pt: models/seed%/k1_dataset2.pt
 models/seed%/baseline_final.pt: | .venv/.installed
 	$(RUN) train_baseline_all.py $(SETTINGS) --seed $* --models_dir $(@D) $(OVERWRITE)
 
-models/%/report.json: models/%/k1_final.pt models/%/baseline_final.pt
+models/seed%/baseline_rehearsal_final.pt: models/seed%/baseline_final.pt
+	$(RUN) train_baseline_all.py $(SETTINGS) --seed $* --models_dir $(@D) --rehearsal $(REHEARSAL) $(OVERWRITE)
+
+models/%/report.json: models/%/k1_final.pt models/%/baseline_rehearsal_final.pt
 	$(RUN) -m k1.report --models_dir $(@D) --json $@ > $(@D)/report.md
 
 # The experiment on three local text files that no setting was tuned on.
@@ -98,6 +106,10 @@ models/unseen/k1_final.pt: models/unseen/k1_dataset2.pt
 
 models/unseen/baseline_final.pt: $(UNSEEN)
 	$(RUN) train_baseline_all.py --dataset_names $(UNSEEN) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
+
+models/unseen/baseline_rehearsal_final.pt: models/unseen/baseline_final.pt
+	$(RUN) train_baseline_all.py --dataset_names $(UNSEEN) $(SETTINGS) --models_dir $(@D) --rehearsal $(REHEARSAL) \
+		$(OVERWRITE)
 
 # All methods over learning rates and seeds, at preset study; stopped and started again, it goes on.
 study: .venv/.installed-dev

@@ -12,7 +12,7 @@ from transformers import HfArgumentParser
 from k1.errors import K1Error, UsageError
 from k1.flags import AllDatasetsFlags, DataFlags, OneDatasetFlags, SparseUpdateFlags, TrainingFlags
 from k1.parallel import process_count
-from k1.presets import MAXIMUM, PRESETS, STAGE_SELECTIONS, STAGES, UPDATE_FRACTION
+from k1.presets import MAXIMUM, PRESETS, SELECTION, STAGES, UPDATE_FRACTION
 
 
 @dataclass(frozen=True)
@@ -188,19 +188,12 @@ class Flags(argparse.Namespace):
     def _selection(self, stage: int, previous: dict | None) -> str:
         """The selection policy of a stage; raises `UsageError` for one that cannot be."""
         given = getattr(self, "selection", None)
-        selection = "all" if self.method == "baseline" else given or default_selection(stage, previous)
+        selection = "all" if self.method == "baseline" else given or (previous["selection"] if previous else SELECTION)
         if selection == "gain" and stage == 1:
             raise UsageError("--selection gain weighs earlier datasets and needs one; choose another for stage 1")
         if selection == "all" and getattr(self, "update_fraction", None) not in (None, 1.0):
             raise UsageError("--selection all updates every parameter; leave --update_fraction out")
         return selection
-
-
-def default_selection(stage: int, previous: dict | None) -> str:
-    """K-1's policy for `stage`, or the one that the stage before it was told to use instead of K-1's."""
-    if previous and previous["selection"] != STAGE_SELECTIONS[min(previous["stage"], STAGES) - 1]:
-        return previous["selection"]
-    return STAGE_SELECTIONS[min(stage, STAGES) - 1]
 
 
 def available_cores() -> int:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from k1.presets import STAGE_SELECTIONS, UPDATE_FRACTION
+from k1.presets import SELECTION, UPDATE_FRACTION
 
 
 def flag(help_text: str, default=None):
@@ -70,8 +70,8 @@ class TrainingFlags:
 class SparseUpdateFlags:
     update_fraction: float | None = flag(f"share of all parameters updated per step (default: {UPDATE_FRACTION})")
     selection: Literal["all", "error_feedback", "gain", "gradient", "groups", "momentum", "random"] | None = flag(
-        f"policy that chooses the parameters to update; all updates every one (default: {STAGE_SELECTIONS[0]} on "
-        f"dataset 1, then {STAGE_SELECTIONS[1]}; another choice holds for the later stages too)"
+        f"policy that chooses the parameters to update (default: {SELECTION}); all updates every one, gain keeps the "
+        "others bit-identical for the whole stage; another choice than the default holds for the later stages too"
     )
     consolidation: float | None = flag(
         "how strongly important parameters are held where a stage began, from stage 2; above 0 it replaces weight "

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 UPDATE_FRACTION = 0.51
 STAGES = 3
-# K-1's policy in each stage: nothing to protect in the first, importance against responsibility afterwards.
-STAGE_SELECTIONS = ("error_feedback", "gain", "gain")
+SELECTION = "error_feedback"  # K-1's policy
 
 
 @dataclass(frozen=True)

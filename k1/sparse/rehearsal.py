@@ -23,7 +23,10 @@ from k1.model import sample_tokens
 from k1.parallel import copy_from_main_process
 from k1.sparse.selection import Tensors
 
-ROWS = 256  # written at a time
+DOCUMENTS = 128  # written side by side
+# Keeps the seeds of one stage's sequences apart from those of other stages.
+SEEDS_PER_STAGE = 1_000_003
+ROWS = 32  # predicted at a time
 
 
 @dataclass(frozen=True)
@@ -59,23 +62,16 @@ class Rehearsal:
 def write_rehearsal(model: PreTrainedModel, tokenizer: Tokenizer, arguments: Arguments) -> Rehearsal | None:
     """Let `model` write what it rehearses during the stage of `arguments`; None where that is nothing.
 
-    `arguments.rehearsal_sequences` sequences of `seq_length` tokens, sampled from
-    the model's whole distribution (temperature 1) after the end-of-document token,
-    seeded. Of several processes all take those of the main one. Raises `K1Error`
+    `arguments.rehearsal_sequences` sequences of `seq_length` tokens, see
+    `write_sequences`. Of several processes all take those of the main one. Raises `K1Error`
     where the predictions are not finite.
     """
     if not arguments.rehearsed_rows:
         return None
-    end = tokenizer.token_to_id(END_OF_DOCUMENT)
-    first = torch.full((arguments.rehearsal_sequences, 1), end, device=model.device)
     model.eval()
     # The weights L Theta R^T are multiplied out once, not again at every token.
     with parametrize.cached():
-        sequences = torch.cat([
-            # Without the token they begin after: a model would learn to tell them from other text by it.
-            sample_tokens(model, rows, arguments.seq_length, arguments.stage_seed + 1_000 * number, end)[:, 1:]
-            for number, rows in enumerate(first.split(ROWS))
-        ])  # fmt: skip
+        sequences = write_sequences(model, tokenizer.token_to_id(END_OF_DOCUMENT), arguments)
         copy_from_main_process(sequences)
         states = output_layer_inputs(model, sequences)
         copy_from_main_process(states)
@@ -86,6 +82,25 @@ def write_rehearsal(model: PreTrainedModel, tokenizer: Tokenizer, arguments: Arg
         return Rehearsal(sequences, states, output.weight.detach().clone(), bias if bias is None else bias.clone())
 
 
+def write_sequences(model: PreTrainedModel, end: int, arguments: Arguments) -> Tensor:
+    """Sequences, (count, length) token ids, sampled from the whole distribution of `model` (temperature 1), seeded.
+
+    128 documents are begun after the end-of-document token `end` and written side
+    by side. A document goes on in the next sequence, which sees only the last token
+    of the one before it, as the blocks of training text begin anywhere in a document.
+    """
+    count, length = arguments.rehearsal_sequences, arguments.seq_length
+    last = torch.full((min(DOCUMENTS, count), 1), end, device=model.device)
+    written: list[Tensor] = []
+    while len(written) * DOCUMENTS < count:
+        last = last[: count - len(written) * DOCUMENTS]
+        seed = arguments.stage_seed + SEEDS_PER_STAGE * len(written)
+        # Without the token that it goes on from: a model would learn to tell rehearsed text by its first token.
+        written.append(sample_tokens(model, last, length, seed, end)[:, 1:])
+        last = written[-1][:, -1:]
+    return torch.cat(written)
+
+
 def output_layer_inputs(model: PreTrainedModel, sequences: Tensor) -> Tensor:
     """The inputs of the output layer at every position but the last of `sequences`, (count, length - 1, width)."""
     states = []
@@ -93,7 +108,7 @@ def output_layer_inputs(model: PreTrainedModel, sequences: Tensor) -> Tensor:
         lambda layer, inputs: states.append(inputs[0][:, :-1].float())
     )
     try:
-        for rows in sequences.split(ROWS // 8):
+        for rows in sequences.split(ROWS):
             model(input_ids=rows)
     finally:
         hook.remove()
