@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 # Two test processes share the cores, and a forked process cannot use threads that its parent had.
@@ -18,8 +18,10 @@ import pytest
 import torch
 
 from k1.data.cache import scratch_folder
+from tests.processes import run_from_server
 
 ROOT = Path(__file__).resolve().parent.parent
+PRELOADED = ("k1.report.__main__", "k1.study.seeds", "k1.study.unseen", "peft")
 
 VOCABULARIES = {
     "rivers": "river water flows north south valley bridge stream bank boat fish deep wide cold slow".split(),
@@ -84,25 +86,16 @@ def run_script(script: str, *flags: object, environment: dict | None = None, cwd
 
 
 def run_forked(script: str, flags: list[str], cwd: Path) -> Finished:
-    """As `run_script`, from a server that has imported the libraries once and forks a process for each script."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["k1.report.__main__", "k1.study.seeds", "k1.study.unseen", "peft"])
+    """As `run_script`, in a fork of a server that has imported the libraries once."""
+    body = partial(be_script, script, flags, cwd, os.environ["K1_CACHE"])
     with tempfile.TemporaryDirectory() as folder:
-        process = context.Process(target=run_here, args=(script, flags, str(cwd), folder, os.environ["K1_CACHE"]))
-        process.start()
-        process.join(300)
-        if process.is_alive():
-            process.kill()
-            raise TimeoutError(script)
-        output = [Path(folder, name).read_bytes().decode() for name in ("stdout", "stderr")]
-    return Finished(process.exitcode, *output)
+        files = [Path(folder, name) for name in ("stdout", "stderr")]
+        status = run_from_server(body, *files, seconds=300, modules=PRELOADED)
+        return Finished(status, *(file.read_text(encoding="utf-8") for file in files))
 
 
-def run_here(script: str, flags: list[str], cwd: str, folder: str, cache: str) -> None:
-    """Be the script: its arguments, its working directory, its output in files of `folder`."""
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), number)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)
+def be_script(script: str, flags: list[str], cwd: Path, cache: str) -> None:
+    """Run `script` in this process, as the command line would."""
     os.chdir(cwd)
     os.environ["K1_CACHE"] = cache
     try:
@@ -113,7 +106,6 @@ def run_here(script: str, flags: list[str], cwd: str, folder: str, cache: str) -
             sys.argv = [str(ROOT / script), *flags]
             runpy.run_path(str(ROOT / script), run_name="__main__")
     finally:
-        sys.stdout.flush()
         scratch_folder().cleanup()
 
 

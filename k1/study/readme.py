@@ -193,10 +193,30 @@ def format_parts(results: Results) -> str:
     return f"{paragraph(text)}\n\n{equal_learning_table(points, labels, PARTS)}"
 
 
+def format_limits(results: Results) -> str:
+    """What the recorded figures rest on, the first of the limits."""
+    report, runs = results.report, results.study["runs"]
+    scores = report["models"]["k1"]["own"]
+    first, *others = (scores[dataset["name"]]["tokens"] for dataset in report["datasets"])
+    seeds = {record["seed"] for record in runs.values()}
+    rest = " and ".join(f"{count:,}" for count in dict.fromkeys(others))
+    limits = [
+        f"Small models on small text: {report['parameters']:,} parameters, {len(results.seeds)} seeds of the "
+        f"experiment, {len(seeds)} of the study. The figures show the method, not a law. Repeat it with other seeds, "
+        "larger presets and your data.",
+        f"The test text of dataset 1 is small ({first:,} predicted tokens; the others have {rest}).",
+        "The bundled code is the standard library of the Python that runs it, so other Python versions give other "
+        "numbers; the fingerprint in the report tells. The recorded run used Python "
+        f"{report['versions']['python']}.",
+    ]
+    return "\n".join(paragraph(f"- {limit}", indent="  ") for limit in limits)
+
+
 BLOCKS: dict[str, Callable[[Results], str]] = {
     "answer": format_answer,
     "time": format_time,
     "parts": format_parts,
+    "limits": format_limits,
     "report": lambda results: format_report(results.report),
     "seeds": lambda results: format_seeds(results.seeds),
     "unseen": lambda results: results.text("unseen.md").strip(),

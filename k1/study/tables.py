@@ -105,9 +105,9 @@ def equal_learning_table(points: dict[str, list[Point]], labels: list[str], meth
     return format_table(rows)
 
 
-def paragraph(text: str) -> str:
-    """Prose wrapped as on the pages, at 100 characters."""
-    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+def paragraph(text: str, indent: str = "") -> str:
+    """Prose wrapped as on the pages, at 100 characters, with `indent` before every line but the first."""
+    return textwrap.fill(text, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def kinds_of(labels: list[str]) -> list[str]:

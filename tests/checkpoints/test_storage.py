@@ -8,15 +8,8 @@ import torch
 from k1.checkpoints.contents import FORMAT
 from k1.checkpoints.storage import load_checkpoint, output_path, restore_model, save_checkpoint
 from k1.errors import K1Error
-from k1.files import content_digest
 from tests.conftest import assert_one_clear_line, run_script
-
-
-def signed(content: dict) -> dict:
-    """`content` with the SHA-256 that makes it look intact."""
-    content = {name: value for name, value in content.items() if name != "sha256"}
-    return {**content, "sha256": content_digest(content)}
-
+from tests.faults.checkpoint_mutations import signed
 
 KEYS = {
     "format", "method", "stage", "model_config", "model", "tokenizer", "arguments", "seed", "datasets",

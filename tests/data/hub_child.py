@@ -13,7 +13,6 @@ import shutil
 import sys
 import tempfile
 import time
-import traceback
 import urllib.request
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import datasets
 import huggingface_hub
 
 from k1.data import hub, sources
+from tests.processes import fork_captured
 
 AT_ONCE = 12
 
@@ -39,27 +39,21 @@ def load(arguments: list) -> dict:
 def start_case(case: dict, folder: Path) -> int:
     """Run a case in a fork, which leaves its result and what it printed in `folder`; returns its process id."""
     folder.mkdir()
-    process = os.fork()
-    if process:
-        return process
-    for stream in (1, 2):
-        os.dup2(os.open(folder / "printed", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    try:
-        home = Path(os.environ["HF_HOME"], case["home"])
-        if case.get("copy"):
-            shutil.copytree(Path(os.environ["HF_HOME"], case["copy"]), home, symlinks=True)
-        os.environ["HF_TOKEN"] = case["token"]
-        huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 16  # else only files above 10 MB are resumed
-        huggingface_hub.constants.HF_HUB_CACHE = str(home / "hub")
-        datasets.config.HF_DATASETS_CACHE = home / "datasets"
-        datasets.config.DOWNLOADED_DATASETS_PATH = home / "datasets" / "downloads"
-        datasets.config.EXTRACTED_DATASETS_PATH = home / "datasets" / "downloads" / "extracted"
-        (folder / "result").write_text(json.dumps([load(arguments) for arguments in case["loads"]]))
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    return fork_captured(lambda: run_case(case, folder / "result"), folder / "printed", folder / "printed")
+
+
+def run_case(case: dict, path: Path) -> None:
+    """Write what the loads of a case gave to `path`."""
+    home = Path(os.environ["HF_HOME"], case["home"])
+    if case.get("copy"):
+        shutil.copytree(Path(os.environ["HF_HOME"], case["copy"]), home, symlinks=True)
+    os.environ["HF_TOKEN"] = case["token"]
+    huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 16  # else only files above 10 MB are resumed
+    huggingface_hub.constants.HF_HUB_CACHE = str(home / "hub")
+    datasets.config.HF_DATASETS_CACHE = home / "datasets"
+    datasets.config.DOWNLOADED_DATASETS_PATH = home / "datasets" / "downloads"
+    datasets.config.EXTRACTED_DATASETS_PATH = home / "datasets" / "downloads" / "extracted"
+    path.write_text(json.dumps([load(arguments) for arguments in case["loads"]]))
 
 
 def run_phase(phase: list, folder: Path) -> list[dict]:

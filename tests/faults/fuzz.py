@@ -13,8 +13,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
-import traceback
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,10 +29,11 @@ from k1.errors import command
 from k1.model import configure_torch
 from tests.faults.fuzz_kinds import KINDS, Kind, write_good_files
 from tests.faults.mutations import BYTES, MARKER
+from tests.processes import fork_captured, wait_for_end
 
+CASES = 1000
 SECONDS = 60
 MORE_MEMORY = 1_500 * 2**20
-UNEXPECTED = 70
 
 
 @dataclass
@@ -53,40 +52,27 @@ def read_in_child(kind: Kind, path: Path, seconds: float) -> tuple[int, str, str
     """Read `path` in a forked process: (exit status, negative for a signal; result; stderr)."""
     folder = path.parent
     (folder / "tmp").mkdir()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        status = UNEXPECTED
-        try:
-            for number, name in ((1, "stdout"), (2, "stderr")):
-                os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
-            sys.stdout, sys.stderr = open(1, "w"), open(2, "w", buffering=1)
-            faulthandler.disable()
-            os.chdir(folder)
-            os.environ["K1_CACHE"] = str(folder / "new cache")
-            tempfile.tempdir = str(folder / "tmp")
-            cache.scratch_folder.cache_clear()
-            with open("/proc/self/statm") as file:
-                used = int(file.read().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (used + MORE_MEMORY,) * 2)
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            command(lambda: (folder / "result").write_text(kind.read(path)) and None)()
-            status = 0
-        except SystemExit as error:
-            status = error.code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
-    end = time.monotonic() + seconds
-    while not (finished := os.waitpid(child, os.WNOHANG))[0]:
-        if time.monotonic() > end:
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.002)
-    result, stderr = (folder / "result"), (folder / "stderr").read_text(errors="replace")
-    return os.waitstatus_to_exitcode(finished[1]), result.read_text() if result.exists() else "", stderr
+    result, stdout, stderr = (folder / name for name in ("result", "stdout", "stderr"))
+
+    def read() -> None:
+        confine(folder)
+        command(lambda: result.write_text(kind.read(path)) and None)()
+
+    status = wait_for_end(fork_captured(read, stdout, stderr), seconds)
+    return status, result.read_text() if result.exists() else "", stderr.read_text(errors="replace")
+
+
+def confine(folder: Path) -> None:
+    """Give this process little more memory than it has, no core dump, and all its temporary files in `folder`."""
+    faulthandler.disable()
+    os.chdir(folder)
+    os.environ["K1_CACHE"] = str(folder / "new cache")
+    tempfile.tempdir = str(folder / "tmp")
+    cache.scratch_folder.cache_clear()
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MORE_MEMORY,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def verdict(kind: Kind, mutation: str, status: int, result: str, stderr: str, expected: str) -> str | None:
@@ -194,7 +180,7 @@ def markdown_table(outcomes: list[Outcome], kinds: list[Kind] = KINDS) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=1000, help="cases to run (default: %(default)s)")
+    parser.add_argument("--cases", type=int, default=CASES, help="cases to run (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the damage (default: %(default)s)")
     parser.add_argument("--only", type=int, help="run this one case of the seed, and show its stderr")
     arguments = parser.parse_args()

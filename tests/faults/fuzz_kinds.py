@@ -34,19 +34,15 @@ from tests.conftest import write_corpus
 from tests.faults.checkpoint_mutations import (
     ARCHIVES,
     TENSORS,
-    TOKENIZERS,
     VALUES,
     cyclic,
     exponential,
-    in_json,
     in_tensors,
-    lengthen,
     put,
-    replace_tokenizer,
     resigned,
     without,
     wrong_type,
-)  # fmt: skip
+)
 from tests.faults.mutations import BYTES, Mutation
 from tests.faults.text_mutations import (
     CSV_ANY,
@@ -57,6 +53,7 @@ from tests.faults.text_mutations import (
     SAVED_REFUSED,
     bomb,
 )
+from tests.faults.tokenizer_mutations import TOKENIZERS, in_json, lengthen, replace_tokenizer
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 from k1.presets import FILES  # noqa: E402
 
+TOTAL = 100
 KILLS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
 # A process that Python has not yet set up is ended by the signal itself.
 EARLY = {signal.SIGTERM: -signal.SIGTERM, signal.SIGINT: -signal.SIGINT}
@@ -177,7 +178,7 @@ def run(kills: int, seed: int, kills_a_run: int, corpora: list[str], scripts: li
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=TOTAL)
     parser.add_argument("--kills_a_run", type=int, default=4, help="before a script is let to its end")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scripts", nargs="+", choices=list(OUTPUTS), default=list(OUTPUTS))

@@ -1,0 +1,74 @@
+"""Processes of the tests that are forked instead of started anew, so that the imports cost nothing, and captured.
+
+What runs in such a process ends as a script does: `SystemExit` gives its status, any other
+exception a traceback on its stderr and the status `UNEXPECTED`.
+"""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NoReturn
+
+UNEXPECTED = 70
+
+
+def be_captured(body: Callable[[], object], stdout: Path, stderr: Path) -> NoReturn:
+    """Run `body` and end this process; what it prints, also from below Python, goes to the files, which may be one."""
+    status = UNEXPECTED
+    try:
+        for number, path in ((1, stdout), (2, stderr)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)
+        body()
+        status = 0
+    except SystemExit as error:
+        is_message = isinstance(error.code, str)
+        if is_message:
+            print(error.code, file=sys.stderr)
+        status = 1 if is_message else int(error.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def fork_captured(body: Callable[[], object], stdout: Path, stderr: Path) -> int:
+    """Start `be_captured` in a fork of this process, which knows all that this one knows; returns its process id."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return os.fork() or be_captured(body, stdout, stderr)
+
+
+def wait_for_end(process: int, seconds: float) -> int:
+    """The exit status of a forked process, negative for a signal; after `seconds` it is killed."""
+    end = time.monotonic() + seconds
+    while not (finished := os.waitpid(process, os.WNOHANG))[0]:
+        if time.monotonic() > end:
+            os.kill(process, signal.SIGKILL)
+        time.sleep(0.002)
+    return os.waitstatus_to_exitcode(finished[1])
+
+
+def run_from_server(
+    body: Callable[[], object], stdout: Path, stderr: Path, seconds: float, modules: Sequence[str]
+) -> int:
+    """The exit status of `be_captured` in a fork of a server that has imported `modules` and done nothing else.
+
+    `body` is pickled. Raises `TimeoutError` after `seconds`.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(list(modules))
+    process = context.Process(target=be_captured, args=(body, stdout, stderr))
+    process.start()
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        raise TimeoutError(f"{body} takes more than {seconds} s")
+    return process.exitcode

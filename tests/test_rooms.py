@@ -1,0 +1,113 @@
+"""The package follows the data: no module imports from a later room, none in a circle, and `import k1` is quick."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import k1
+from tests.conftest import ROOT
+
+# Modules at the top and rooms, in the order in which they may build on each other.
+ORDER = (
+    "errors", "presets", "flags", "files", "parallel", "arguments", "model",
+    "data", "sparse", "training", "checkpoints", "report", "study",
+)  # fmt: skip
+HEAVY = {"torch", "transformers", "huggingface_hub", "matplotlib", "peft"}
+
+
+def modules_of(root: Path) -> dict[str, Path]:
+    """Dotted name -> file of every module below `root`/k1; a folder stands for its `__init__.py`."""
+    files = sorted((root / "k1").rglob("*.py"))
+    return {".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+
+
+def imports_of(name: str, file: Path, modules: dict[str, Path]) -> Iterator[tuple[int, str]]:
+    """(line, module of k1) of each import in a module, also of those inside functions."""
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            # `from k1.data import hub` names a module, `from k1.data.hub import get` one of its functions.
+            targets = [name if (name := f"{base}.{alias.name}") in modules else base for alias in node.names]
+        else:
+            continue
+        yield from ((node.lineno, target) for target in targets if target.split(".")[0] == "k1")
+
+
+def place_of(module: str) -> int:
+    """The place in `ORDER` of a module; the package itself, with the public names of all rooms, comes after them."""
+    parts = module.split(".")
+    return ORDER.index(parts[1]) if len(parts) > 1 else len(ORDER)
+
+
+def forbidden_imports(root: Path) -> list[str]:
+    """Each import from a later place of `ORDER`, and one circle between modules if there is any."""
+    modules = modules_of(root)
+    found, graph = [], {}
+    for name, file in modules.items():
+        graph[name] = set()
+        for line, target in imports_of(name, file, modules):
+            # The package itself hands names on when they are asked for.
+            if name != "k1" and place_of(target) > place_of(name):
+                found.append(f"{file.relative_to(root)}:{line} imports {target}, which comes after {name}")
+            graph[name].add(target)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        found.append(f"a circle: {' is imported by '.join(error.args[1])}")
+    return found
+
+
+def test_no_import_from_a_later_room_and_no_circle():
+    assert forbidden_imports(ROOT) == []
+
+
+def test_every_module_and_room_has_its_place():
+    assert {name.split(".")[1] for name in modules_of(ROOT) if "." in name} == set(ORDER)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"data/a.py": "def f():\n    from k1.sparse.b import c"}, "k1/data/a.py:2 imports k1.sparse.b, which comes"),
+        ({"data/a.py": "from ..study import b", "study/b.py": ""}, "k1/data/a.py:1 imports k1.study.b, which comes"),
+        ({"errors.py": "import k1.files"}, "k1/errors.py:1 imports k1.files, which comes after k1.errors"),
+        ({"model.py": "from k1 import train"}, "k1/model.py:1 imports k1, which comes after k1.model"),
+        ({"data/a.py": "from k1.data import b", "data/b.py": "from .a import c"}, "a circle: k1.data.a is imported by"),
+    ],
+    ids=["in a function", "relative", "at the top", "the package", "circle"],
+)
+def test_a_forbidden_import_is_named(tmp_path, content, message):
+    for name, text in {"__init__.py": "", **content}.items():
+        (tmp_path / "k1" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "k1" / name).write_text(text)
+    (found,) = forbidden_imports(tmp_path)
+    assert found.startswith(message)
+
+
+def heavy_modules_after(statement: str) -> set[str]:
+    """The large libraries that Python has imported after `statement`."""
+    code = f"import sys; {statement}; print(*sys.modules)"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    return HEAVY & set(finished.stdout.split())
+
+
+@pytest.mark.parametrize("statement", ["import k1", "from k1 import command", "import k1.presets, k1.flags, k1.errors"])
+def test_large_libraries_wait_until_they_are_needed(statement):
+    assert heavy_modules_after(statement) == set()
+
+
+def test_the_scripts_draw_nothing_and_do_not_load_what_draws():
+    assert "matplotlib" not in heavy_modules_after(f"from k1 import {', '.join(k1.__all__)}")
+
+
+def test_no_public_name_is_also_a_module():
+    assert set(k1.__all__) & {name.split(".")[1] for name in modules_of(ROOT) if "." in name} == set()
