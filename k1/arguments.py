@@ -132,12 +132,7 @@ class Flags(argparse.Namespace):
         update_fraction = 1.0 if selection == "all" else value("update_fraction", UPDATE_FRACTION)
         consolidates = self.method == "k1" and stage > 1
         consolidation = value("consolidation", preset.consolidation) if consolidates else 0.0
-        rehearsal = value("rehearsal", preset.rehearsal if self.method == "k1" else 0.0) if stage > 1 else 0.0
-        if rehearsal and not 0 < round(rehearsal * batch_size) < batch_size:
-            raise UsageError(
-                f"--rehearsal {rehearsal:g} of --batch_size {batch_size} leaves no whole sequence for one of the two; "
-                "choose another share"
-            )
+        rehearsal = self._rehearsal(stage, preset.rehearsal, batch_size)
         rates = preset.learning_rates[self.arm if stage > 1 else self.method]
         return Arguments(
             method=self.method,
@@ -184,6 +179,19 @@ class Flags(argparse.Namespace):
                     f"leave the flag out or train stage 1 again with it"
                 )
         return set(inherited)
+
+    def _rehearsal(self, stage: int, default: float, batch_size: int) -> float:
+        """The share of rehearsed text in a stage; raises `UsageError` for one that is no whole number of sequences."""
+        given = getattr(self, "rehearsal", None)
+        rehearsal = given if given is not None else default if self.method == "k1" else 0.0
+        if stage == 1 or not rehearsal:
+            return 0.0
+        if not 0 < round(rehearsal * batch_size) < batch_size:
+            raise UsageError(
+                f"--rehearsal {rehearsal:g} of --batch_size {batch_size} leaves no whole sequence for one of the two; "
+                "choose another share, or 0"
+            )
+        return rehearsal
 
     def _selection(self, stage: int, previous: dict | None) -> str:
         """The selection policy of a stage; raises `UsageError` for one that cannot be."""

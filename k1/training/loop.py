@@ -53,10 +53,8 @@ def train(
     model.train()
     start = copy_parameters(model) if arguments.interpolation != 1 else {}
     optimizer = build_optimizer(model, arguments, importance, responsibility)
-    start_tensors = {
-        "model": model.state_dict(), "importance": importance, "responsibility": responsibility,
-        "rehearsal": rehearsal and rehearsal.tensors(),
-    }  # fmt: skip
+    start_tensors = {"model": model.state_dict(), "importance": importance, "responsibility": responsibility}
+    start_tensors["rehearsal"] = rehearsal and rehearsal.tensors()
     identity, old = begin_or_resume(resume_file, arguments, dataset, start_tensors)
     if old:
         restore(model, optimizer, old, resume_file)
@@ -82,9 +80,8 @@ def train(
             optimizer.zero_grad()
             history.add_step(loss, drift)
             if before:
-                progress.set_postfix_str(
-                    history.add_entry(step, learning_rate, changed_fractions(before, model)), refresh=False
-                )
+                entry = history.add_entry(step, learning_rate, changed_fractions(before, model))
+                progress.set_postfix_str(entry, refresh=False)
             if resume_file:
                 save_or_stop(resume_file, identity, step, history, model, optimizer, interruption)
     require_identical("update masks and moments", optimizer.state_dict())

@@ -48,8 +48,9 @@ def test_the_kept_predictions_are_those_of_the_writer(model):
     torch.testing.assert_close(rehearsal.logits([4, 1]), expected[[4, 1]], rtol=1e-5, atol=1e-6)
 
 
-def test_sequences_are_drawn_from_the_models_whole_distribution(tiny_model):
+def test_sequences_are_drawn_from_the_models_whole_distribution(tiny_model, monkeypatch):
     """The first token has the frequencies that the model predicts after the end-of-document token."""
+    monkeypatch.setattr("k1.sparse.rehearsal.DOCUMENTS", 4000)
     with torch.no_grad():
         tiny_model.lm_head.weight.mul_(20)
         expected = tiny_model(input_ids=torch.zeros(1, 1, dtype=torch.long)).logits[0, 0].softmax(-1)
@@ -57,6 +58,18 @@ def test_sequences_are_drawn_from_the_models_whole_distribution(tiny_model):
     found = torch.bincount(rehearsal.sequences[:, 0], minlength=37) / 4000
     assert expected.max() > 0.05
     assert (found - expected).abs().max() < 4 * (0.25 / 4000) ** 0.5
+
+
+def test_a_document_goes_on_in_the_next_sequence(tiny_model, monkeypatch):
+    """A model that nearly always says the next letter goes on with it where the sequence before it ended."""
+    monkeypatch.setattr("k1.sparse.rehearsal.DOCUMENTS", 2)
+    monkeypatch.setattr("k1.sparse.rehearsal.sample_tokens", count_up)
+    sequences = write_rehearsal(tiny_model, TOKENIZER, arguments_of("--rehearsal_sequences", "5")).sequences
+    assert sequences.tolist() == [[(8 * part + i + 1) % 37 for i in range(8)] for part in (0, 0, 1, 1, 2)]
+
+
+def count_up(model, prompts, new_tokens, seed, end):
+    return (prompts + torch.arange(new_tokens + 1)) % 37
 
 
 def test_the_same_seed_writes_the_same_and_another_stage_or_seed_does_not(tiny_model):

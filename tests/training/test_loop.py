@@ -146,7 +146,8 @@ def test_the_shares_of_the_stages_are_recorded_by_group(trained):
 
 def test_a_later_stage_by_gain_needs_importance(tiny_model):
     first = arguments_with()
-    arguments = parse_training_flags("", "k1", ["--preset", "smoke"]).resolve(stage=2, previous=first.as_dict())
+    flags = parse_training_flags("", "k1", ["--preset", "smoke", "--selection", "gain"])
+    arguments = flags.resolve(stage=2, previous=first.as_dict())
     with pytest.raises(K1Error, match="'gain' needs a stage before this one"):
         build_optimizer(tiny_model, arguments)
 
@@ -157,7 +158,8 @@ def test_the_optimizer_of_a_later_stage_gets_what_the_settings_say(tiny_model):
 
     twin = build_model(tiny_model.config.to_dict(), seed=0)
     previous = arguments_with().as_dict()
-    arguments = parse_training_flags("", "k1", ["--preset", "smoke"]).resolve(stage=2, previous=previous)
+    flags = ["--preset", "smoke", "--selection", "gain", "--rehearsal", "0"]
+    arguments = parse_training_flags("", "k1", flags).resolve(stage=2, previous=previous)
     generator = torch.Generator().manual_seed(0)
     omega, rho = (
         {name: torch.rand(value.shape, generator=generator) for name, value in tiny_model.named_parameters()}
