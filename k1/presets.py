@@ -32,7 +32,7 @@ class Preset:
     interpolation: tuple[float, float, float] = (1.0, 1.0, 1.0)
     rehearsal: float = 0.25
     rehearsal_sequences: int = 512
-    rehearsal_weight: float = 1.0
+    rehearsal_weight: float = 2.0
     gain_floor: float = 0.1
     importance_batches: int = 80
     max_basis_dim: int = 2_048
@@ -46,7 +46,7 @@ PRESETS = {
         seq_length=128, batch_size=8, gradient_accumulation_steps=1,
         max_steps=(60, 30, 30), warmup_steps=5,
         learning_rates={arm: (1e-2, 1e-2, 1e-2) for arm in ("k1", "baseline", "baseline_rehearsal")},
-        evaluation_tokens=8_192, max_documents=200, consolidation=1.7, importance_batches=10,
+        evaluation_tokens=8_192, max_documents=200, consolidation=0.5, importance_batches=10,
     ),
     "quick": Preset(
         hidden_size=128, intermediate_size=344, layers=4, heads=4, vocabulary_size=2_048,
@@ -55,7 +55,7 @@ PRESETS = {
         learning_rates={
             "k1": (3e-3, 4e-3, 4e-3), "baseline": (3e-3, 5e-4, 5e-4), "baseline_rehearsal": (3e-3, 2e-3, 2e-3),
         },
-        evaluation_tokens=65_536, max_documents=20_000, consolidation=1.7,
+        evaluation_tokens=65_536, max_documents=20_000, consolidation=0.5,
     ),
     "study": Preset(
         hidden_size=64, intermediate_size=172, layers=2, heads=2, vocabulary_size=1_024,
@@ -64,14 +64,14 @@ PRESETS = {
         learning_rates={
             "k1": (6e-3, 3e-3, 3e-3), "baseline": (6e-3, 1e-3, 1e-3), "baseline_rehearsal": (6e-3, 3e-3, 3e-3),
         },
-        evaluation_tokens=16_384, max_documents=20_000, consolidation=1.7,
+        evaluation_tokens=16_384, max_documents=20_000, consolidation=0.5,
     ),
     "full": Preset(
         hidden_size=768, intermediate_size=2_048, layers=12, heads=12, vocabulary_size=32_000,
         seq_length=1_024, batch_size=8, gradient_accumulation_steps=8,
         max_steps=(600, 600, 600), warmup_steps=60,
         learning_rates={arm: (6e-4, 3e-4, 3e-4) for arm in ("k1", "baseline", "baseline_rehearsal")},
-        evaluation_tokens=1_048_576, max_documents=200_000, consolidation=1.7,
+        evaluation_tokens=1_048_576, max_documents=200_000, consolidation=0.5,
     ),
 }  # fmt: skip
 FILES = {

@@ -92,7 +92,7 @@ METHODS = {
     "k1_no_consolidation": Method("K-1, no consolidation", NO_CONSOLIDATION, first="k1"),
     "k1_no_rehearsal": Method("K-1, no rehearsal", NO_REHEARSAL, first="k1"),
     "ewc": Method("EWC", (*ALL_STANDARD, *NO_REHEARSAL), dial=STRENGTHS),
-    "ewc_rehearsal": Method("EWC + rehearsal", ALL_STANDARD, dial=STRENGTHS),
+    "ewc_rehearsal": Method("EWC + rehearsal", ALL_STANDARD, dial={"consolidation": (0.5, 1.7)}),
     "laplace": Method("structured Laplace", ("--selection", "all", *NO_REHEARSAL), dial=STRENGTHS),
     "momentum": Method(
         "MoFO, 51%", ("--selection", "momentum", *PLAIN, *NO_REHEARSAL), learning_rates=PLASTIC_RATES

@@ -147,14 +147,12 @@ def test_a_failure_is_one_line_and_changes_nothing(copies):
 
 def stated_figures() -> list[str]:
     """Every figure that the README names outside its blocks, made from where it comes from."""
-    shares = [f"{share:.0%}" for share in PRESETS["quick"].interpolation[1:]]
     python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=")
     return [
         f"{UPDATE_FRACTION:.0%}",
         f"{1 - UPDATE_FRACTION:.0%}",
         f"need Python {python} or newer",
         f"sections of about {SECTION_CHARACTERS:,} characters",
-        f"the stage keeps {shares[0]} (dataset 2) or {shares[1]} (dataset 3) of its change",
         f"written about every {SECONDS_BETWEEN_SAVES} seconds",
         f"after {SILENCE_SECONDS} seconds without new data",
         f"kills the scripts {kills.TOTAL} times",
