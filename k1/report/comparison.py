@@ -1,29 +1,25 @@
 """K-1 and baseline side by side: all figures of the report, as plain values."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from k1.arguments import Arguments
 from k1.checkpoints.contents import Checkpoint
-from k1.checkpoints.storage import load_checkpoint, restore_model
-from k1.data.loader import load_datasets
-from k1.data.tokenizer import load_tokenizer
+from k1.checkpoints.storage import load_checkpoint
 from k1.errors import K1Error
 from k1.model import configure_torch
 from k1.presets import FILES, SCRIPTS
 from k1.report.criteria import judge
-from k1.report.generation import continue_test_text
 from k1.report.metrics import (
     accuracy_matrix,
     average_forgetting_percent,
     backward_transfer,
-    distinct_2,
     forgetting_percent,
     forward_transfer,
     mean,
     selection_of,
-    trigram_shares,
 )
+from k1.report.quality import generation_quality, prepare_test
+from k1.report.tables import LABELS
 
 
 def load_run(models_dir: Path, method: str) -> list[Checkpoint]:
@@ -40,7 +36,7 @@ def load_run(models_dir: Path, method: str) -> list[Checkpoint]:
     return run
 
 
-def require_comparable(k1: list[Checkpoint], baseline: list[Checkpoint]) -> None:
+def require_comparable(k1: list[Checkpoint], other: list[Checkpoint]) -> None:
     """Raise `K1Error` that names what differs where a comparison of the two runs would not be fair."""
 
     def settings(*names: str):
@@ -61,41 +57,16 @@ def require_comparable(k1: list[Checkpoint], baseline: list[Checkpoint]) -> None
         "precision": settings("precision"),
         "evaluated text": settings("evaluation_tokens", "seq_length"),
     }  # fmt: skip
-    different = [label for label, value in must_agree.items() if value(k1) != value(baseline)]
+    different = [label for label, value in must_agree.items() if value(k1) != value(other)]
     if different:
         raise K1Error(
-            f"K-1 and baseline cannot be compared, they differ in: {', '.join(different)}; "
+            f"K-1 and {LABELS[other[0].method]} cannot be compared, they differ in: {', '.join(different)}; "
             f"train both with the same settings (make does)"
         )
 
 
-def generation_quality(runs: dict[str, list[Checkpoint]], device: str) -> dict:
-    """How well continuations of test text fit each dataset, right after its stage and at the end.
-
-    Returns method -> dataset -> `own` and `final` -> `trigram_share` and
-    `distinct_2` (see `k1.report.metrics`). Prompts and seed are the same for both
-    methods and both times.
-    """
-    final = runs["k1"][-1]
-    tokenizer = load_tokenizer(final.tokenizer)
-    datasets = load_datasets(final.datasets, tokenizer, replace(Arguments(**final.arguments), device=device))
-    quality: dict = {method: {dataset.name: {} for dataset in datasets} for method in runs}
-    for index, dataset in enumerate(datasets):
-        continuations = {
-            (method, when): continue_test_text(
-                restore_model(checkpoint, device, fold=True), tokenizer, dataset, final.seed
-            )
-            for method, run in runs.items()
-            for when, checkpoint in (("own", run[index]), ("final", run[-1]))
-        }
-        shares = trigram_shares(list(continuations.values()), dataset.training_text())
-        for ((method, when), texts), share in zip(continuations.items(), shares):
-            quality[method][dataset.name][when] = {"trigram_share": share, "distinct_2": distinct_2(texts)}
-    return quality
-
-
 def results_of(run: list[Checkpoint], generation: dict) -> dict:
-    """All figures of one method's run, as plain values; `generation` is its part of `generation_quality`."""
+    """All figures of one method's run, as plain values; `generation` is what `generation_quality` returns."""
     final = run[-1]
     matrix = accuracy_matrix(final)
     names = [dataset["name"] for dataset in final.datasets]
@@ -128,14 +99,16 @@ def results_of(run: list[Checkpoint], generation: dict) -> dict:
 def build_report(models_dir: Path, device: str) -> dict:
     """Everything the report shows, as plain values; raises `K1Error` where the runs cannot be compared."""
     runs = {method: load_run(models_dir, method) for method in FILES}
-    require_comparable(runs["k1"], runs["baseline"])
+    for run in runs.values():
+        require_comparable(runs["k1"], run)
     final = runs["k1"][-1]
     configure_torch(final.arguments["threads"])
-    generation = generation_quality(runs, device)
-    models = {method: results_of(run, generation[method]) for method, run in runs.items()}
+    test = prepare_test(final, device)
+    models = {method: results_of(run, generation_quality(run, test, device)) for method, run in runs.items()}
     return {
         "models": models,
         "criteria": judge(models["k1"], models["baseline"]),
+        "judges": test.describe(),
         "datasets": final.datasets,
         "seed": final.seed,
         "preset": final.arguments["preset"],

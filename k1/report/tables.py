@@ -6,6 +6,8 @@ from k1.checkpoints.contents import Checkpoint
 from k1.parallel import is_main_process
 
 LABELS = {"k1": "K-1", "baseline": "baseline"}
+# Of generated text, see `k1.report.quality`.
+SCORES = {"domain": "domain", "fluency": "fluency", "distinct_2": "distinct-2"}
 
 
 def dataset_label(name: str) -> str:
