@@ -143,20 +143,26 @@ def select_groups(evidence: Evidence) -> Tensors:
     """Whole module groups in order of gradient norm until the budget is full.
 
     The group that no longer fits gives the parameters with its largest |gradient|,
-    so that the budget is met exactly.
+    so that the budget is met exactly. Parameters that have neither a gradient nor
+    a first moment, such as the embeddings of tokens that have not come yet, stay
+    where they are if selected; they come last, and only where the others are too few.
     """
     sizes = gradient_size(evidence.parameters)
+    moves = {name: (size > 0) | (evidence.first_moments.get(name, size) != 0) for name, size in sizes.items()}
     groups: dict[str, list[str]] = {}
     for name in sizes:
         groups.setdefault(module_group(name), []).append(name)
     norms = {group: sum(float(sizes[name].norm()) ** 2 for name in members) for group, members in groups.items()}
     masks = {name: torch.zeros_like(size, dtype=torch.bool) for name, size in sizes.items()}
     left = evidence.budget
-    for group in sorted(groups, key=lambda group: -norms[group]):
-        members = {name: sizes[name] for name in groups[group]}
-        taken = min(left, sum(size.numel() for size in members.values()))
+    in_order = sorted(groups, key=lambda group: -norms[group])
+    for moving, group in [(moving, group) for moving in (True, False) for group in in_order]:
+        # A size is never negative, so those of the other kind come after all of this one.
+        members = {name: sizes[name].masked_fill(moves[name] != moving, -1.0) for name in groups[group]}
+        taken = min(left, sum(int((size >= 0).sum()) for size in members.values()))
         if taken:
-            masks.update(largest(members, taken))
+            for name, mask in largest(members, taken).items():
+                masks[name] |= mask
         left -= taken
     return masks
 

@@ -80,6 +80,26 @@ def test_a_parameter_without_a_gradient_counts_as_zero():
 
 
 @pytest.mark.parametrize(
+    ("budget", "from_moving", "from_still"),
+    [(20, 20, 0), (36, 36, 0), (40, 36, 4), (48, 36, 12)],
+    ids=["some", "all that move", "a few more", "all"],
+)
+def test_groups_take_what_a_step_does_not_move_last(budget, from_moving, from_still):
+    """Rows of an embedding without a gradient move by their momentum, and where they have none not at all."""
+    embedding, other = torch.nn.Parameter(torch.ones(8, 4)), torch.nn.Parameter(torch.ones(4, 4))
+    embedding.grad, other.grad = torch.zeros(8, 4), torch.ones(4, 4)
+    embedding.grad[:3] = 100
+    moments = {"embed": embedding.grad / 10, "layers.0.mlp": other.grad / 10}
+    moments["embed"][3:5] = -1e-9
+    parameters = {"embed": embedding, "layers.0.mlp": other}
+    masks = SELECTION_POLICIES["groups"](Evidence(parameters, budget, torch.Generator(), first_moments=moments))
+    # The group with the larger gradients comes first, as far as it moves.
+    assert masks["embed"][:5].all()
+    assert int(masks["embed"][5:].sum()) == from_still
+    assert int(masks["embed"][:5].sum() + masks["layers.0.mlp"].sum()) == from_moving
+
+
+@pytest.mark.parametrize(
     ("policy", "looks_at"),
     [("error_feedback", "pending_updates"), ("momentum", "first_moments"), ("gain", "responsibility")],
 )
