@@ -1,4 +1,4 @@
-"""K-1 and baseline side by side: all figures of the report, as plain values."""
+"""K-1 and the baselines side by side: all figures of the report, as plain values."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from k1.checkpoints.contents import Checkpoint
 from k1.checkpoints.storage import load_checkpoint
 from k1.errors import K1Error
 from k1.model import configure_torch
-from k1.presets import FILES, SCRIPTS
+from k1.presets import ARM_FILES, FILES, SCRIPTS
 from k1.report.criteria import judge
 from k1.report.metrics import (
     accuracy_matrix,
@@ -22,21 +22,28 @@ from k1.report.quality import generation_quality, prepare_test
 from k1.report.tables import LABELS
 
 
-def load_run(models_dir: Path, method: str) -> list[Checkpoint]:
-    """The three checkpoints of a method; raises `K1Error` where one is missing or they are not of one run."""
-    run = [load_checkpoint(models_dir / file, method, stage) for stage, file in enumerate(FILES[method], start=1)]
+def arms_in(models_dir: Path) -> list[str]:
+    """The arms of the experiment to report: K-1, the baseline and, where it was trained, the baseline with rehearsal."""
+    return [arm for arm in LABELS if arm in FILES or (models_dir / ARM_FILES[arm][-1]).exists()]
+
+
+def load_run(models_dir: Path, arm: str) -> list[Checkpoint]:
+    """The three checkpoints of an arm; raises `K1Error` where one is missing or they are not of one run."""
+    files, scripts = ARM_FILES[arm], SCRIPTS[arm]
+    method = "k1" if arm == "k1" else "baseline"
+    run = [load_checkpoint(models_dir / file, method, stage) for stage, file in enumerate(files, start=1)]
     for stage in (1, 2):
         earlier, later = run[stage - 1], run[stage]
         known = [{name: row.get(name) for name in old} for row, old in zip(later.evaluations, earlier.evaluations)]
         if known != earlier.evaluations or later.tokenizer != earlier.tokenizer:
             raise K1Error(
-                f"{models_dir / FILES[method][stage]} does not continue {models_dir / FILES[method][stage - 1]}, "
-                f"which was trained again since; run {SCRIPTS[method][stage]} with --overwrite"
+                f"{models_dir / files[stage]} does not continue {models_dir / files[stage - 1]}, "
+                f"which was trained again since; run {scripts[stage]} with --overwrite"
             )
     return run
 
 
-def require_comparable(k1: list[Checkpoint], other: list[Checkpoint]) -> None:
+def require_comparable(k1: list[Checkpoint], other: list[Checkpoint], arm: str) -> None:
     """Raise `K1Error` that names what differs where a comparison of the two runs would not be fair."""
 
     def settings(*names: str):
@@ -57,10 +64,12 @@ def require_comparable(k1: list[Checkpoint], other: list[Checkpoint]) -> None:
         "precision": settings("precision"),
         "evaluated text": settings("evaluation_tokens", "seq_length"),
     }  # fmt: skip
+    if arm == "baseline_rehearsal":
+        must_agree["rehearsal"] = settings("rehearsal", "rehearsal_sequences", "rehearsal_weight", "rehearsal_on_top")
     different = [label for label, value in must_agree.items() if value(k1) != value(other)]
     if different:
         raise K1Error(
-            f"K-1 and {LABELS[other[0].method]} cannot be compared, they differ in: {', '.join(different)}; "
+            f"K-1 and {LABELS[arm]} cannot be compared, they differ in: {', '.join(different)}; "
             f"train both with the same settings (make does)"
         )
 
@@ -98,13 +107,13 @@ def results_of(run: list[Checkpoint], generation: dict) -> dict:
 
 def build_report(models_dir: Path, device: str) -> dict:
     """Everything the report shows, as plain values; raises `K1Error` where the runs cannot be compared."""
-    runs = {method: load_run(models_dir, method) for method in FILES}
-    for run in runs.values():
-        require_comparable(runs["k1"], run)
+    runs = {arm: load_run(models_dir, arm) for arm in arms_in(models_dir)}
+    for arm, run in runs.items():
+        require_comparable(runs["k1"], run, arm)
     final = runs["k1"][-1]
     configure_torch(final.arguments["threads"])
     test = prepare_test(final, device)
-    models = {method: results_of(run, generation_quality(run, test, device)) for method, run in runs.items()}
+    models = {arm: results_of(run, generation_quality(run, test, device)) for arm, run in runs.items()}
     return {
         "models": models,
         "criteria": judge(models["k1"], models["baseline"]),
