@@ -47,8 +47,7 @@ def train(
     runs, at the end and before Ctrl-C or SIGTERM end it, and comes out with the
     same bits as one that was never stopped.
 
-    Returns the history, see `k1.training.history.History`. Raises `K1Error` when
-    the loss or the gradient is no longer finite.
+    Returns the history (`k1.training.history.History`); raises `K1Error` when loss or gradient is no longer finite.
     """
     model.train()
     start = copy_parameters(model) if arguments.interpolation != 1 else {}
