@@ -62,10 +62,7 @@ def train(
     # Whatever ends the loop, the bar is closed first, so that an error stands on a line of its own.
     with progress, Interruption() if resume_file else nullcontext() as interruption:
         for step in progress:
-            loss = accumulate_gradients(parallel_model, batches, arguments)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
-            if not math.isfinite(loss) or not torch.isfinite(norm):
-                give_up(step, loss, float(norm), dataset.name, arguments, resume_file)
+            loss = finite_gradients(parallel_model, batches, step, dataset.name, arguments, resume_file)
             learning_rate = schedule.get_last_lr()[0]
             before = copy_parameters(model) if history.is_due(step) else None
             optimizer.step()
@@ -77,6 +74,9 @@ def train(
                     history.add_entry(step, learning_rate, changed_fractions(before, model)), refresh=False
                 )
             if resume_file:
+                if step == arguments.max_steps:  # no later step would notice that this one diverged
+                    finite_gradients(parallel_model, batches, step, dataset.name, arguments, resume_file)
+                    optimizer.zero_grad()
                 save_or_stop(resume_file, identity, step, history, model, optimizer, interruption)
     require_identical("update masks and moments", optimizer.state_dict())
     interpolate(model, start, arguments.interpolation)
@@ -91,6 +91,22 @@ def begin_or_resume(
         return {}, None
     identity = identity_of(arguments, dataset, start)
     return identity, resume_file.take(identity)
+
+
+def finite_gradients(
+    model: torch.nn.Module,
+    batches: Iterator[torch.Tensor],
+    step: int,
+    name: str,
+    arguments: Arguments,
+    resume_file: ResumeFile | None,
+) -> float:
+    """Add the clipped gradients of one step's batches and return their loss; gives up where it or they are not finite."""
+    loss = accumulate_gradients(model, batches, arguments)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+    if not math.isfinite(loss) or not torch.isfinite(norm):
+        give_up(step, loss, float(norm), name, arguments, resume_file)
+    return loss
 
 
 def give_up(
