@@ -4,6 +4,8 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
+from itertools import repeat
 from typing import NoReturn
 
 import torch
@@ -60,18 +62,14 @@ def train(
     done = old["step"] if old else 0
     history = History(arguments, old)
     schedule = warmup_and_cosine(optimizer, arguments.warmup_steps, arguments.max_steps, done)
-    skipped = done * arguments.gradient_accumulation_steps
-    batches = batches_of_blocks(dataset.blocks["train"], arguments.new_rows, arguments.stage_seed, skipped)
-    rehearsed = rehearsal and rehearsal.batches(arguments.rehearsed_rows, arguments.stage_seed, skipped)
     parallel_model = DistributedDataParallel(model, forward_sync_buffers=False) if process_count() > 1 else model
+    text = text_of_steps(dataset, arguments, rehearsal, done)
+    gradients = partial(finite_gradients, parallel_model, text, dataset.name, arguments, rehearsal, resume_file)
     progress = progress_bar(dataset.name, arguments, done)
     # Whatever ends the loop, the bar is closed first, so that an error stands on a line of its own.
     with progress, Interruption() if resume_file else nullcontext() as interruption:
         for step in progress:
-            loss, drift = accumulate_gradients(parallel_model, batches, arguments, rehearsal, rehearsed)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
-            if not math.isfinite(loss + drift) or not torch.isfinite(norm):
-                give_up(step, loss, float(norm), dataset.name, arguments, resume_file)
+            loss, drift = gradients(step)
             learning_rate = schedule.get_last_lr()[0]
             before = copy_parameters(model) if history.is_due(step) else None
             optimizer.step()
@@ -82,6 +80,9 @@ def train(
                 entry = history.add_entry(step, learning_rate, changed_fractions(before, model))
                 progress.set_postfix_str(entry, refresh=False)
             if resume_file:
+                if step == arguments.max_steps:  # no later step would notice that this one diverged
+                    gradients(step)
+                    optimizer.zero_grad()
                 save_or_stop(resume_file, identity, step, history, model, optimizer, interruption)
     require_identical("update masks and moments", optimizer.state_dict())
     interpolate(model, start, arguments.interpolation)
@@ -96,6 +97,34 @@ def begin_or_resume(
         return {}, None
     identity = identity_of(arguments, dataset, start)
     return identity, resume_file.take(identity)
+
+
+def text_of_steps(
+    dataset: TokenizedDataset, arguments: Arguments, rehearsal: Rehearsal | None, done: int
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """For each forward pass after the `done` steps: new sequences as token ids, and the numbers of rehearsed ones."""
+    skipped = done * arguments.gradient_accumulation_steps
+    batches = batches_of_blocks(dataset.blocks["train"], arguments.new_rows, arguments.stage_seed, skipped)
+    if rehearsal is None:
+        return zip(batches, repeat([]))
+    return zip(batches, rehearsal.batches(arguments.rehearsed_rows, arguments.stage_seed, skipped))
+
+
+def finite_gradients(
+    model: torch.nn.Module,
+    text: Iterator[tuple[Tensor, list[int]]],
+    name: str,
+    arguments: Arguments,
+    rehearsal: Rehearsal | None,
+    resume_file: ResumeFile | None,
+    step: int,
+) -> tuple[float, float]:
+    """Add the clipped gradients of a step and return its two losses; gives up where they are not finite."""
+    loss, drift = accumulate_gradients(model, text, arguments, rehearsal)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+    if not math.isfinite(loss + drift) or not torch.isfinite(norm):
+        give_up(step, loss, float(norm), name, arguments, resume_file)
+    return loss, drift
 
 
 def give_up(
@@ -163,25 +192,23 @@ def restore(model: PreTrainedModel, optimizer: SparseAdamW, old: dict, resume_fi
 
 def accumulate_gradients(
     model: torch.nn.Module,
-    batches: Iterator[Tensor],
+    text: Iterator[tuple[Tensor, list[int]]],
     arguments: Arguments,
     rehearsal: Rehearsal | None = None,
-    rehearsed: Iterator[list[int]] | None = None,
 ) -> tuple[float, float]:
-    """Add the gradients of one optimizer step's batches; returns their mean losses in nats per token.
+    """Add the gradients of one optimizer step's forward passes; returns their mean losses in nats per token.
 
     The first is that of the new text, the second the divergence on the rehearsed
-    sequences, 0 without. `batches` gives token ids and `rehearsed` the numbers of
-    sequences of `rehearsal`. Of several processes each takes its rows of every
-    batch, and all end with the gradients of the whole batch.
+    sequences, 0 without. `text` is that of `text_of_steps`. Of several processes each
+    takes its rows of every batch, and all end with the gradients of the whole batch.
     """
     totals = torch.zeros(2, dtype=torch.float64)
     for number in range(1, arguments.gradient_accumulation_steps + 1):
-        rows, old = next(batches).to(arguments.device), next(rehearsed) if rehearsed else []
+        rows, old = next(text)
         is_last = number == arguments.gradient_accumulation_steps
         # Gradients are exchanged once a step, not with every batch.
         with nullcontext() if is_last or process_count() == 1 else model.no_sync():
-            losses = mean_losses(model, rows, arguments, rehearsal, old)
+            losses = mean_losses(model, rows.to(arguments.device), arguments, rehearsal, old)
             (losses[0] + arguments.rehearsal_weight * losses[1]).backward()
         totals += losses.detach().cpu()
     sum_over_processes(totals)

@@ -107,7 +107,7 @@ def test_a_step_adds_both_losses_each_as_a_mean(tiny_model):
     (loss + 0.7 * drift).backward()
     expected = [parameter.grad.clone() for parameter in tiny_model.parameters()]
     tiny_model.zero_grad()
-    found = accumulate_gradients(tiny_model, iter([rows]), arguments, rehearsal, iter([old]))
+    found = accumulate_gradients(tiny_model, iter([(rows, old)]), arguments, rehearsal)
     assert found == pytest.approx((loss.item(), drift.item()), rel=1e-5)
     assert drift > 1e-3
     for parameter, gradient in zip(tiny_model.parameters(), expected):

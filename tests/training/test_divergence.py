@@ -1,7 +1,8 @@
-"""A training whose numbers overflow ends with one line and leaves the old checkpoint as it is."""
+"""A training whose numbers overflow ends with one line, and leaves nothing that the next start has to clear away."""
 
 import pytest
 
+from k1.checkpoints.storage import load_checkpoint
 from tests.conftest import assert_one_clear_line, run_script
 
 
@@ -16,8 +17,18 @@ def test_divergence_stops_with_a_clear_line_and_leaves_the_old_checkpoint(traine
         "--threads", 1,
     )  # fmt: skip
     assert_one_clear_line(finished, 1, "diverged", "lower --learning_rate")
-    # A training that diverged at its last step may leave a resume file, which --overwrite removes.
-    left = {
-        path.name: path.read_bytes() for path in tmp_path.iterdir() if not path.name.endswith((".lock", "resume.pt"))
-    }
-    assert left == files
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".lock"} == files
+
+
+@pytest.mark.parametrize("method", ["k1", "baseline"])
+def test_after_a_divergence_at_the_last_step_a_lower_learning_rate_is_all_it_takes(trained, tmp_path, method):
+    script, datasets = {
+        "k1": ("train_k1_dataset1.py", ["--dataset_name", trained.corpora[0]]),
+        "baseline": ("train_baseline_all.py", ["--dataset_names", *trained.corpora]),
+    }[method]
+    flags = [*datasets, "--models_dir", tmp_path, "--preset", "smoke", "--max_steps", 1, "--threads", 1]
+    diverged = run_script(script, *flags, "--learning_rate", "1e30", "--weight_decay", 0)
+    assert_one_clear_line(diverged, 1, "diverged at step 1 ", "lower --learning_rate from 1e+30")
+    finished = run_script(script, *flags)
+    assert finished.status == 0, finished.stderr
+    assert load_checkpoint(tmp_path / f"{method}_dataset1.pt", method).history[-1]["step"] == 1

@@ -173,7 +173,7 @@ def test_the_optimizer_of_a_later_stage_gets_what_the_settings_say(tiny_model):
     ids = torch.randint(0, 37, (4, 16), generator=generator)
     for model, optimizer in ((tiny_model, build_optimizer(tiny_model, arguments, omega, rho)), (twin, by_hand)):
         for _ in range(3):
-            accumulate_gradients(model, iter([ids]), arguments)
+            accumulate_gradients(model, iter([(ids, [])]), arguments)
             optimizer.step()
             optimizer.zero_grad()
     ours, theirs = dict(tiny_model.named_parameters()), dict(twin.named_parameters())
@@ -224,11 +224,11 @@ def arguments_with(*argv):
 
 def test_accumulated_gradients_are_those_of_the_large_batch(tiny_model):
     ids = torch.randint(0, 37, (12, 16), generator=torch.Generator().manual_seed(0))
-    loss, _ = accumulate_gradients(tiny_model, iter([ids]), arguments_with())
+    loss, _ = accumulate_gradients(tiny_model, iter([(ids, [])]), arguments_with())
     whole = [parameter.grad.clone() for parameter in tiny_model.parameters()]
     tiny_model.zero_grad()
     in_parts, _ = accumulate_gradients(
-        tiny_model, iter(ids.split(4)), arguments_with("--gradient_accumulation_steps", "3")
+        tiny_model, ((rows, []) for rows in ids.split(4)), arguments_with("--gradient_accumulation_steps", "3")
     )
     assert in_parts == pytest.approx(loss, rel=1e-5)
     for parameter, expected in zip(tiny_model.parameters(), whole):
@@ -237,8 +237,8 @@ def test_accumulated_gradients_are_those_of_the_large_batch(tiny_model):
 
 def test_bfloat16_computes_about_the_same_loss_and_keeps_float32_parameters(tiny_model):
     ids = torch.randint(0, 37, (4, 16), generator=torch.Generator().manual_seed(0))
-    exact, _ = accumulate_gradients(tiny_model, iter([ids]), arguments_with())
-    rounded, _ = accumulate_gradients(tiny_model, iter([ids]), arguments_with("--precision", "bfloat16"))
+    exact, _ = accumulate_gradients(tiny_model, iter([(ids, [])]), arguments_with())
+    rounded, _ = accumulate_gradients(tiny_model, iter([(ids, [])]), arguments_with("--precision", "bfloat16"))
     assert rounded != exact and rounded == pytest.approx(exact, rel=0.02)
     assert {parameter.dtype for parameter in tiny_model.parameters()} == {torch.float32}
 
