@@ -1,22 +1,23 @@
 """What compressed files say that they expand to, summed up before a library takes the memory for it."""
 
 import gzip
-import mmap
+import io
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from struct import error as StructError
 from struct import unpack_from
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 MAX_EXPANSION = 100  # a file may hold this many times its size, and 64 MiB
 MAX_UNPACKED = 2**30  # in one piece: a page of Parquet holds up to a thousand texts
-OLD_PADDING = 100  # so many bytes more does pyarrow read of a column of parquet-mr, which was wrong before 1.2.9
-# The types of Thrift.
-BOOLEANS, BYTE, INTEGERS, I32, DOUBLE, BINARY, LISTS, MAP, STRUCT = (1, 2), 3, (4, 5, 6), 5, 7, 8, (9, 10), 11, 12
+OLD_PADDING = 100  # so much more than the column does pyarrow read in files of before 2014
+MAX_HEADER = 2**24  # longer ones are none for pyarrow either
 MAX_NESTING = 16
+# The types of Thrift.
+BOOLEANS, BYTE, INTEGERS, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = (1, 2), 3, (4, 5, 6), 5, 6, *range(7, 13)
 
 
 def most_expanded(path: Path) -> int:
@@ -24,15 +25,26 @@ def most_expanded(path: Path) -> int:
     return MAX_EXPANSION * path.stat().st_size + 2**26
 
 
-def check_expansion(path: Path, sizes: Iterable[int]) -> None:
-    """Raise `ValueError` where the pieces of a file, of these `sizes` once they are unpacked, are too large."""
-    left = most_expanded(path)
-    for size in sizes:
+class Expansion:
+    """Sums up what a file expands to, and raises `ValueError` where that is too much."""
+
+    def __init__(self, path: Path) -> None:
+        self.left = most_expanded(path)
+
+    def add(self, size: int) -> None:
+        """Count one more piece of the file, which is of this size when it is unpacked."""
         if size > MAX_UNPACKED:
             raise ValueError(f"it states {size:,} bytes for one compressed piece, and the most is {MAX_UNPACKED:,}")
-        left -= size
-        if left < 0:
+        self.left -= size
+        if self.left < 0:
             raise ValueError(f"it expands to more than {MAX_EXPANSION} times its size")
+
+
+def check_expansion(path: Path, sizes: Iterable[int]) -> None:
+    """Raise `ValueError` where the pieces of a file, of these `sizes` when they are unpacked, are too large."""
+    expansion = Expansion(path)
+    for size in sizes:
+        expansion.add(size)
 
 
 def gzip_sizes(path: Path) -> Iterator[int]:
@@ -92,106 +104,105 @@ def target(data: bytes, position: int | None) -> int:
     return position + unpack_from("<I", data, position)[0]
 
 
-def page_sizes(path: Path, metadata: pq.FileMetaData, column: str) -> Iterator[int]:
-    """The size of each compressed page of a column in a Parquet file, as its header states it."""
-    # The schema says which its parts are; what they say of themselves may differ.
-    names = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
-    numbers = [number for number, name in enumerate(names) if f"{name}.".startswith(f"{column}.")]
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    chunks = [group.column(number) for group in groups for number in numbers if number < group.num_columns]
-    if sum(max(chunk.total_compressed_size, 0) for chunk in chunks) > path.stat().st_size:
-        raise ValueError("the parts of its column are together larger than the file")
-    padding = OLD_PADDING if "parquet-mr" in (metadata.created_by or "").lower() else 0
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for chunk in chunks:
-            yield from chunk_sizes(data, chunk, padding)
+class ColumnFile(io.BufferedReader):
+    """A Parquet file that pyarrow reads columns of, whose pages are checked when they are read, before it has them.
+
+    So nothing depends on what the file says of where they are: pyarrow reads a column of a row group at once, unless it
+    is told to buffer. What it reads to open the file is no column; `is_open` is to be set then.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.expansion, self.is_open = Expansion(path), False
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        for unpacked in page_sizes(data) if self.is_open else ():
+            self.expansion.add(unpacked)
+        return data
 
 
-def chunk_sizes(data: mmap.mmap, chunk: pq.ColumnChunkMetaData, padding: int) -> Iterator[int]:
-    """The sizes of the pages in one part of a column; 0 for a page that is not compressed."""
-    position, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset
-    if dictionary and 0 < dictionary < position:
-        position = dictionary
-    end = position + chunk.total_compressed_size
-    while position < end + padding:
+def page_sizes(data: bytes) -> Iterator[int]:
+    """The sizes that the headers of the pages in a column state; 0 for a page that is not compressed."""
+    position = 0
+    while position < len(data):
         reader = CompactReader(data, position)
         try:
-            unpacked, packed = reader.page_header()
-        except ValueError:
-            if position >= end:
-                return  # no page, but what follows the column
+            unpacked, packed = page_header(reader)
+        except EOFError:
+            if len(data) - position <= OLD_PADDING:
+                return
             raise
-        # Not by its codec, as pyarrow ends the process when it is asked for one that it does not know.
         yield unpacked if unpacked != packed else 0
         position = reader.position + packed
 
 
-class CompactReader:
-    """Reads the header of a page at `position` of a Parquet file, in Thrift's compact protocol.
+def page_header(reader: "CompactReader") -> tuple[int, int]:
+    """The sizes of a page as it is unpacked and as it is stored, fields 2 and 3 of its header."""
+    header = reader.struct()
+    if (2, I32) not in header or (3, I32) not in header:
+        raise EOFError("it has no page where one should be")
+    if header[2, I32] < 0 or header[3, I32] < 0:
+        raise ValueError("it has a page of a negative size")
+    return header[2, I32], header[3, I32]
 
-    It refuses what the protocol leaves open, so that pyarrow reads no other size from the same header.
+
+class CompactReader:
+    """Reads the header of a page at `position` of `data`, in Thrift's compact protocol.
+
+    It raises `EOFError` at the end of the data, and `ValueError` for what the protocol does not have or leaves open:
+    so pyarrow cannot read anything else from the same bytes.
     """
 
-    def __init__(self, data: mmap.mmap, position: int) -> None:
+    def __init__(self, data: bytes, position: int) -> None:
         self.data, self.position = data, position
+        self.end = min(len(data), position + MAX_HEADER)
 
-    def page_header(self) -> tuple[int, int]:
-        """The sizes of the page as it is unpacked and as it is stored."""
-        sizes = {}
-        for number, kind in self.fields():
-            if number in (2, 3) and kind == I32:
-                sizes[number] = self.i32()
-            else:
-                self.skip(kind, MAX_NESTING)
-        if min(sizes.get(2, -1), sizes.get(3, -1)) < 0:
-            raise ValueError("it has a page without a size")
-        return sizes[2], sizes[3]
-
-    def fields(self) -> Iterator[tuple[int, int]]:
-        """Number and type of each field of a struct; the value that follows is to be read before the next one."""
-        before = 0
+    def struct(self, nesting: int = MAX_NESTING) -> dict[tuple[int, int], Any]:
+        """The fields of a struct by number and type; texts and maps are passed over."""
+        found, before = {}, 0
         while (start := self.byte()) & 15:
-            number = before + (start >> 4) if start >> 4 else self.i32()
+            number = before + (start >> 4) if start >> 4 else self.integer(32)
             if not before < number < 2**15:
-                raise ValueError("it has a damaged header of a page")
-            yield number, start & 15
+                raise ValueError("the header of a page is damaged")
+            found[number, start & 15] = self.value(start & 15, nesting)
             before = number
+        return found
 
-    def skip(self, kind: int, nesting: int) -> None:
-        """Pass over a value of this type, in a field of a struct."""
-        if kind in BOOLEANS:
-            return  # the type is the value
+    def value(self, kind: int, nesting: int) -> Any:
+        """A value of this type, in a field of a struct."""
         if nesting == 0:
-            raise ValueError("it has a header of a page that is nested too deeply")
+            raise ValueError("the header of a page is nested too deeply")
         if kind in INTEGERS:
-            self.varint()
-        elif kind in (BYTE, DOUBLE):
-            self.advance(1 if kind == BYTE else 8)
+            return self.integer(32 if kind == I32 else 64)
+        if kind == STRUCT:
+            return self.struct(nesting - 1)
+        if kind in (LIST, SET):
+            start = self.byte()
+            count = start >> 4 if start >> 4 < 15 else self.varint()
+            return [self.item(start & 15, nesting) for _ in range(count)]
+        if kind == MAP:
+            count = self.varint()
+            kinds = self.byte() if count else 0
+            for _ in range(count):
+                self.item(kinds >> 4, nesting)
+                self.item(kinds & 15, nesting)
         elif kind == BINARY:
             self.advance(self.varint())
-        elif kind in LISTS:
-            start = self.byte()
-            self.skip_items([start & 15], start >> 4 if start >> 4 < 15 else self.varint(), nesting)
-        elif kind == MAP:
-            if count := self.varint():
-                kinds = self.byte()
-                self.skip_items([kinds >> 4, kinds & 15], count, nesting)
-        elif kind == STRUCT:
-            for _, inner in self.fields():
-                self.skip(inner, nesting - 1)
-        else:
-            raise ValueError("it has a header of a page of an unknown type")
+        elif kind in (BYTE, DOUBLE):
+            self.advance(1 if kind == BYTE else 8)
+        elif kind not in BOOLEANS:  # their type is the value
+            raise ValueError("the header of a page has an unknown type")
+        return None
 
-    def skip_items(self, kinds: list[int], count: int, nesting: int) -> None:
-        for _ in range(count):
-            for kind in kinds:
-                # Unlike a field, an item has its truth value in a byte of its own.
-                self.skip(BYTE if kind in BOOLEANS else kind, nesting - 1)
+    def item(self, kind: int, nesting: int) -> Any:
+        """A value in a list or a map; unlike a field, it has its truth value in a byte of its own."""
+        return self.value(BYTE if kind in BOOLEANS else kind, nesting - 1)
 
-    def i32(self) -> int:
+    def integer(self, bits: int) -> int:
         value = self.varint()
-        if value >= 2**32:
-            raise ValueError("it has a number of more than 32 bits in the header of a page")
+        if value >= 2**bits:
+            raise ValueError(f"the header of a page has a number of more than {bits} bits")
         return value >> 1 ^ -(value & 1)
 
     def varint(self) -> int:
@@ -201,7 +212,7 @@ class CompactReader:
             value |= (byte & 127) << shift
             if byte < 128:
                 return value
-        raise ValueError("it has a number of more than 64 bits in the header of a page")
+        raise ValueError("the header of a page has a number of more than 64 bits")
 
     def byte(self) -> int:
         self.advance(1)
@@ -209,5 +220,5 @@ class CompactReader:
 
     def advance(self, count: int) -> None:
         self.position += count
-        if not 0 < self.position <= len(self.data):
-            raise ValueError("it has a page beyond its end")
+        if self.position > self.end:
+            raise EOFError("the header of a page is cut off")

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 
-from k1.data.compressed import MAX_EXPANSION, batch_sizes, check_expansion, gzip_sizes, page_sizes
+from k1.data.compressed import MAX_EXPANSION, ColumnFile, batch_sizes, check_expansion, gzip_sizes
 from k1.errors import K1Error
 
 INSPECTED_ROWS = 1_000  # the column with the documents is chosen by these
@@ -90,11 +90,11 @@ def read_csv(path: Path) -> Iterator[str | None]:
 
 
 def read_parquet(path: Path) -> Iterator[str | None]:
-    with pq.ParquetFile(path) as file:
+    with ColumnFile(path) as opened, pq.ParquetFile(opened, pre_buffer=False) as file:
         if file.metadata.num_rows > MAX_EXPANSION * path.stat().st_size:
             raise ValueError(f"it declares {file.metadata.num_rows:,} rows, too many for its size")
         column = choose_text(file.schema_arrow, path)
-        check_expansion(path, page_sizes(path, file.metadata, column))
+        opened.is_open = True
         yield from array_texts(batch.column(column) for batch in file.iter_batches(10, columns=[column]))
 
 

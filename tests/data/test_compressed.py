@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from k1.data.compressed import MAX_UNPACKED, CompactReader, batch_sizes, check_expansion, page_sizes
+from k1.data.compressed import MAX_UNPACKED, CompactReader, Expansion, batch_sizes, check_expansion, page_sizes
 from k1.data.local_files import file_documents
 from k1.errors import K1Error
 from tests.data.loading import failure
@@ -60,8 +60,14 @@ def replace_once(path, before, after):
     path.write_bytes(data.replace(before, after))
 
 
-def sizes_of(path):
-    return list(page_sizes(path, pq.read_metadata(path), "text"))
+def sizes_of(path, padding=0):
+    """The sizes of the pages of the column "text"."""
+    metadata, sizes = pq.read_metadata(path), []
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        [chunk] = [chunk for chunk in map(group.column, range(group.num_columns)) if chunk.path_in_schema == "text"]
+        start = chunk.dictionary_page_offset or chunk.data_page_offset
+        sizes += page_sizes(path.read_bytes()[start : start + chunk.total_compressed_size + padding])
+    return sizes
 
 
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
@@ -125,25 +131,13 @@ def test_a_page_that_states_two_gigabytes_is_refused(tmp_path):
 def test_pages_that_expand_together_are_refused(tmp_path):
     path = tmp_path / "a.parquet"
     texts = pa.table({"text": ["a" * 2**22] * 20})
-    pq.write_table(texts, path, compression="zstd", use_dictionary=False, row_group_size=1)
+    pq.write_table(texts, path, compression="zstd", use_dictionary=False, write_batch_size=1)
     sizes = sizes_of(path)
     assert len(sizes) == 20 and max(sizes) < 2**23
     assert "expands to more than 100 times its size" in refusal(path, "parquet")
 
 
-def test_parts_of_a_column_that_overlap_are_refused(tmp_path):
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": [Random(0).randbytes(10_000).hex()]}), path, use_dictionary=False)
-    data, metadata = path.read_bytes(), pq.read_metadata(path)
-    metadata.append_row_groups(metadata)
-    metadata.write_metadata_file(tmp_path / "footer")
-    footer = struct.unpack("<I", data[-8:-4])[0] + 8
-    path.write_bytes(data[:-footer] + (tmp_path / "footer").read_bytes()[4:])
-    assert len(pq.read_table(path)) == 2
-    assert "the parts of its column are together larger" in failure(path)
-
-
-def test_a_page_in_the_padding_of_old_files_is_seen(tmp_path):
+def test_a_page_in_the_padding_of_old_files_is_seen(tmp_path, monkeypatch):
     """pyarrow reads 100 bytes more than a column has, where it takes the file for one of an old parquet-mr."""
     path = tmp_path / "a.parquet"
     text = Random(0).randbytes(5_000).hex()
@@ -156,17 +150,12 @@ def test_a_page_in_the_padding_of_old_files_is_seen(tmp_path):
     replace_once(path, start + varint(chunk.total_compressed_size), start + varint(first))
     assert sizes_of(path) == sizes[:1]
     replace_once(path, b"parquet-cpp-arrow version 26.0.1", b"parquet-mr version 1.2.8".ljust(32))
-    assert sizes_of(path) == sizes
-    assert pq.read_table(path)["text"].to_pylist() == [text] * 9
-
-
-def test_a_column_is_found_whatever_its_parts_say_of_themselves(tmp_path):
-    path = tmp_path / "a.parquet"
-    pq.write_table(TABLE.select(["text", "text2"]), path, compression="zstd")
-    before = sizes_of(path)
-    replace_once(path, b"\x19\x18\x04text\x15", b"\x19\x18\x04tixt\x15")
-    assert pq.read_metadata(path).row_group(0).column(0).path_in_schema == "tixt"
-    assert sizes_of(path) == before and list(file_documents(path)) == TEXTS
+    assert sizes_of(path, padding=100) == sizes
+    # Of a page that is not all there nothing is known, and nothing is read.
+    assert sizes_of(path, padding=4) == sizes[:1]
+    seen = []
+    monkeypatch.setattr(Expansion, "add", lambda self, size: seen.append(size))
+    assert list(file_documents(path)) == [text] * 9 and seen == sizes
 
 
 def test_an_unknown_codec_is_refused(tmp_path):
@@ -176,36 +165,63 @@ def test_an_unknown_codec_is_refused(tmp_path):
     assert "compression" in failure(path)
 
 
+def test_metadata_that_contradicts_itself_is_refused(tmp_path):
+    """pyarrow has counted the levels of a column, one more than the schema then has, and ends the process where it is
+    asked for what it knows of the column.
+    """
+    path = tmp_path / "a.parquet"
+    pq.write_table(TABLE.select(["text"]), path, compression="zstd")
+    replace_once(path, b"\x25\x02\x18\x04text", b"\x25\x00\x18\x04text")
+    assert "cannot be read as parquet" in failure(path)
+
+
 BAD_HEADERS = {
-    "nothing": (b"", "a page beyond its end"),
-    "no field": (b"\x00", "a page without a size"),
-    "a negative size": (b"\x15\x00\x15\x01\x15\x02\x00", "a page without a size"),
-    "a size of another type": (b"\x15\x00\x16\x02\x15\x02\x00", "a page without a size"),
-    "a size of 33 bits": (b"\x15\x00\x15\x82\x80\x80\x80\x10\x15\x02\x00", "more than 32 bits"),
+    "nothing": (b"", "cut off"),
+    "a number that is cut off": (b"\x15\xff", "cut off"),
+    "a number of 33 bits": (b"\x15\x82\x80\x80\x80\x10\x00", "more than 32 bits"),
+    "a number of 65 bits": (b"\x16" + b"\xff" * 9 + b"\x02\x00", "more than 64 bits"),
     "a number without end": (b"\x16" + b"\xff" * 11, "more than 64 bits"),
-    "a field twice": (b"\x15\x00\x15\x02\x15\x02\x05\x04\x04\x00", "a damaged header"),
-    "a field of a number that wraps": (b"\x15\x00\x15\x02\x15\x02\x05\x84\x80\x08\x04\x00", "a damaged header"),
+    "a field twice": (b"\x15\x02\x15\x02\x05\x04\x04\x00", "damaged"),
+    "a field of a number that wraps": (b"\x15\x02\x15\x02\x05\x84\x80\x08\x04\x00", "damaged"),
     "an unknown type": (b"\x1e\x00", "an unknown type"),
     "deep structures": (b"\x1c" * 99, "nested too deeply"),
     "deep lists": (b"\x19" + b"\x19" * 99, "nested too deeply"),
-    "a text beyond the end": (b"\x18\xff\xff\xff\x7f", "a page beyond its end"),
-    "a list beyond the end": (b"\x19\xf3\xff\xff\xff\x7f", "a page beyond its end"),
+    "a text beyond the end": (b"\x18\xff\xff\xff\x7f", "cut off"),
+    "a list beyond the end": (b"\x19\xf3\xff\xff\xff\x7f", "cut off"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_HEADERS)
-def test_a_bad_header_of_a_page_is_refused(name):
-    header, problem = BAD_HEADERS[name]
-    with pytest.raises(ValueError, match=problem):
-        CompactReader(header, 0).page_header()
+def test_a_bad_header_is_refused(name):
+    data, problem = BAD_HEADERS[name]
+    with pytest.raises((EOFError, ValueError), match=problem):
+        CompactReader(data, 0).struct()
 
 
-def test_a_header_of_a_page_with_fields_of_all_types_is_read():
-    skipped = [b"\x11", b"\x12", b"\x13\xff", b"\x14\x81\x01", b"\x16\x01", b"\x17" + b"\xff" * 8, b"\x18\x02ab"]
-    skipped += [b"\x19\x21\x01\x02", b"\x1a\xf5\x10" + b"\x02" * 16, b"\x1b\x00", b"\x1b\x01\x85\x01a\x02"]
-    header = b"\x15\x00\x15\x0e\x15\x12\x2c" + b"".join(skipped) + b"\x00\x00"
-    reader = CompactReader(header + b"page", 0)
-    assert reader.page_header() == (7, 9) and reader.position == len(header)
+NO_SIZES = {
+    "no field": b"\x00",
+    "a negative size": b"\x15\x00\x15\x01\x15\x02\x00",
+    "a size of another type": b"\x15\x00\x16\x02\x15\x02\x00",
+    "no stored size": b"\x15\x00\x15\x02\x00",
+}
+
+
+@pytest.mark.parametrize("name", NO_SIZES)
+def test_a_page_without_sizes_is_refused(name):
+    sizes = page_sizes(b"\x15\x00\x15\x0a\x15\x04\x00ab" + NO_SIZES[name] + bytes(100))
+    assert next(sizes) == 5
+    with pytest.raises((EOFError, ValueError), match="no page where one should be|negative size"):
+        next(sizes)
+
+
+def test_a_header_with_fields_of_all_types_is_read():
+    skipped = [b"\x11", b"\x12", b"\x13\xff", b"\x14\x81\x01", b"\x17" + b"\xff" * 8, b"\x18\x02ab", b"\x1b\x00"]
+    skipped += [b"\x1b\x01\x85\x01a\x02", b"\x1a\xf5\x10" + b"\x02" * 16]
+    data = b"\x15\x0e\x2c" + b"".join(skipped) + b"\x00\x16\x01\x19\x21\x01\x02\x19\x15\x0a\x00"
+    reader = CompactReader(data + b"more", 0)
+    found = reader.struct()
+    assert reader.position == len(data)
+    assert (found[1, 5], found[4, 6], found[6, 9]) == (7, -1, [5]) and len(found[3, 12]) == len(skipped)
 
 
 @pytest.mark.parametrize("kind", ["text", "dictionary"])
