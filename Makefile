@@ -14,7 +14,7 @@ TRAINING_CODE = $(wildcard k1/*.py k1/data/*.py k1/sparse/*.py k1/training/*.py 
 # A training that was interrupted goes on, unless what it depends on was edited since.
 OVERWRITE = $$(for file in $^; do [ $(@:.pt=.resume.pt) -nt $$file ] || { echo --overwrite; break; }; done)
 
-.PHONY: all report seeds unseen study record costs test kills fuzz faults clean FORCE
+.PHONY: all report seeds unseen study stream record costs test kills fuzz faults clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -115,15 +115,21 @@ models/unseen/baseline_rehearsal_final.pt: models/unseen/baseline_final.pt
 study: .venv/.installed-dev
 	$(RUN) -m k1.study --first_learning_rates 4e-3 8e-3 --out models/study
 
-# What the pages show, from make, make seeds, make unseen and make study; a test compares them with results/.
+# Six datasets, the three of unseen among them, learned one after another; goes on where it was stopped.
+stream: $(UNSEEN) .venv/.installed-dev
+	$(RUN) -m k1.study.stream --out models/stream
+
+# What the pages show, from make, make seeds, make unseen, make study and make stream; a test compares them with
+# results/. Of what was not run here the record stays as it is.
+RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) unseen/report.md:unseen.md \
+	study/results.json:study.json study/results.md:study.md study/frontier.png:frontier.png \
+	study/shares.md:shares.md study/shares.png:shares.png \
+	stream/results.json:stream.json stream/results.md:stream.md stream/stream.png:stream.png
 record: .venv/.installed
 	$(RUN) -m k1.report --json results/report.json --plots results > results/report.md
-	for seed in $(SEEDS); do cp models/seed$$seed/report.json results/seed$$seed.json; done
-	$(RUN) -m k1.study.seeds $(SEEDS:%=results/seed%.json) > results/seeds.md
-	cp models/unseen/report.md results/unseen.md
-	cp models/study/results.json results/study.json
-	cp models/study/results.md results/study.md
-	cp models/study/frontier.png results/frontier.png
+	for pair in $(RECORDED); do \
+		[ ! -e models/$${pair%:*} ] || cp models/$${pair%:*} results/$${pair#*:} || exit 1; done
+	$(RUN) -m k1.study.seeds results/seed*.json > results/seeds.md
 	$(RUN) -m k1.study.readme
 
 # Memory and time of the optimizer, on an otherwise idle machine.

@@ -18,6 +18,7 @@ from k1.data.loader import DataLoader, TokenizedDataset
 from k1.data.tokenizer import load_tokenizer, train_tokenizer
 from k1.model import build_model, configure_torch, model_config
 from k1.report.metrics import mean
+from k1.report.tables import dataset_label
 from k1.sparse.eigenbasis import enter_eigenbasis
 from k1.sparse.importance import add_importance, fisher_information, sample_batches
 from k1.sparse.rehearsal import write_rehearsal
@@ -37,11 +38,15 @@ def stage_arguments(
     return parse_training_flags("", method, typed).resolve(stage)
 
 
+def data_loader(name: str, settings: dict) -> DataLoader:
+    """The text of the dataset `name`, as the runs read it."""
+    return DataLoader(dataset_name=name, arguments=stage_arguments(1, 1.0, 0, settings, "k1"))
+
+
 @lru_cache(maxsize=8)
 def tokenized(name: str, data_source: str, tokenizer: str, preset: str) -> TokenizedDataset:
     """A dataset, read once in each process."""
-    arguments = stage_arguments(1, 1.0, 0, {"preset": preset, "data_source": data_source}, "k1")
-    return DataLoader(dataset_name=name, arguments=arguments).tokenize(load_tokenizer(tokenizer))
+    return data_loader(name, {"preset": preset, "data_source": data_source}).tokenize(load_tokenizer(tokenizer))
 
 
 def learn_first_dataset(first: str, seed: int, learning_rate: float, output: Path, settings: dict) -> dict:
@@ -151,11 +156,14 @@ def quietly_train(*arguments) -> list[dict]:
 
 
 def record_of(evaluations: list[dict], history: list[dict], started: float) -> dict:
-    """What the study keeps: [nats per token, accuracy] by stage, dataset and split; share updated; seconds."""
+    """What the study keeps: [nats per token, accuracy] by stage, dataset and split; share updated; seconds.
+
+    A local dataset goes by its file name, so that a record can be moved to another machine.
+    """
     return {
         "evaluations": [
             {
-                name: {split: [scores["loss"], scores["accuracy"]] for split, scores in splits.items()}
+                dataset_label(name): {split: [scores["loss"], scores["accuracy"]] for split, scores in splits.items()}
                 for name, splits in row.items()
             }
             for row in evaluations

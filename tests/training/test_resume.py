@@ -252,7 +252,7 @@ def test_a_finished_stage_of_other_settings_is_not_gone_on_from(trained, tmp_pat
 
     with pytest.raises(K1Error, match="has max_steps 20, not 21"):
         load_finished_stage(
-            tmp_path / "baseline_dataset1.pt", Recorded(), arguments.resolve(1), ResumeFile(tmp_path / "b.pt")
+            tmp_path / "baseline_dataset1.pt", Recorded(), arguments.resolve(1), "baseline"
         )
 
 
