@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from k1.presets import UPDATE_FRACTION
 from k1.report.metrics import mean
-from k1.report.plots import STYLES
 from k1.report.tables import format_table
 from k1.study.frontier import (
     KINDS,
@@ -137,7 +136,7 @@ def shares_figure(runs: dict[str, dict]) -> Figure:
 
 def draw_shares(axes: Axes, shares: dict[str, Point], references: dict[str, Point], quantity: str) -> None:
     """Draw one `quantity` of `outcome` into `axes`: points with intervals for K-1, a level for each reference."""
-    line, marker, color = STYLES["k1"]
+    line, marker, color = ARM_STYLES["k1"]
     found = [[outcome(record)[quantity] for record in point.records] for point in shares.values()]
     percentages = [100 * SHARE_OF[method] for method in shares]
     axes.errorbar(
