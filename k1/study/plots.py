@@ -17,7 +17,7 @@ matplotlib.rcParams["axes.spines.top"] = matplotlib.rcParams["axes.spines.right"
 # Marker and line style tell the methods apart without colour; those compared most are drawn heavy.
 EMPHASIZED = {"k1": ("o", "-", "#0b559f"), "dense": ("s", "--", "#b3540a")}
 # The arms of the experiment: line, marker and colour.
-ARM_STYLES = dict(zip(("k1", "dense", "dense_rehearsal"), STYLES))
+ARM_STYLES = {"dense": STYLES[1], "dense_rehearsal": STYLES[2], "k1": STYLES[0]}
 MARKERS = ["v", "^", "<", ">", "D", "p", "P", "X", "*", "h", "d", "8", "s", "H"]
 
 
