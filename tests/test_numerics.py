@@ -34,7 +34,8 @@ def test_the_smallest_and_the_largest_share_of_updates(corpora, tmp_path, fracti
     after = load_checkpoint(tmp_path / "k1_dataset2.pt", "k1").model
     changed = sum(int((checkpoint.model[name] != after[name]).sum()) for name in names)
     size = sum(checkpoint.model[name].numel() for name in names)
-    assert 0 < changed <= max(1, round(fraction * size))
+    # In each of two steps.
+    assert 0 < changed <= 2 * max(1, round(fraction * size))
 
 
 def test_a_batch_that_predicts_one_token(corpora, tmp_path):

@@ -26,6 +26,7 @@ from k1.report.text import format_report
 from k1.study.costs import format_costs
 from k1.study.frontier import losses, mean_and_interval, points_of
 from k1.study.seeds import format_seeds, load_reports
+from k1.study.shares import format_shares
 from k1.study.tables import equal_learning_table, paragraph, study_tables
 from k1.study.tuning import best_of, format_rehearsal, format_sweep, format_tuning
 
@@ -223,6 +224,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "unseen": lambda results: results.text("unseen.md").strip(),
     "study_size": format_study_size,
     "study": lambda results: study_tables(results.study["runs"]),
+    "shares": lambda results: format_shares(results.study["runs"]),
     "sweep": lambda results: format_sweep(results.json("sweep.json")),
     "tuning": lambda results: format_tuning(results.json("tuning.json"), results.json("sweep.json")),
     "rehearsal": lambda results: format_rehearsal(results.json("rehearsal.json")),

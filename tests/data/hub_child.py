@@ -48,6 +48,8 @@ def run_case(case: dict, path: Path) -> None:
     if case.get("copy"):
         shutil.copytree(Path(os.environ["HF_HOME"], case["copy"]), home, symlinks=True)
     os.environ["HF_TOKEN"] = case["token"]
+    # The stand-ins must not be what later tests find under the names of the bundled corpora.
+    os.environ["K1_CACHE"] = str(home / "k1")
     huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 16  # else only files above 10 MB are resumed
     huggingface_hub.constants.HF_HUB_CACHE = str(home / "hub")
     datasets.config.HF_DATASETS_CACHE = home / "datasets"

