@@ -13,15 +13,18 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import parametrize
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import logging
 
 from k1.arguments import Arguments
 from k1.data.batches import shuffled
 from k1.data.tokenizer import END_OF_DOCUMENT
 from k1.errors import K1Error
-from k1.model import sample_tokens
 from k1.parallel import copy_from_main_process
 from k1.sparse.selection import Tensors
+
+# generate() has advice on stderr for library users.
+logging.set_verbosity_error()
 
 DOCUMENTS = 128  # written side by side
 # Keeps the seeds of one stage's sequences apart from those of other stages.
@@ -99,6 +102,21 @@ def write_sequences(model: PreTrainedModel, end: int, arguments: Arguments) -> T
         written.append(sample_tokens(model, last, length, seed, end)[:, 1:])
         last = written[-1][:, -1:]
     return torch.cat(written)
+
+
+def sample_tokens(model: PreTrainedModel, prompts: Tensor, new_tokens: int, seed: int, end: int) -> Tensor:
+    """Continue `prompts`, (rows, length) token ids, by `new_tokens`, sampled with a seed; returns both together.
+
+    A row goes on beyond the token `end`, into the next document.
+    """
+    config = GenerationConfig(
+        max_new_tokens=new_tokens, do_sample=True, temperature=1.0, top_k=0, pad_token_id=end, eos_token_id=None,
+        use_cache=True,
+    )  # fmt: skip
+    devices = [prompts.device] if prompts.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        return model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=config)
 
 
 def output_layer_inputs(model: PreTrainedModel, sequences: Tensor) -> Tensor:
