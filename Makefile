@@ -121,7 +121,7 @@ costs: .venv/.installed
 	$(RUN) -m k1.study.readme
 
 test: .venv/.installed-dev
-	$(RUN) -m pytest --numprocesses 2 --dist loadfile
+	$(RUN) -m pytest --numprocesses 2 --dist loadgroup
 
 # What is too slow for the tests: 100 kills, 1,000 damaged files, all faults of a hub at their real time-outs.
 kills: .venv/.installed-dev

@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,13 @@ import pytest
 import torch
 
 from k1.data.cache import scratch_folder
-from tests.processes import run_from_server
+from tests.processes import ServerProcess
 
 ROOT = Path(__file__).resolve().parent.parent
 PRELOADED = ("k1.report.__main__", "k1.study.seeds", "k1.study.unseen", "peft")
+
+# Seconds after which a script counts as hanging; the machine may be busy with others.
+PATIENCE = 900
 
 VOCABULARIES = {
     "rivers": "river water flows north south valley bridge stream bank boat fish deep wide cold slow".split(),
@@ -44,6 +48,21 @@ def write_corpus(folder: Path, name: str, documents: int = 60) -> Path:
             ]
             file.write(json.dumps({"text": " ".join(sentences)}) + "\n")
     return path
+
+
+# Files whose tests share a fixture that takes long, and so stay in one of several test processes.
+SHARED = ("test_hub.py", "test_study.py", "test_parallel.py")
+# Files with long tests: they come first, so that at the end no process is left alone with one.
+FIRST = (*SHARED, "test_resume.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests for `--dist loadgroup`, which gives each to the process that is free."""
+    items.sort(key=lambda item: item.path.name not in FIRST)
+    for item in items:
+        if item.path.name in SHARED:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,30 +91,46 @@ class Finished:
     stderr: str
 
 
-def run_script(script: str, *flags: object, environment: dict | None = None, cwd: Path = ROOT) -> Finished:
-    """Run a script of the project, or `-m` and a module, in a process of its own."""
+def run_script(
+    script: str,
+    *flags: object,
+    environment: dict | None = None,
+    cwd: Path = ROOT,
+    prepare: Callable[[], object] | None = None,
+) -> Finished:
+    """Run a script of the project, or `-m` and a module, in a process of its own, which first calls `prepare`."""
     if environment is None and script != "-m k1.study":
-        return run_forked(script, list(map(str, flags)), cwd)
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder, name) for name in ("stdout", "stderr")]
+            status = start_script(script, list(map(str, flags)), *files, cwd, prepare).wait(PATIENCE)
+            return Finished(status, *(file.read_text(encoding="utf-8") for file in files))
     # The libraries read the environment when they are imported, and the study starts processes itself.
     target = [script] if script.startswith("-m") else [str(ROOT / script)]
     command = [sys.executable, *" ".join(target).split(), *map(str, flags)]
     process = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, cwd=cwd, env={**os.environ, **(environment or {})}
+        command, capture_output=True, text=True, timeout=PATIENCE, cwd=cwd, preexec_fn=prepare,
+        env={**os.environ, **(environment or {})},
     )
     return Finished(process.returncode, process.stdout, process.stderr)
 
 
-def run_forked(script: str, flags: list[str], cwd: Path) -> Finished:
-    """As `run_script`, in a fork of a server that has imported the libraries once."""
-    body = partial(be_script, script, flags, cwd, os.environ["K1_CACHE"])
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder, name) for name in ("stdout", "stderr")]
-        status = run_from_server(body, *files, seconds=300, modules=PRELOADED)
-        return Finished(status, *(file.read_text(encoding="utf-8") for file in files))
+def start_script(
+    script: str,
+    flags: list[str],
+    stdout: Path,
+    stderr: Path,
+    cwd: Path = ROOT,
+    prepare: Callable[[], object] | None = None,
+) -> ServerProcess:
+    """Start `script` where the libraries are imported already; see `run_script`."""
+    body = partial(be_script, script, flags, cwd, os.environ["K1_CACHE"], prepare)
+    return ServerProcess(body, stdout, stderr, PRELOADED)
 
 
-def be_script(script: str, flags: list[str], cwd: Path, cache: str) -> None:
+def be_script(script: str, flags: list[str], cwd: Path, cache: str, prepare: Callable[[], object] | None) -> None:
     """Run `script` in this process, as the command line would."""
+    if prepare:
+        prepare()
     os.chdir(cwd)
     os.environ["K1_CACHE"] = cache
     try:

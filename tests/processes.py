@@ -56,19 +56,30 @@ def wait_for_end(process: int, seconds: float) -> int:
     return os.waitstatus_to_exitcode(finished[1])
 
 
-def run_from_server(
-    body: Callable[[], object], stdout: Path, stderr: Path, seconds: float, modules: Sequence[str]
-) -> int:
-    """The exit status of `be_captured` in a fork of a server that has imported `modules` and done nothing else.
+class ServerProcess:
+    """`be_captured` in a fork of a server that has imported `modules` and done nothing else.
 
-    `body` is pickled. Raises `TimeoutError` after `seconds`.
+    It has the methods of `subprocess.Popen` that the tests need. `body` is pickled.
     """
-    context = get_context("forkserver")
-    context.set_forkserver_preload(list(modules))
-    process = context.Process(target=be_captured, args=(body, stdout, stderr))
-    process.start()
-    process.join(seconds)
-    if process.is_alive():
-        process.kill()
-        raise TimeoutError(f"{body} takes more than {seconds} s")
-    return process.exitcode
+
+    def __init__(self, body: Callable[[], object], stdout: Path, stderr: Path, modules: Sequence[str]) -> None:
+        context = get_context("forkserver")
+        context.set_forkserver_preload(list(modules))
+        self._process = context.Process(target=be_captured, args=(body, stdout, stderr))
+        self._process.start()
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self._process.pid, number)
+
+    def wait(self, timeout: float) -> int:
+        """The exit status once it has ended; after `timeout` seconds it is killed, and `TimeoutError` raised."""
+        self._process.join(timeout)
+        if self._process.is_alive():
+            self._process.kill()
+            raise TimeoutError(f"a process takes more than {timeout} s")
+        return self._process.exitcode

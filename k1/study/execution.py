@@ -4,7 +4,7 @@ import json
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
 from tqdm import tqdm
@@ -82,8 +82,10 @@ def execute_all(runs: dict[Run, Run | None], results: dict, out: Path, jobs: int
         for run, first in runs.items()
         if run.name not in recorded or first is None and not model_path(out, run).exists()
     }
-    # Fresh processes: a forked one would inherit the threads of this one.
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    # A fork of this process would inherit its threads; one of a server that has only imported the libraries does not.
+    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    context.set_forkserver_preload(["k1.study.sequence", "k1.study.plots"])
+    pool = ProcessPoolExecutor(jobs, mp_context=context)
     with tqdm(total=len(runs), initial=len(runs) - len(waiting), unit="run", file=sys.stderr) as bar:
         futures = {pool.submit(execute, run, first, out, results["settings"]): run for run, first in waiting.items()}
         try:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,11 +25,13 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 from k1.presets import FILES  # noqa: E402
+from tests.processes import ServerProcess  # noqa: E402
 
 TOTAL = 100
 KILLS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
 # A process that Python has not yet set up is ended by the signal itself.
 EARLY = {signal.SIGTERM: -signal.SIGTERM, signal.SIGINT: -signal.SIGINT}
+Launch = Callable[[str, list[str], Path, Path], "subprocess.Popen | ServerProcess"]
 OUTPUTS = {
     **{f"train_k1_dataset{stage}.py": [file] for stage, file in enumerate(FILES["k1"], start=1)},
     "train_baseline_all.py": list(FILES["baseline"]),
@@ -47,11 +50,11 @@ class Tally:
     problems: list[str] = field(default_factory=list)
 
 
-def start(script: str, models_dir: Path, flags: list[str], output: Path) -> subprocess.Popen:
-    """Start `script` with stdout and stderr in files beside `output`."""
+def start(script: str, flags: list[str], stdout: Path, stderr: Path) -> subprocess.Popen:
+    """Start `script` with its output in files."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    with open(f"{output}.out", "wb") as out, open(f"{output}.err", "wb") as err:
-        command = [sys.executable, str(ROOT / script), "--models_dir", str(models_dir), *flags]
+    with open(stdout, "wb") as out, open(stderr, "wb") as err:
+        command = [sys.executable, str(ROOT / script), *flags]
         return subprocess.Popen(command, stdout=out, stderr=err, env=environment, preexec_fn=heed_interrupts)
 
 
@@ -60,11 +63,14 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def flags_of(script: str, corpora: list[str]) -> list[str]:
+def flags_of(script: str, corpora: list[str], models_dir: Path) -> list[str]:
     """The command line of a script in this test."""
     if script.startswith("generate"):
-        return ["--max_new_tokens", "20"]
-    common = ["--preset", "smoke", "--data_source", "bundled", "--threads", "1", "--save_steps", "2"]
+        return ["--models_dir", str(models_dir), "--max_new_tokens", "20"]
+    common = [
+        "--models_dir", str(models_dir), "--preset", "smoke", "--data_source", "bundled", "--threads", "1",
+        "--save_steps", "2",
+    ]  # fmt: skip
     if not corpora:
         return common
     chosen = ["--dataset_names", *corpora] if "baseline" in script else ["--dataset_name", corpora[int(script[-4]) - 1]]
@@ -85,11 +91,14 @@ def kill_until_it_ends(
     flags: list[str],
     scratch: Path,
     generator: random.Random,
+    launch: Launch,
 ) -> Tally:
     """Kill `script` `kills` times, each at a random moment of the `duration` that it takes, then let it end."""
     tally = Tally()
     while True:
-        process = start(script, models_dir, flags, scratch / "killed")
+        for name in ("killed.out", "killed.err"):
+            (scratch / name).unlink(missing_ok=True)
+        process = launch(script, flags, scratch / "killed.out", scratch / "killed.err")
         if tally.kills < kills:
             number = generator.choices(list(KILLS), weights=[2, 1, 1])[0]
             wait_for_write = number == signal.SIGKILL and generator.random() < 0.5 and bool(OUTPUTS[script])
@@ -135,8 +144,10 @@ def differences(script: str, expected: Path, found: Path, scratch: Path) -> list
     return wrong
 
 
-def run(kills: int, seed: int, kills_a_run: int, corpora: list[str], scripts: list[str]) -> dict[str, Tally]:
-    """Kill the scripts `kills` times in all, in turn; returns what happened to each."""
+def run(
+    kills: int, seed: int, kills_a_run: int, corpora: list[str], scripts: list[str], launch: Launch = start
+) -> dict[str, Tally]:
+    """Kill the scripts `kills` times in all, in turn; returns what happened to each. `launch` is used as `start`."""
     generator = random.Random(seed)
     tallies = {script: Tally() for script in scripts}
     with tempfile.TemporaryDirectory() as folder:
@@ -146,7 +157,8 @@ def run(kills: int, seed: int, kills_a_run: int, corpora: list[str], scripts: li
         last = max(list(OUTPUTS).index(script) for script in scripts)
         for script in list(OUTPUTS)[: last + 1]:
             started = time.monotonic()
-            if start(script, expected, flags_of(script, corpora), scratch / script).wait() != 0:
+            files = [scratch / f"{script}.{name}" for name in ("out", "err")]
+            if launch(script, flags_of(script, corpora, expected), *files).wait(600) != 0:
                 sys.exit(f"{script} does not run:\n" + (scratch / f"{script}.err").read_text())
             durations[script] = time.monotonic() - started
         bar = tqdm(total=kills, unit="kill", file=sys.stderr)
@@ -159,8 +171,9 @@ def run(kills: int, seed: int, kills_a_run: int, corpora: list[str], scripts: li
                         os.link(file, models_dir / file.name)
                 wanted = min(kills_a_run, kills - done)
                 tally = kill_until_it_ends(
-                    script, wanted, durations[script], models_dir, flags_of(script, corpora), scratch, generator
-                )
+                    script, wanted, durations[script], models_dir, flags_of(script, corpora, models_dir), scratch,
+                    generator, launch,
+                )  # fmt: skip
                 if wanted:
                     tally.problems += differences(script, expected, models_dir, scratch)
                 done += tally.kills

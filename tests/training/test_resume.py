@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import pytest
@@ -23,8 +24,9 @@ from k1.sparse.eigenbasis import enter_eigenbasis
 from k1.sparse.importance import fisher_information
 from k1.training.loop import train
 from k1.training.resume import ResumeFile, first_difference, resume_path
-from tests.conftest import ROOT, assert_one_clear_line, run_script
+from tests.conftest import ROOT, assert_one_clear_line, run_script, start_script
 from tests.faults import kills
+from tests.processes import ServerProcess
 
 
 class Killed(BaseException):
@@ -192,15 +194,11 @@ def test_only_leftovers_of_the_file_are_removed(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
 
 
-def start_training(models_dir, corpora, *flags) -> subprocess.Popen:
-    """The baseline script in a process of its own, once it has written its resume file in the wanted stage."""
-    command = [
-        sys.executable, str(ROOT / "train_baseline_all.py"), "--dataset_names", *map(str, corpora), "--preset", "smoke",
-        "--threads", "1", "--models_dir", str(models_dir), "--save_steps", "1", *flags,
-    ]  # fmt: skip
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=kills.heed_interrupts
-    )
+def start_and_heed(script: str, flags: list[str], stdout: Path, stderr: Path) -> ServerProcess:
+    """Start a script that can be interrupted; returns when it is about to begin."""
+    process = start_script(script, flags, stdout, stderr, prepare=kills.heed_interrupts)
+    wait_for(stderr.exists)
+    return process
 
 
 def wait_for(condition, seconds=120) -> None:
@@ -212,26 +210,30 @@ def wait_for(condition, seconds=120) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_first_and_the_next_start_goes_on(trained, tmp_path, number, status):
-    process = start_training(tmp_path, trained.corpora, "--max_steps", "20")
-    resume = tmp_path / "baseline_final.resume.pt"
-    wait_for(lambda: (tmp_path / "baseline_dataset1.pt").exists() and resume.exists())
+    models_dir = tmp_path / "models"
+    flags = [
+        "--dataset_names", *map(str, trained.corpora), "--preset", "smoke", "--threads", "1", "--models_dir",
+        str(models_dir), "--max_steps", "20",
+    ]  # fmt: skip
+    files = [tmp_path / "stdout", tmp_path / "stderr"]
+    process = start_and_heed("train_baseline_all.py", [*flags, "--save_steps", "1"], *files)
+    resume = models_dir / "baseline_final.resume.pt"
+    wait_for(lambda: (models_dir / "baseline_dataset1.pt").exists() and resume.exists())
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == status and "Traceback" not in stderr
+    assert process.wait(120) == status
+    stderr = files[1].read_text()
+    assert "Traceback" not in stderr
     assert stderr.splitlines()[-1].startswith("error: ")
     if "stopped at step" in stderr:
         assert f"goes on from {resume}" in stderr
     content = read_content(resume, "resume file", 1, "")
-    finished = run_script(
-        "train_baseline_all.py", "--dataset_names", *trained.corpora, "--preset", "smoke", "--threads", 1,
-        "--models_dir", tmp_path, "--max_steps", 20,
-    )  # fmt: skip
+    finished = run_script("train_baseline_all.py", *flags)
     assert finished.status == 0, finished.stderr
     assert f"going on from {resume}, step {content['step']} of 20" in finished.stderr
     assert not resume.exists()
     for file in FILES["baseline"]:
         expected = load_checkpoint(trained.models_dir / file, "baseline").model
-        found = load_checkpoint(tmp_path / file, "baseline").model
+        found = load_checkpoint(models_dir / file, "baseline").model
         assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
@@ -265,16 +267,11 @@ def test_a_write_quota_keeps_the_old_checkpoint_and_the_script_says_so(trained, 
     old = trained.models_dir / "baseline_dataset1.pt"
     shutil.copy(old, tmp_path / "models")
     assert old.stat().st_size > 200_000
-    process = subprocess.run(
-        [
-            sys.executable, str(ROOT / "train_baseline_all.py"), "--dataset_names", *map(str, trained.corpora),
-            "--preset", "smoke", "--threads", "1", "--max_steps", "3", "--models_dir", str(tmp_path / "models"),
-            "--overwrite",
-        ],
-        capture_output=True, text=True, cwd=ROOT, preexec_fn=limit_file_size, timeout=300,
+    finished = run_script(
+        "train_baseline_all.py", "--dataset_names", *trained.corpora, "--preset", "smoke", "--threads", 1,
+        "--max_steps", 3, "--models_dir", tmp_path / "models", "--overwrite", prepare=limit_file_size,
     )  # fmt: skip
-    assert process.returncode == 1 and "Traceback" not in process.stderr
-    assert "cannot write" in process.stderr.splitlines()[-1] and "File too large" in process.stderr.splitlines()[-1]
+    assert_one_clear_line(finished, 1, "cannot write", "File too large")
     left = [name for name in os.listdir(tmp_path / "models") if not name.endswith(".lock")]
     assert left == ["baseline_dataset1.pt"]
     assert (tmp_path / "models" / "baseline_dataset1.pt").read_bytes() == old.read_bytes()
@@ -283,7 +280,7 @@ def test_a_write_quota_keeps_the_old_checkpoint_and_the_script_says_so(trained, 
 def test_ten_kills_at_random_moments(corpora):
     """The short form of `make kills`; training scripts only, as the others write nothing."""
     scripts = ["train_k1_dataset1.py", "train_k1_dataset2.py"]
-    tallies = kills.run(10, 1, 5, list(map(str, corpora)), scripts)
+    tallies = kills.run(10, 1, 5, list(map(str, corpora)), scripts, start_and_heed)
     assert sum(tally.kills for tally in tallies.values()) == 10
     assert [problem for tally in tallies.values() for problem in tally.problems] == []
     assert sum(tally.resumed for tally in tallies.values()) > 0
