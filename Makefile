@@ -3,6 +3,8 @@ PYTHON ?= python3
 DATA_SOURCE ?= bundled
 PRESET ?= quick
 SEEDS ?= 0 1 2 3 4
+# The third arm: the baseline with the share of rehearsed text that K-1 has.
+REHEARSAL ?= 0.25
 # One thread a training and two trainings at a time: as fast as the other way round, and no figure depends on the cores.
 SETTINGS = --data_source $(DATA_SOURCE) --preset $(PRESET) --threads 1
 MAKEFLAGS += --jobs=2
@@ -12,11 +14,11 @@ TRAINING_CODE = $(wildcard k1/*.py k1/data/*.py k1/sparse/*.py k1/training/*.py 
 # A training that was interrupted goes on, unless what it depends on was edited since.
 OVERWRITE = $$(for file in $^; do [ $(@:.pt=.resume.pt) -nt $$file ] || { echo --overwrite; break; }; done)
 
-.PHONY: all report seeds unseen study record costs test kills fuzz faults clean FORCE
+.PHONY: all report seeds unseen study stream record costs test kills fuzz faults clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
-all: k1_output.txt baseline_output.txt
+all: k1_output.txt baseline_output.txt models/baseline_rehearsal_final.pt
 	@$(RUN) -m k1.report
 
 report: .venv/.installed
@@ -53,6 +55,9 @@ models/k1_final.pt: train_k1_dataset3.py models/k1_dataset2.pt
 models/baseline_final.pt: train_baseline_all.py $(TRAINING_CODE) models/.settings | .venv/.installed
 	$(RUN) $< $(SETTINGS) $(OVERWRITE)
 
+models/baseline_rehearsal_final.pt: train_baseline_all.py models/baseline_final.pt
+	$(RUN) $< $(SETTINGS) --rehearsal $(REHEARSAL) $(OVERWRITE)
+
 k1_output.txt: generate_k1.py k1/report/generation.py models/k1_final.pt
 	$(RUN) $< > $@
 
@@ -75,7 +80,10 @@ models/seed%/k1_final.pt: models/seed%/k1_dataset2.pt
 models/seed%/baseline_final.pt: | .venv/.installed
 	$(RUN) train_baseline_all.py $(SETTINGS) --seed $* --models_dir $(@D) $(OVERWRITE)
 
-models/%/report.json: models/%/k1_final.pt models/%/baseline_final.pt
+models/seed%/baseline_rehearsal_final.pt: models/seed%/baseline_final.pt
+	$(RUN) train_baseline_all.py $(SETTINGS) --seed $* --models_dir $(@D) --rehearsal $(REHEARSAL) $(OVERWRITE)
+
+models/%/report.json: models/%/k1_final.pt models/%/baseline_rehearsal_final.pt
 	$(RUN) -m k1.report --models_dir $(@D) --json $@ > $(@D)/report.md
 
 # The experiment on three local text files that no setting was tuned on.
@@ -99,19 +107,29 @@ models/unseen/k1_final.pt: models/unseen/k1_dataset2.pt
 models/unseen/baseline_final.pt: $(UNSEEN)
 	$(RUN) train_baseline_all.py --dataset_names $(UNSEEN) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
 
+models/unseen/baseline_rehearsal_final.pt: models/unseen/baseline_final.pt
+	$(RUN) train_baseline_all.py --dataset_names $(UNSEEN) $(SETTINGS) --models_dir $(@D) --rehearsal $(REHEARSAL) \
+		$(OVERWRITE)
+
 # All methods over learning rates and seeds, at preset study; stopped and started again, it goes on.
 study: .venv/.installed-dev
 	$(RUN) -m k1.study --first_learning_rates 4e-3 8e-3 --out models/study
 
-# What the pages show, from make, make seeds, make unseen and make study; a test compares them with results/.
+# Six datasets, the three of unseen among them, learned one after another; goes on where it was stopped.
+stream: $(UNSEEN) .venv/.installed-dev
+	$(RUN) -m k1.study.stream --out models/stream
+
+# What the pages show, from make, make seeds, make unseen, make study and make stream; a test compares them with
+# results/. Of what was not run here the record stays as it is.
+RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) unseen/report.md:unseen.md \
+	study/results.json:study.json study/results.md:study.md study/frontier.png:frontier.png \
+	study/shares.md:shares.md study/shares.png:shares.png \
+	stream/results.json:stream.json stream/results.md:stream.md stream/stream.png:stream.png
 record: .venv/.installed
 	$(RUN) -m k1.report --json results/report.json --plots results > results/report.md
-	for seed in $(SEEDS); do cp models/seed$$seed/report.json results/seed$$seed.json; done
-	$(RUN) -m k1.study.seeds $(SEEDS:%=results/seed%.json) > results/seeds.md
-	cp models/unseen/report.md results/unseen.md
-	cp models/study/results.json results/study.json
-	cp models/study/results.md results/study.md
-	cp models/study/frontier.png results/frontier.png
+	for pair in $(RECORDED); do \
+		[ ! -e models/$${pair%:*} ] || cp models/$${pair%:*} results/$${pair#*:} || exit 1; done
+	$(RUN) -m k1.study.seeds results/seed*.json > results/seeds.md
 	$(RUN) -m k1.study.readme
 
 # Memory and time of the optimizer, on an otherwise idle machine.

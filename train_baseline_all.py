@@ -7,6 +7,7 @@ from k1 import (
     command,
     configure_torch,
     evaluate,
+    is_shared,
     load_finished_stage,
     model_config,
     output_path,
@@ -17,13 +18,14 @@ from k1 import (
     stage_checkpoint,
     train,
     train_tokenizer,
+    write_rehearsal,
 )
 
 
 @command
 def main() -> None:
     flags = parse_training_flags(__doc__, method="baseline")
-    outputs = [output_path(flags.models_dir, "baseline", stage, flags.overwrite) for stage in (1, 2, 3)]
+    outputs = [output_path(flags.models_dir, flags.arm, stage, flags.overwrite) for stage in (1, 2, 3)]
     resume_file = ResumeFile(outputs[-1], flags.save_steps, flags.overwrite)
     arguments = flags.resolve(stage=1)
     configure_torch(arguments.threads)
@@ -42,13 +44,14 @@ def main() -> None:
         arguments = flags.resolve(stage, previous=checkpoint.arguments if checkpoint else None)
         dataset = data_loader.tokenize(tokenizer)
         learned.append(dataset)
-        if stage < resume_file.stage:
-            checkpoint, model = load_finished_stage(output, dataset, arguments, resume_file)
+        if stage < resume_file.stage or is_shared(flags.arm, output):
+            checkpoint, model = load_finished_stage(output, dataset, arguments, flags.arm)
             continue
 
         untrained = evaluate(build_model(config, arguments.seed, arguments.device), [dataset], arguments)
         before = evaluate(model, [dataset], arguments)
-        history = train(model, dataset, arguments, resume_file=resume_file)
+        rehearsal = write_rehearsal(model, tokenizer, arguments)
+        history = train(model, dataset, arguments, rehearsal=rehearsal, resume_file=resume_file)
         after = evaluate(model, learned, arguments)
 
         checkpoint = stage_checkpoint(

@@ -25,6 +25,7 @@ from k1 import (
     save_checkpoint,
     stage_checkpoint,
     train,
+    write_rehearsal,
 )
 
 
@@ -48,7 +49,8 @@ def main() -> None:
     before = evaluate(model, [dataset], arguments)
     sample = sample_batches(dataset, arguments)
     responsibility = fisher_information(model, sample)
-    history = train(model, dataset, arguments, previous.importance, responsibility, resume_file)
+    rehearsal = write_rehearsal(model, tokenizer, arguments)
+    history = train(model, dataset, arguments, previous.importance, responsibility, rehearsal, resume_file)
     importance = add_importance(previous.importance, fisher_information(model, sample))
     after = evaluate(model, [*learned, dataset], arguments)
 

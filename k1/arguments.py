@@ -12,7 +12,7 @@ from transformers import HfArgumentParser
 from k1.errors import K1Error, UsageError
 from k1.flags import AllDatasetsFlags, DataFlags, OneDatasetFlags, SparseUpdateFlags, TrainingFlags
 from k1.parallel import process_count
-from k1.presets import MAXIMUM, PRESETS, STAGE_SELECTIONS, STAGES, UPDATE_FRACTION
+from k1.presets import MAXIMUM, PRESETS, SELECTION, STAGES, UPDATE_FRACTION
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class Arguments:
     selection: str
     consolidation: float
     interpolation: float
+    rehearsal: float
+    rehearsal_sequences: int
+    rehearsal_weight: float
+    rehearsal_on_top: bool
     gain_floor: float
     importance_batches: int
     max_basis_dim: int
@@ -52,9 +56,19 @@ class Arguments:
     threads: int
 
     @property
+    def rehearsed_rows(self) -> int:
+        """Rehearsed sequences in each forward pass."""
+        return round(self.rehearsal * self.batch_size)
+
+    @property
+    def new_rows(self) -> int:
+        """Sequences of the new dataset in each forward pass."""
+        return self.batch_size - (0 if self.rehearsal_on_top else self.rehearsed_rows)
+
+    @property
     def tokens_per_step(self) -> int:
-        """Training tokens that one optimizer step reads."""
-        return self.batch_size * self.gradient_accumulation_steps * self.seq_length
+        """Training tokens that one optimizer step reads, rehearsed ones included."""
+        return (self.new_rows + self.rehearsed_rows) * self.gradient_accumulation_steps * self.seq_length
 
     @property
     def stage_seed(self) -> int:
@@ -72,7 +86,7 @@ MODEL_SHAPE = ("hidden_size", "intermediate_size", "layers", "heads", "vocabular
 MINIMUM = {
     "max_documents": 1, "max_steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "seq_length": 2,
     "warmup_steps": 0, "weight_decay": 0, "seed": 0, "threads": 1,
-    "save_steps": 1, "consolidation": 0, "gain_floor": 0, "importance_batches": 1, "max_basis_dim": 0,
+    "save_steps": 1, "rehearsal_sequences": 1, "rehearsal_weight": 0, "consolidation": 0, "gain_floor": 0, "importance_batches": 1, "max_basis_dim": 0,
 }  # fmt: skip
 
 
@@ -81,11 +95,18 @@ class Flags(argparse.Namespace):
 
     method: str
     models_dir: Path
+    rehearsal: float | None
+    rehearsal_on_top: bool
     save_steps: int | None
     overwrite: bool
 
+    @property
+    def arm(self) -> str:
+        """Which arm of the experiment the training is, a key of `k1.presets.ARM_FILES`."""
+        return "baseline_rehearsal" if self.method == "baseline" and self.rehearsal else self.method
+
     def resolve(self, stage: int, previous: dict | None = None) -> Arguments:
-        """Settings of `stage` (1, 2 or 3), given the `arguments` of the checkpoint it continues.
+        """Settings of `stage` (1 or later), given the `arguments` of the checkpoint it continues.
 
         Order of precedence: the checkpoint for model and sparse-update settings,
         then the command line, then the preset. Raises `UsageError` when a flag
@@ -101,7 +122,8 @@ class Flags(argparse.Namespace):
 
         preset_name = value("preset", "quick")
         preset = PRESETS[preset_name]
-        max_steps = value("max_steps", preset.max_steps[stage - 1])
+        size = min(stage, STAGES) - 1  # of a longer stream the later stages are as the last one
+        max_steps = value("max_steps", preset.max_steps[size])
         batch_size = value("batch_size", preset.batch_size)
         if batch_size % process_count():
             raise UsageError(f"--batch_size {batch_size} cannot be shared evenly by {process_count()} processes")
@@ -110,6 +132,8 @@ class Flags(argparse.Namespace):
         update_fraction = 1.0 if selection == "all" else value("update_fraction", UPDATE_FRACTION)
         consolidates = self.method == "k1" and stage > 1
         consolidation = value("consolidation", preset.consolidation) if consolidates else 0.0
+        rehearsal = self._rehearsal(stage, preset.rehearsal, batch_size)
+        rates = preset.learning_rates[self.arm if stage > 1 else self.method]
         return Arguments(
             method=self.method,
             stage=stage,
@@ -118,11 +142,13 @@ class Flags(argparse.Namespace):
             data_source=self.data_source,
             max_steps=max_steps,
             warmup_steps=value("warmup_steps", min(preset.warmup_steps, max_steps // 5)),
-            learning_rate=value("learning_rate", preset.learning_rates[self.method][stage - 1]),
+            learning_rate=value("learning_rate", rates[size]),
             update_fraction=update_fraction,
             selection=selection,
             consolidation=consolidation,
-            interpolation=value("interpolation", preset.interpolation[stage - 1] if consolidates else 1.0),
+            interpolation=value("interpolation", preset.interpolation[size] if consolidates else 1.0),
+            rehearsal=rehearsal,
+            rehearsal_on_top=bool(rehearsal and self.rehearsal_on_top),
             # Decay to zero and consolidation towards the start would pull against each other.
             weight_decay=value("weight_decay", 0.0 if consolidation else preset.weight_decay),
             seed=value("seed", 0),
@@ -135,7 +161,7 @@ class Flags(argparse.Namespace):
                 name: value(name, getattr(preset, name))
                 for name in (
                     "max_documents", "seq_length", "batch_size", "gradient_accumulation_steps", "max_grad_norm",
-                    "gain_floor", "importance_batches", "max_basis_dim",
+                    "rehearsal_sequences", "rehearsal_weight", "gain_floor", "importance_batches", "max_basis_dim",
                 )
             },
         )  # fmt: skip
@@ -154,22 +180,28 @@ class Flags(argparse.Namespace):
                 )
         return set(inherited)
 
+    def _rehearsal(self, stage: int, default: float, batch_size: int) -> float:
+        """The share of rehearsed text in a stage; raises `UsageError` for one that is no whole number of sequences."""
+        given = getattr(self, "rehearsal", None)
+        rehearsal = given if given is not None else default if self.method == "k1" else 0.0
+        if stage == 1 or not rehearsal:
+            return 0.0
+        if not 0 < round(rehearsal * batch_size) < batch_size:
+            raise UsageError(
+                f"--rehearsal {rehearsal:g} of --batch_size {batch_size} leaves no whole sequence for one of the two; "
+                "choose another share, or 0"
+            )
+        return rehearsal
+
     def _selection(self, stage: int, previous: dict | None) -> str:
         """The selection policy of a stage; raises `UsageError` for one that cannot be."""
         given = getattr(self, "selection", None)
-        selection = "all" if self.method == "baseline" else given or default_selection(stage, previous)
+        selection = "all" if self.method == "baseline" else given or (previous["selection"] if previous else SELECTION)
         if selection == "gain" and stage == 1:
             raise UsageError("--selection gain weighs earlier datasets and needs one; choose another for stage 1")
         if selection == "all" and getattr(self, "update_fraction", None) not in (None, 1.0):
             raise UsageError("--selection all updates every parameter; leave --update_fraction out")
         return selection
-
-
-def default_selection(stage: int, previous: dict | None) -> str:
-    """K-1's policy for `stage`, or the one that the stage before it was told to use instead of K-1's."""
-    if previous and previous["selection"] != STAGE_SELECTIONS[previous["stage"] - 1]:
-        return previous["selection"]
-    return STAGE_SELECTIONS[stage - 1]
 
 
 def available_cores() -> int:
@@ -215,6 +247,8 @@ def parse_training_flags(description: str, method: str, argv: list[str] | None =
         value = getattr(flags, name)
         if value is not None and not 0 < value < float("inf"):
             parser.error(f"--{name} must be a positive number, not {value}")
+    if flags.rehearsal is not None and not 0 <= flags.rehearsal < 1:
+        parser.error(f"--rehearsal must be at least 0 and below 1, not {flags.rehearsal}")
     for name in ("update_fraction", "interpolation"):
         value = getattr(flags, name, None)
         if value is not None and not 0 < value <= 1:

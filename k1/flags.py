@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from k1.presets import STAGE_SELECTIONS, UPDATE_FRACTION
+from k1.presets import SELECTION, UPDATE_FRACTION
 
 
 def flag(help_text: str, default=None):
@@ -48,6 +48,15 @@ class TrainingFlags:
     interpolation: float | None = flag(
         "share of its change that a stage keeps, above 0 and at most 1 (default: 1; K-1 from stage 2: by preset)"
     )
+    rehearsal: float | None = flag(
+        "share of each batch, from stage 2, that is text written by the model of the stage before; 0 switches it off "
+        "(default: K-1 by preset, baseline 0)"
+    )
+    rehearsal_sequences: int | None = flag("sequences that the model writes before a stage (default: by preset)")
+    rehearsal_weight: float | None = flag(
+        "weight of the divergence on rehearsed text against the loss on new text (default: by preset)"
+    )
+    rehearsal_on_top: bool = flag("add the rehearsed sequences to the batch instead of replacing new ones", False)
     seed: int | None = flag("initial weights, order of the text and random selection (default: 0)")
     device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto takes the fastest one present", "auto")
     precision: Literal["auto", "float32", "bfloat16"] = flag("auto is bfloat16 on cuda, else float32", "auto")
@@ -61,8 +70,8 @@ class TrainingFlags:
 class SparseUpdateFlags:
     update_fraction: float | None = flag(f"share of all parameters updated per step (default: {UPDATE_FRACTION})")
     selection: Literal["all", "error_feedback", "gain", "gradient", "groups", "momentum", "random"] | None = flag(
-        f"policy that chooses the parameters to update; all updates every one (default: {STAGE_SELECTIONS[0]} on "
-        f"dataset 1, then {STAGE_SELECTIONS[1]}; another choice holds for the later stages too)"
+        f"policy that chooses the parameters to update (default: {SELECTION}); all updates every one, gain keeps the "
+        "others bit-identical for the whole stage; another choice than the default holds for the later stages too"
     )
     consolidation: float | None = flag(
         "how strongly important parameters are held where a stage began, from stage 2; above 0 it replaces weight "

@@ -6,10 +6,15 @@ import platform
 from importlib.metadata import version
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
+from transformers.utils import logging
 
 from k1.arguments import Arguments
 from k1.parallel import join_processes
+
+# generate() has advice on stderr for library users.
+logging.set_verbosity_error()
 
 
 def configure_torch(threads: int | None = None) -> None:
@@ -64,3 +69,31 @@ def build_model(config: dict, seed: int, device: str = "cpu") -> PreTrainedModel
 def count_parameters(model: torch.nn.Module) -> int:
     """Number of parameters, each counted once where two layers share it."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def sample_tokens(
+    model: PreTrainedModel,
+    prompts: Tensor,
+    new_tokens: int,
+    seed: int,
+    end: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    stop_at_end: bool = False,
+) -> Tensor:
+    """Continue `prompts`, (rows, length) token ids, by `new_tokens`; returns prompts and continuations.
+
+    The sampling is seeded: the same call gives the same tokens. `temperature` 0
+    takes the most probable token each time; `top_k` 0 samples from the whole
+    vocabulary. With `stop_at_end` a row ends at the token `end` and is filled up
+    with it; otherwise it goes on, into the next document.
+    """
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {}
+    config = GenerationConfig(
+        max_new_tokens=new_tokens, pad_token_id=end, eos_token_id=end if stop_at_end else None, use_cache=True,
+        **sampling,
+    )  # fmt: skip
+    devices = [prompts.device] if prompts.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        return model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=config)

@@ -96,11 +96,11 @@ def resolve_stages(method, *flags_of_stages):
 @pytest.mark.parametrize(
     ("flags", "selections"),
     [
-        ([[], [], []], ["error_feedback", "gain", "gain"]),
+        ([[], [], []], ["error_feedback", "error_feedback", "error_feedback"]),
         ([["--selection", "random"], [], []], ["random", "random", "random"]),
         ([["--selection", "all"], [], []], ["all", "all", "all"]),
         ([[], ["--selection", "momentum"], []], ["error_feedback", "momentum", "momentum"]),
-        ([[], ["--selection", "error_feedback"], []], ["error_feedback", "error_feedback", "error_feedback"]),
+        ([[], ["--selection", "gain"], []], ["error_feedback", "gain", "gain"]),
         ([["--selection", "gradient"], ["--selection", "gain"], []], ["gradient", "gain", "gain"]),
         ([["--selection", "random"], [], ["--selection", "gain"]], ["random", "random", "gain"]),
     ],

@@ -16,23 +16,28 @@ from k1.errors import K1Error
 from k1.files import conforms, lock, read_content, remove_leftovers, write_content
 from k1.model import build_model, library_versions
 from k1.parallel import is_main_process
-from k1.presets import FILES, SCRIPTS
+from k1.presets import ARM_FILES, FILES, SCRIPTS
 from k1.sparse.eigenbasis import fold_eigenbasis, restore_eigenbasis
-from k1.training.resume import START_ANEW, ResumeFile, first_difference, resume_path
+from k1.training.resume import START_ANEW, first_difference, resume_path
 
 MISFIT_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 REMEDY = "train the stage that writes it again with --overwrite"
 
 
-def output_path(models_dir: Path, method: str, stage: int, overwrite: bool) -> Path:
-    """Where the checkpoint of a stage goes; makes the folder and locks the path for this process.
+def is_shared(arm: str, path: Path) -> bool:
+    """Whether `path` is there already because another arm of the experiment has the same stage, and has trained it."""
+    return arm == "baseline_rehearsal" and path.name in FILES["baseline"] and path.exists()
 
-    Raises `K1Error` if the file exists, no begun training is about to replace it
+
+def output_path(models_dir: Path, arm: str, stage: int, overwrite: bool) -> Path:
+    """Where an arm's checkpoint of a stage goes; makes the folder and locks the path for this process.
+
+    A checkpoint that the arm shares with another (see `is_shared`) is left alone. Raises `K1Error` if the file exists, no begun training is about to replace it
     and `overwrite` is false, if another process is writing it, or if the folder
     cannot be written, so that a script ends before it trains.
     """
-    path = models_dir / FILES[method][stage - 1]
-    if not is_main_process():
+    path = models_dir / ARM_FILES[arm][stage - 1]
+    if not is_main_process() or is_shared(arm, path):
         return path
     try:
         models_dir.mkdir(parents=True, exist_ok=True)
@@ -42,7 +47,7 @@ def output_path(models_dir: Path, method: str, stage: int, overwrite: bool) -> P
         raise K1Error(f"cannot write checkpoints into {models_dir} ({error.strerror}); choose another --models_dir")
     lock(path)
     remove_leftovers(path)
-    last = models_dir / FILES[method][-1] if method == "baseline" else path
+    last = path if arm == "k1" else models_dir / ARM_FILES[arm][-1]
     if path.exists() and not overwrite and not resume_path(last).exists():
         raise K1Error(f"{path} exists already; add --overwrite to train this stage again")
     return path
@@ -69,7 +74,7 @@ def load_checkpoint(path: Path, method: str, stage: int | None = None) -> Checkp
     """
     if not path.exists():
         hint = next(
-            (SCRIPTS[method][index] for index, file in enumerate(FILES[method]) if file == path.name),
+            (SCRIPTS[arm][files.index(path.name)] for arm, files in ARM_FILES.items() if path.name in files),
             f"one of {', '.join(dict.fromkeys(SCRIPTS[method]))}",
         )
         raise K1Error(f"{path} does not exist; run {hint} first")
@@ -91,9 +96,9 @@ def load_checkpoint(path: Path, method: str, stage: int | None = None) -> Checkp
 
 
 def load_finished_stage(
-    path: Path, dataset: TokenizedDataset, arguments: Arguments, resume_file: ResumeFile
+    path: Path, dataset: TokenizedDataset, arguments: Arguments, arm: str
 ) -> tuple[Checkpoint, PreTrainedModel]:
-    """The checkpoint and model of a stage that a script finished before it was stopped in a later one.
+    """The checkpoint and model of a stage that is finished: before the script was stopped, or by another arm.
 
     Raises `K1Error`, naming the first difference, when the stage had other settings or other text.
     """
@@ -101,7 +106,10 @@ def load_finished_stage(
     found = {"arguments": checkpoint.arguments, "dataset": checkpoint.datasets[-1], "versions": checkpoint.versions}
     wanted = {"arguments": arguments.as_dict(), "dataset": dataset.record(), "versions": library_versions()}
     if difference := first_difference(found, wanted):
-        raise K1Error(f"{path}, from which {resume_file.path} goes on, has {difference}; {START_ANEW}")
+        first = f"run {SCRIPTS['baseline'][0]} with --overwrite first, or choose another --models_dir"
+        raise K1Error(
+            f"{path}, from which the training goes on, has {difference}; {first if is_shared(arm, path) else START_ANEW}"
+        )
     return checkpoint, restore_model(checkpoint, arguments.device)
 
 

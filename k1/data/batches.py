@@ -10,18 +10,24 @@ BATCH_TOKENS = 4_096
 
 
 def batches_of_blocks(blocks: Dataset, batch_size: int, seed: int, skip: int = 0) -> Iterator[torch.Tensor]:
-    """Token ids, (batch_size, seq_length), without end: a new seeded permutation of the blocks each epoch.
+    """Token ids, (batch_size, seq_length), without end, of the blocks in `shuffled` order."""
+    for rows in shuffled(len(blocks), batch_size, seed, skip):
+        yield blocks[rows]["input_ids"].long()
 
-    A batch may reach into the next epoch, so a dataset may be smaller than one
+
+def shuffled(size: int, batch_size: int, seed: int, skip: int = 0) -> Iterator[list[int]]:
+    """Batches of the numbers below `size`, without end: a new seeded permutation of them each epoch.
+
+    A batch may reach into the next epoch, so `size` may be smaller than one
     batch. The first `skip` batches are left out.
     """
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
     for number in count():
         while len(order) < batch_size:
-            order += torch.randperm(len(blocks), generator=generator).tolist()
+            order += torch.randperm(size, generator=generator).tolist()
         if number >= skip:
-            yield blocks[order[:batch_size]]["input_ids"].long()
+            yield order[:batch_size]
         del order[:batch_size]
 
 

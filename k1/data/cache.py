@@ -37,20 +37,25 @@ def cached(kind: str, key: str, build: Callable[[], DatasetDict]) -> DatasetDict
         with tempfile.TemporaryDirectory(prefix=f".{key}-", dir=folder.parent) as temporary:
             complete = Path(temporary) / key
             built.save_to_disk(complete)
-            (complete / CHECKSUM).write_text(checksum(complete))
+            found: str | None = checksum(complete)
+            (complete / CHECKSUM).write_text(found)
             try:
                 os.rename(complete, folder)
             except OSError:
                 # Another process stored the same entry first; its content is the same.
                 if not folder.exists():
                     raise
-    return load_intact(folder) or built
+                found = None
+    return load_intact(folder, found) or built
 
 
-def load_intact(folder: Path) -> DatasetDict | None:
-    """The datasets in `folder`, or None where its files are not those that were stored."""
+def load_intact(folder: Path, found: str | None = None) -> DatasetDict | None:
+    """The datasets in `folder`, or None where its files are not those that were stored.
+
+    `found` is the checksum of its files, where that is known already.
+    """
     try:
-        is_intact = (folder / CHECKSUM).read_text() == checksum(folder)
+        is_intact = (folder / CHECKSUM).read_text() == (found or checksum(folder))
         return load_from_disk(str(folder)) if is_intact else None
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None

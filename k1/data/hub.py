@@ -1,6 +1,7 @@
 """Datasets on the Hugging Face hub, or their cached copies, with bounded waiting and checked downloads."""
 
 import functools
+import hashlib
 import os
 import shutil
 import threading
@@ -138,18 +139,52 @@ huggingface_hub.set_client_factory(
 
 
 class CheckedDownloads(datasets.DownloadManager):
-    """Downloads that are compared with their SHA-256; forgets those that differ and raises `HubError`."""
+    """Downloads that are compared with what the hub states of them, see `forget_damaged`."""
 
     def download(self, url_or_urls: object) -> object:
         downloaded = super().download(url_or_urls)
-        # The hub's cache names large files by the SHA-256 that the hub states; others have another name.
-        blobs = {url: Path(path).resolve() for url, path in self.downloaded_paths.items()}
-        found = {url: sums["checksum"] for url, sums in self.get_recorded_sizes_checksums().items()}
-        if damaged := [url for url in blobs if len(blobs[url].name) == 64 and blobs[url].name != found[url]]:
-            for url in damaged:
-                blobs[url].unlink()
-            raise HubError(f"wrong checksum of {damaged[0]}, so it was damaged on its way")
+        forget_damaged({url: Path(path) for url, path in self.downloaded_paths.items()})
         return downloaded
+
+
+def forget_damaged(files: dict[str, Path]) -> None:
+    """Remove those of `files`, by name, that are damaged in the hub's cache, and raise `HubError` if there are any."""
+    if damaged := [name for name in files if is_damaged(files[name].resolve())]:
+        for name in damaged:
+            files[name].resolve().unlink(missing_ok=True)
+        raise HubError(f"wrong checksum of {damaged[0]}, so it was damaged on its way")
+
+
+def is_damaged(file: Path) -> bool:
+    """Whether a file in the hub's cache is not what its name says, which is the ETag that the hub states.
+
+    That is the SHA-256 of a large file, and Git's SHA-1 of a small one, which covers its size, too.
+    """
+    git_header = b"blob %d\0" % file.stat().st_size
+    digests = {64: hashlib.sha256(), 40: hashlib.sha1(git_header, usedforsecurity=False)}
+    if file.parent.name != "blobs" or len(file.name) not in digests:
+        return False
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, lambda: digests[len(file.name)]).hexdigest() != file.name
+
+
+@contextmanager
+def checked_cache(dataset_id: str) -> Iterator[None]:
+    """Check what the hub's cache of a dataset gains within the context, whether or not it can be made use of."""
+    folder = Path(
+        huggingface_hub.constants.HF_HUB_CACHE,
+        huggingface_hub.file_download.repo_folder_name(repo_id=dataset_id, repo_type="dataset"),
+        "snapshots",
+    )
+
+    def files() -> set[Path]:
+        return {path for path in folder.rglob("*") if path.is_file()}
+
+    before = files()
+    try:
+        yield
+    finally:
+        forget_damaged({path.name: path for path in files() - before})
 
 
 @dataclass(frozen=True)
@@ -173,7 +208,8 @@ def hub_splits(source: HubSource, max_documents: int | None) -> dict[str, datase
         except HUB_ERRORS as error:
             if isinstance(error, ValueError) and not source.columns:
                 raise HubError(reason(error)) from error  # no cached copy of another configuration
-            problem = HubClient.problem or reason(error)
+            # After a damaged file the libraries ask elsewhere, which may have a problem of its own.
+            problem = (None if isinstance(error, HubError) else HubClient.problem) or reason(error)
     try:
         with offline():
             return read_hub(source, max_documents)
@@ -183,12 +219,14 @@ def hub_splits(source: HubSource, max_documents: int | None) -> dict[str, datase
 
 def read_hub(source: HubSource, max_documents: int | None) -> dict[str, datasets.Dataset]:
     # The hf:// prefix keeps a folder of the same name in the working directory out.
-    builder = datasets.load_dataset_builder(f"hf://datasets/{source.id}", source.config)
+    with checked_cache(source.id):  # the README, which says what the files are
+        builder = datasets.load_dataset_builder(f"hf://datasets/{source.id}", source.config)
     is_new = not os.path.exists(builder.cache_dir)
     if source.streamed:
+        # It is read in parts, which cannot be checked: what the hub states is of whole files.
         loaded, max_documents = {"train": builder.as_streaming_dataset("train")}, max_documents or STREAMED_DOCUMENTS
     else:
-        downloads = CheckedDownloads(builder.dataset_name, base_path=builder.base_path, record_checksums=True)
+        downloads = CheckedDownloads(builder.dataset_name, base_path=builder.base_path)
         builder.download_and_prepare(dl_manager=downloads)
         loaded = builder.as_dataset()
     if "train" not in loaded:

@@ -8,7 +8,8 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 
 from k1.data.cache import SPLITS
-from k1.data.readers import DATA_ERRORS, MAX_DOCUMENT, MAX_EXPANSION, READERS, reason
+from k1.data.compressed import most_expanded
+from k1.data.readers import DATA_ERRORS, MAX_DOCUMENT, READERS, reason
 from k1.errors import K1Error
 
 SECTION_CHARACTERS = 4_000
@@ -98,7 +99,7 @@ def file_documents(path: Path, kind: str | None = None) -> Iterator[str]:
         size = path.stat().st_size
         if not path.is_file():
             raise ValueError("it is not a file")
-        left = MAX_EXPANSION * size + 2**26
+        left = most_expanded(path)
         for document in READERS[kind](path) if size > 0 else ():
             left -= len(document or "")
             if len(document or "") > MAX_DOCUMENT or left < 0:

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 
+from k1.data.compressed import MAX_EXPANSION, ColumnFile, batch_sizes, check_expansion, gzip_sizes
 from k1.errors import K1Error
 
 INSPECTED_ROWS = 1_000  # the column with the documents is chosen by these
 # Far above any text, and small enough that a hostile file fills neither the memory nor the disk.
 MAX_DOCUMENT = 2**28
-MAX_EXPANSION = 100  # a file may hold this many times its size, and 64 MiB
 MAX_HEADER = 2**16
 csv.field_size_limit(MAX_DOCUMENT)
 # What the libraries raise on bad data.
@@ -58,7 +58,7 @@ def read_json(path: Path) -> Iterator[str | None]:
 def json_records(path: Path) -> Iterator[dict]:
     is_compressed = path.suffix.lower() == ".gz"
     if is_compressed:
-        check_expansion(path)
+        check_expansion(path, gzip_sizes(path))
     with (gzip.open if is_compressed else open)(path, "rt", encoding="utf-8-sig") as file:
         while line := file.readline(MAX_DOCUMENT):
             is_list = line.lstrip().startswith("[")
@@ -70,16 +70,6 @@ def json_records(path: Path) -> Iterator[dict]:
                 if not isinstance(value, dict):
                     raise ValueError(f"it holds a {type(value).__name__} where an object should be")
                 yield value
-
-
-def check_expansion(path: Path) -> None:
-    """Raises `ValueError` where a compressed file holds more than text can be compressed to."""
-    left = MAX_EXPANSION * path.stat().st_size + 2**26
-    with gzip.open(path) as file:
-        while left >= 0 and (chunk := file.read(2**20)):
-            left -= len(chunk)
-    if left < 0:
-        raise ValueError(f"it expands to more than {MAX_EXPANSION} times its size")
 
 
 def read_csv(path: Path) -> Iterator[str | None]:
@@ -100,14 +90,16 @@ def read_csv(path: Path) -> Iterator[str | None]:
 
 
 def read_parquet(path: Path) -> Iterator[str | None]:
-    with pq.ParquetFile(path) as file:
+    with ColumnFile(path) as opened, pq.ParquetFile(opened, pre_buffer=False) as file:
         if file.metadata.num_rows > MAX_EXPANSION * path.stat().st_size:
             raise ValueError(f"it declares {file.metadata.num_rows:,} rows, too many for its size")
         column = choose_text(file.schema_arrow, path)
+        opened.is_open = True
         yield from array_texts(batch.column(column) for batch in file.iter_batches(10, columns=[column]))
 
 
 def read_arrow(path: Path) -> Iterator[str | None]:
+    check_expansion(path, batch_sizes(path))
     with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as batches:
         column = choose_text(batches.schema, path)
         yield from array_texts(batch.column(column) for batch in batches)

@@ -1,46 +1,49 @@
-"""K-1 and baseline side by side: all figures of the report, as plain values."""
+"""K-1 and the baselines side by side: all figures of the report, as plain values."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from k1.arguments import Arguments
 from k1.checkpoints.contents import Checkpoint
-from k1.checkpoints.storage import load_checkpoint, restore_model
-from k1.data.loader import load_datasets
-from k1.data.tokenizer import load_tokenizer
+from k1.checkpoints.storage import load_checkpoint
 from k1.errors import K1Error
 from k1.model import configure_torch
-from k1.presets import FILES, SCRIPTS
+from k1.presets import ARM_FILES, FILES, SCRIPTS
 from k1.report.criteria import judge
-from k1.report.generation import continue_test_text
 from k1.report.metrics import (
     accuracy_matrix,
     average_forgetting_percent,
     backward_transfer,
-    distinct_2,
     forgetting_percent,
     forward_transfer,
     mean,
     selection_of,
-    trigram_shares,
 )
+from k1.report.quality import generation_quality, prepare_test
+from k1.report.tables import LABELS
 
 
-def load_run(models_dir: Path, method: str) -> list[Checkpoint]:
-    """The three checkpoints of a method; raises `K1Error` where one is missing or they are not of one run."""
-    run = [load_checkpoint(models_dir / file, method, stage) for stage, file in enumerate(FILES[method], start=1)]
+def arms_in(models_dir: Path) -> list[str]:
+    """The arms of the experiment to report: K-1, the baseline and, where it was trained, the baseline with rehearsal."""
+    return [arm for arm in LABELS if arm in FILES or (models_dir / ARM_FILES[arm][-1]).exists()]
+
+
+def load_run(models_dir: Path, arm: str) -> list[Checkpoint]:
+    """The three checkpoints of an arm; raises `K1Error` where one is missing or they are not of one run."""
+    files, scripts = ARM_FILES[arm], SCRIPTS[arm]
+    method = "k1" if arm == "k1" else "baseline"
+    run = [load_checkpoint(models_dir / file, method, stage) for stage, file in enumerate(files, start=1)]
     for stage in (1, 2):
         earlier, later = run[stage - 1], run[stage]
         known = [{name: row.get(name) for name in old} for row, old in zip(later.evaluations, earlier.evaluations)]
         if known != earlier.evaluations or later.tokenizer != earlier.tokenizer:
             raise K1Error(
-                f"{models_dir / FILES[method][stage]} does not continue {models_dir / FILES[method][stage - 1]}, "
-                f"which was trained again since; run {SCRIPTS[method][stage]} with --overwrite"
+                f"{models_dir / files[stage]} does not continue {models_dir / files[stage - 1]}, "
+                f"which was trained again since; run {scripts[stage]} with --overwrite"
             )
     return run
 
 
-def require_comparable(k1: list[Checkpoint], baseline: list[Checkpoint]) -> None:
+def require_comparable(k1: list[Checkpoint], other: list[Checkpoint], arm: str) -> None:
     """Raise `K1Error` that names what differs where a comparison of the two runs would not be fair."""
 
     def settings(*names: str):
@@ -61,41 +64,18 @@ def require_comparable(k1: list[Checkpoint], baseline: list[Checkpoint]) -> None
         "precision": settings("precision"),
         "evaluated text": settings("evaluation_tokens", "seq_length"),
     }  # fmt: skip
-    different = [label for label, value in must_agree.items() if value(k1) != value(baseline)]
+    if arm == "baseline_rehearsal":
+        must_agree["rehearsal"] = settings("rehearsal", "rehearsal_sequences", "rehearsal_weight", "rehearsal_on_top")
+    different = [label for label, value in must_agree.items() if value(k1) != value(other)]
     if different:
         raise K1Error(
-            f"K-1 and baseline cannot be compared, they differ in: {', '.join(different)}; "
+            f"K-1 and {LABELS[arm]} cannot be compared, they differ in: {', '.join(different)}; "
             f"train both with the same settings (make does)"
         )
 
 
-def generation_quality(runs: dict[str, list[Checkpoint]], device: str) -> dict:
-    """How well continuations of test text fit each dataset, right after its stage and at the end.
-
-    Returns method -> dataset -> `own` and `final` -> `trigram_share` and
-    `distinct_2` (see `k1.report.metrics`). Prompts and seed are the same for both
-    methods and both times.
-    """
-    final = runs["k1"][-1]
-    tokenizer = load_tokenizer(final.tokenizer)
-    datasets = load_datasets(final.datasets, tokenizer, replace(Arguments(**final.arguments), device=device))
-    quality: dict = {method: {dataset.name: {} for dataset in datasets} for method in runs}
-    for index, dataset in enumerate(datasets):
-        continuations = {
-            (method, when): continue_test_text(
-                restore_model(checkpoint, device, fold=True), tokenizer, dataset, final.seed
-            )
-            for method, run in runs.items()
-            for when, checkpoint in (("own", run[index]), ("final", run[-1]))
-        }
-        shares = trigram_shares(list(continuations.values()), dataset.training_text())
-        for ((method, when), texts), share in zip(continuations.items(), shares):
-            quality[method][dataset.name][when] = {"trigram_share": share, "distinct_2": distinct_2(texts)}
-    return quality
-
-
 def results_of(run: list[Checkpoint], generation: dict) -> dict:
-    """All figures of one method's run, as plain values; `generation` is its part of `generation_quality`."""
+    """All figures of one method's run, as plain values; `generation` is what `generation_quality` returns."""
     final = run[-1]
     matrix = accuracy_matrix(final)
     names = [dataset["name"] for dataset in final.datasets]
@@ -127,15 +107,17 @@ def results_of(run: list[Checkpoint], generation: dict) -> dict:
 
 def build_report(models_dir: Path, device: str) -> dict:
     """Everything the report shows, as plain values; raises `K1Error` where the runs cannot be compared."""
-    runs = {method: load_run(models_dir, method) for method in FILES}
-    require_comparable(runs["k1"], runs["baseline"])
+    runs = {arm: load_run(models_dir, arm) for arm in arms_in(models_dir)}
+    for arm, run in runs.items():
+        require_comparable(runs["k1"], run, arm)
     final = runs["k1"][-1]
     configure_torch(final.arguments["threads"])
-    generation = generation_quality(runs, device)
-    models = {method: results_of(run, generation[method]) for method, run in runs.items()}
+    test = prepare_test(final, device)
+    models = {arm: results_of(run, generation_quality(run, test, device)) for arm, run in runs.items()}
     return {
         "models": models,
         "criteria": judge(models["k1"], models["baseline"]),
+        "judges": test.describe(),
         "datasets": final.datasets,
         "seed": final.seed,
         "preset": final.arguments["preset"],

@@ -1,6 +1,6 @@
 """The four success criteria of the experiment."""
 
-from k1.report.tables import dataset_label
+from k1.report.tables import SCORES, dataset_label
 
 MAX_FORGETTING_PERCENT = 25.0
 MIN_QUALITY_KEPT = 0.90
@@ -11,7 +11,10 @@ def judge(k1: dict, baseline: dict) -> list[dict]:
     name = next(iter(k1["own"]))
     ours, theirs = k1["forgetting_percent"][name], baseline["forgetting_percent"][name]
     first = dataset_label(name)
-    kept = {name: quality_kept(scores) for name, scores in k1["generation"].items()}
+    kept = {
+        name: {score: values["interval"][0] for score, values in scores.items()}
+        for name, scores in k1["generation"].items()
+    }
     averages = k1["average_forgetting_percent"], baseline["average_forgetting_percent"]
     return [
         {
@@ -27,13 +30,14 @@ def judge(k1: dict, baseline: dict) -> list[dict]:
             "figures": f"{theirs:.1f}%",
         },
         {
-            "criterion": f"3. K-1's generated text stays good: at least {MIN_QUALITY_KEPT:.0%} of each score is kept",
+            "criterion": f"3. K-1's generated text stays good: at least {MIN_QUALITY_KEPT:.0%} of each score is kept, "
+            "by the lower end of its 95% interval",
             "met": all(min(shares.values()) >= MIN_QUALITY_KEPT for shares in kept.values()),
             "values": {"k1": kept, "threshold": MIN_QUALITY_KEPT},
+            # Nothing follows the last dataset.
             "figures": "; ".join(
-                f"{dataset_label(name)} {shares['trigram_share']:.0%} of trigram share, "
-                f"{shares['distinct_2']:.0%} of distinct-2"
-                for name, shares in kept.items()
+                f"{dataset_label(name)} " + ", ".join(f"{SCORES[score]} {share:.0%}" for score, share in shares.items())
+                for name, shares in list(kept.items())[:-1]
             ),
         },
         {
@@ -44,8 +48,3 @@ def judge(k1: dict, baseline: dict) -> list[dict]:
             f"average {averages[0]:.1f}% against {averages[1]:.1f}%",
         },
     ]
-
-
-def quality_kept(scores: dict) -> dict[str, float]:
-    """Final score / score after the dataset's own stage, for each score of generated text."""
-    return {score: scores["final"][score] / value if value else 1.0 for score, value in scores["own"].items()}

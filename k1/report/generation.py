@@ -1,4 +1,4 @@
-"""Sampling: continuations of prompts and of test text, and what the generate scripts print."""
+"""Sampling: continuations of prompts, and what the generate scripts print."""
 
 import argparse
 import sys
@@ -11,7 +11,6 @@ from transformers.utils import logging
 from k1.arguments import resolve_device
 from k1.checkpoints.contents import Checkpoint
 from k1.checkpoints.storage import load_checkpoint, restore_model
-from k1.data.loader import TokenizedDataset
 from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer
 from k1.model import configure_torch
 from k1.report.generation_arguments import TEMPERATURE, TOP_K
@@ -21,9 +20,8 @@ from k1.report.tables import dataset_label
 logging.set_verbosity_error()
 
 PROMPTS_PER_SEED = 1_000
-SCORED_PROMPTS = 50
-SCORED_PROMPT_TOKENS = 32
-SCORED_NEW_TOKENS = 64
+# Larger batches are hardly faster, and their key-value cache grows with them.
+BATCH_SIZE = 100
 
 
 def generate(
@@ -35,13 +33,14 @@ def generate(
     top_k: int,
     seed: int,
     stop_at_end: bool = True,
-) -> list[str]:
-    """Continue `prompts`, lists of token ids of one length, and return the continuations without the prompts.
+) -> list[list[int]]:
+    """Continue `prompts`, lists of token ids of one length, and return the token ids of the continuations.
 
-    The sampling is seeded: the same call gives the same text. `temperature` 0
+    The sampling is seeded: the same call gives the same tokens. `temperature` 0
     takes the most probable token each time; `top_k` 0 samples from the whole
     vocabulary. With `stop_at_end` a continuation ends where the model ends the
-    document, otherwise it always has `max_new_tokens` tokens.
+    document and may be padded with end-of-document tokens, otherwise it always has
+    `max_new_tokens` tokens and none of them ends the document.
     """
     end = tokenizer.token_to_id(END_OF_DOCUMENT)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {}
@@ -54,27 +53,15 @@ def generate(
         **sampling,
     )
     model.eval()
-    input_ids = torch.tensor(prompts, device=model.device)
+    continuations = []
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        output = model.generate(input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config)
-    return tokenizer.decode_batch([row.tolist() for row in output[:, input_ids.shape[1] :]])
-
-
-def continue_test_text(model: PreTrainedModel, tokenizer: Tokenizer, dataset: TokenizedDataset, seed: int) -> list[str]:
-    """Continuations, 64 tokens each, of the first 32 tokens of 50 blocks spread evenly over the test text.
-
-    A test text with fewer blocks gives one prompt for each of them; blocks that
-    are shorter than 64 tokens give up to half of theirs as the prompt.
-    """
-    blocks = dataset.blocks["test"]
-    length = max(1, min(SCORED_PROMPT_TOKENS, len(blocks[0]["input_ids"]) // 2))
-    usable = len(blocks) if len(blocks[len(blocks) - 1]["input_ids"]) >= length else len(blocks) - 1
-    count = min(SCORED_PROMPTS, usable)
-    chosen = blocks[[i * usable // count for i in range(count)]]["input_ids"]
-    prompts = [block[:length].tolist() for block in chosen]
-    return generate(model, tokenizer, prompts, SCORED_NEW_TOKENS, TEMPERATURE, TOP_K, seed, stop_at_end=False)
+        for start in range(0, len(prompts), BATCH_SIZE):
+            batch = torch.tensor(prompts[start : start + BATCH_SIZE], device=model.device)
+            output = model.generate(batch, attention_mask=torch.ones_like(batch), generation_config=config)
+            continuations += output[:, batch.shape[1] :].tolist()
+    return continuations
 
 
 def print_continuations(method: str, arguments: argparse.Namespace) -> None:
@@ -102,7 +89,7 @@ def print_continuations(method: str, arguments: argparse.Namespace) -> None:
                 seed=PROMPTS_PER_SEED * arguments.seed + position,
             )  # fmt: skip
             print(f"=== {domain} {index}: " + prompt.replace("\n", "\\n"))
-            print(continuation, end="\n\n")
+            print(tokenizer.decode(continuation), end="\n\n")
 
 
 def warn_about_length(tokens: int, checkpoint: Checkpoint) -> None:

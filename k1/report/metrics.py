@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
 
 from k1.checkpoints.contents import Checkpoint
 from k1.sparse.selection import module_group
@@ -106,26 +105,6 @@ def mean(values: list[float]) -> float:
 def words(text: str) -> list[str]:
     """Words and single punctuation marks, in order."""
     return re.findall(r"\w+|[^\w\s]", text)
-
-
-def trigrams(text: str) -> list[tuple[str, str, str]]:
-    """Every three successive words of `text`."""
-    sequence = words(text)
-    return list(zip(sequence, sequence[1:], sequence[2:]))
-
-
-def trigram_shares(groups: list[list[str]], training_text: Iterable[str]) -> list[float]:
-    """For each group of continuations, the share of their word trigrams that occur in the training text.
-
-    Repetitions count. The first and the last trigram of a continuation are left
-    out, since the continuation may begin or end inside a word. The training text
-    is read once, document by document, for all groups.
-    """
-    generated = [[trigram for text in group for trigram in trigrams(text)[1:-1]] for group in groups]
-    missing = {trigram for group in generated for trigram in group}
-    for document in training_text:
-        missing.difference_update(trigrams(document))
-    return [mean([trigram not in missing for trigram in group]) if group else 0.0 for group in generated]
 
 
 def distinct_2(continuations: list[str]) -> float:

@@ -2,6 +2,7 @@
 
 import io
 import textwrap
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -12,8 +13,9 @@ from matplotlib.patches import Rectangle
 from k1.files import write_atomically
 from k1.report.tables import LABELS, dataset_label
 
-# Line, marker and colour of each model: any one of them tells the two apart.
-STYLES = {"k1": ("-", "o", "#0b559f"), "baseline": ("--", "s", "#b3540a")}
+# Line, marker and colour of each model in turn: any one of them tells the models apart.
+STYLES = (("-", "o", "#0b559f"), ("--", "s", "#b3540a"), (":", "^", "#2f7d32"), ("-.", "D", "#7a3b8f"))
+PANELS_ACROSS = 3
 # On a darker grey than this, white is easier to read than black (contrast after WCAG).
 DARK = 0.46
 
@@ -63,18 +65,24 @@ def percent(values: list[float | None]) -> list[float | None]:
 
 
 def accuracy_figure(report: dict) -> Figure:
-    """Next-token accuracy on test text in %, dataset by stage, both models side by side on one scale."""
-    matrices = {method: report["models"][method]["accuracy_matrix"] for method in LABELS}
-    by_dataset = {method: [percent(column) for column in zip(*matrix)] for method, matrix in matrices.items()}
-    measured = [value for rows in by_dataset.values() for row in rows for value in row if value is not None]
-    columns = ["untrained", *(f"after {stage}" for stage in range(1, len(report["datasets"]) + 1))]
-    figure = Figure(figsize=(7.5, 3), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, (method, rows) in zip(panels, by_dataset.items()):
+    """Next-token accuracy on test text in %, dataset by stage, all models side by side on one scale."""
+    by_method = {
+        method: [percent(column) for column in zip(*result["accuracy_matrix"])]
+        for method, result in report["models"].items()
+    }
+    measured = [value for rows in by_method.values() for row in rows for value in row if value is not None]
+    across = min(PANELS_ACROSS, len(by_method))
+    down = -(-len(by_method) // across)
+    figure = Figure(figsize=(7.5, 0.5 + 2.5 * down), layout="constrained")
+    panels = figure.subplots(down, across, sharey=True, squeeze=False)
+    labels = stage_labels(report, 14)
+    for axes, (method, rows) in zip(panels.flat, by_method.items()):
         # A scale from 0 to 0 would have no colours.
-        image = heat_map(axes, rows, stage_labels(report, 14), columns, max(measured) or 1)
-        axes.set_title(LABELS[method])
-    figure.supxlabel("stage (hatched: not measured)", fontsize="medium")
+        image = heat_map(axes, rows, labels, list(map(str, range(len(labels) + 1))), max(measured) or 1)
+        axes.set_title(LABELS[method], fontsize="medium")
+    for axes in panels.flat[len(by_method) :]:
+        axes.remove()
+    figure.supxlabel("after stage (0: untrained; hatched: not measured)", fontsize="medium")
     figure.colorbar(image, ax=panels, label="next-token accuracy\non test text (%)")
     return figure
 
@@ -97,22 +105,19 @@ def selection_figure(report: dict) -> Figure:
 
 
 def learning_figure(report: dict) -> Figure:
-    """Training loss over the optimizer steps of all stages, both models."""
+    """Training loss over the optimizer steps of all stages, all models."""
     stages = range(1, len(report["datasets"]) + 1)
     histories = {
-        method: [
-            [entry for entry in report["models"][method]["history"] if entry["stage"] == stage] for stage in stages
-        ]
-        for method in LABELS
+        method: [[entry for entry in result["history"] if entry["stage"] == stage] for stage in stages]
+        for method, result in report["models"].items()
     }
     starts = [0]
     for entries in histories["k1"]:
         starts.append(starts[-1] + entries[-1]["step"])
     figure = Figure(figsize=(7.5, 3.75), layout="constrained")
     axes = figure.subplots()
-    for method, label in LABELS.items():
-        line, marker, color = STYLES[method]
-        for start, entries in zip(starts, histories[method]):
+    for (method, history), (line, marker, color) in zip(histories.items(), cycle(STYLES)):
+        for start, entries in zip(starts, history):
             axes.plot(
                 [start + entry["step"] for entry in entries],
                 [entry["loss"] for entry in entries],
@@ -122,7 +127,7 @@ def learning_figure(report: dict) -> Figure:
                 markevery=[0],
                 markersize=5,
                 clip_on=False,
-                label=None if start else label,
+                label=None if start else LABELS[method],
             )
     for start, end, name in zip(starts, starts[1:], stage_labels(report, 18)):
         if start:

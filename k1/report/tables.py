@@ -5,7 +5,9 @@ from pathlib import Path
 from k1.checkpoints.contents import Checkpoint
 from k1.parallel import is_main_process
 
-LABELS = {"k1": "K-1", "baseline": "baseline"}
+LABELS = {"k1": "K-1", "baseline": "baseline", "baseline_rehearsal": "baseline + rehearsal"}
+# Of generated text, see `k1.report.quality`.
+SCORES = {"domain": "domain", "fluency": "fluency", "distinct_2": "distinct-2"}
 
 
 def dataset_label(name: str) -> str:
@@ -19,8 +21,8 @@ def print_evaluation(checkpoint: Checkpoint) -> None:
         return
     arguments = checkpoint.arguments
     print(
-        f"{LABELS[checkpoint.method]} after stage {checkpoint.stage}, "
-        f"{arguments['update_fraction']:.0%} of the parameters updated per step (selection: {arguments['selection']})"
+        f"{LABELS[checkpoint.method]} after stage {checkpoint.stage}, {arguments['update_fraction']:.0%} of the "
+        f"parameters updated per step (selection: {arguments['selection']}), {arguments['rehearsal']:.0%} rehearsed"
     )
     rows = [["dataset", "split", "nats per token", "perplexity", "accuracy %", "tokens"]]
     for name, splits in checkpoint.evaluations[-1].items():

@@ -26,10 +26,6 @@ def format_report(report: dict) -> str:
     def average_loss(result: dict) -> str:
         return f"{result['mean_final_loss']:.3f}"
 
-    def generation(result: dict, name: str) -> str:
-        own, final = result["generation"][name]["own"], result["generation"][name]["final"]
-        return ", ".join(f"{own[score]:.3f} -> {final[score]:.3f}" for score in ("trigram_share", "distinct_2"))
-
     sections = [
         "Next-token accuracy on test text in %: after the dataset's own stage -> at the end",
         table(lambda result, name: arrow(result, name, "accuracy", 100, 1), "Forgetting %", average_forgetting),
@@ -42,8 +38,7 @@ def format_report(report: dict) -> str:
         "Where K-1's updates go: share of each module group that a step changes, in %, and of what stage 2 changed the "
         f"share that stage 3 changed too (by chance {100 * models['k1']['selection']['overlap_by_chance']:.0f}%)",
         selection_table(models["k1"]["selection"], names),
-        "Generated text: share of word trigrams found in the training text, and distinct-2",
-        table(generation),
+        *generation_tables(report, names),
         "\n".join(
             f"{item['criterion']}: {'met' if item['met'] else 'NOT MET'} ({item['figures']})"
             for item in report["criteria"]
@@ -56,6 +51,41 @@ def format_report(report: dict) -> str:
         f"{report['parameters']:,} parameters, seed {report['seed']}, preset {report['preset']}",
     ]
     return "\n\n".join(sections)
+
+
+def generation_tables(report: dict, names: list[str]) -> list[str]:
+    """How generated text is scored, and a table for each of its scores."""
+    judges = report["judges"]
+    return [
+        f"Generated text, at least {min(judges['continuations'].values())} continuations of test text a dataset: after "
+        "the dataset's own stage -> at the end (share that is kept, its 95% interval)",
+        "Domain: share of the texts that a classifier of character n-grams assigns to the dataset, in %; it is right "
+        f"about {100 * judges['classifier_accuracy']:.1f}% of real test text, by chance {100 / len(names):.0f}%",
+        generation_table(report, names, "domain", scale=100, digits=1),
+        "Fluency: nats per token under an n-gram model of the dataset's training text; less is better",
+        generation_table(report, names, "fluency", scale=1, digits=2),
+        "Distinct-2: share of different ones among the word pairs of neighbouring texts, in %",
+        generation_table(report, names, "distinct_2", scale=100, digits=1),
+    ]
+
+
+def generation_table(report: dict, names: list[str], score: str, scale: float, digits: int) -> str:
+    """A score of real text and of the text that each model generates, by dataset."""
+
+    def number(value: float) -> str:
+        return f"{scale * value:.{digits}f}"
+
+    def cell(values: dict) -> str:
+        kept, low, high = (f"{100 * share:.0f}" for share in (values["kept"], *values["interval"]))
+        return f"{number(values['own'])} -> {number(values['final'])} ({kept}%, {low} to {high})"
+
+    rows = [["Model", *map(dataset_label, names)]]
+    rows.append(["real text", *(number(report["judges"]["real_text"][name][score]) for name in names)])
+    for method, result in report["models"].items():
+        scores = [result["generation"][name][score] for name in names]
+        # Nothing follows the last dataset.
+        rows.append([LABELS[method], *map(cell, scores[:-1]), number(scores[-1]["final"])])
+    return format_table(rows)
 
 
 def transfer_table(models: dict) -> str:

@@ -1,1 +1,1 @@
-"""Other methods, several seeds, unseen text."""
+"""Other methods, several seeds, unseen text, streams of more datasets."""

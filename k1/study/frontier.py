@@ -100,13 +100,18 @@ def ratios_at_equal_learning(point: Point, dense: list[Point], split: str) -> di
     return dict(ratios)
 
 
-def mean_and_interval(values: list[float], digits: int = 3) -> str:
-    """The mean and, for several values, half the width of its 95% interval (Student's t)."""
-    text = f"{mean(values):.{digits}f}"
+def half_interval(values: list[float]) -> float:
+    """Half the width of the 95% interval of the mean of `values` (Student's t); 0 for one value, which has none."""
     if len(values) < 2:
-        return text
+        return 0.0
     deviation = sqrt(sum((value - mean(values)) ** 2 for value in values) / (len(values) - 1))
-    return f"{text} ± {student.ppf(0.975, len(values) - 1) * deviation / sqrt(len(values)):.{digits}f}"
+    return float(student.ppf(0.975, len(values) - 1)) * deviation / sqrt(len(values))
+
+
+def mean_and_interval(values: list[float], digits: int = 3) -> str:
+    """The mean and, for several values, half the width of its 95% interval."""
+    text = f"{mean(values):.{digits}f}"
+    return text if len(values) < 2 else f"{text} ± {half_interval(values):.{digits}f}"
 
 
 def best_point(points: list[Point]) -> Point:

@@ -1,19 +1,23 @@
-"""The plot of forgetting against learning, legible in black and white."""
+"""The plots of the study and of a stream, legible in black and white."""
 
+from math import ceil
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from k1.report.metrics import mean
-from k1.report.plots import write_figure
+from k1.report.plots import STYLES, percent, write_figure
 from k1.report.tables import dataset_label
+from k1.study.forgetting import ACCURACY, matrix_of, stage_labels
 from k1.study.frontier import KINDS, Point, learning_and_forgetting, losses, points_of
 from k1.study.methods import METHODS
 
 matplotlib.rcParams["axes.spines.top"] = matplotlib.rcParams["axes.spines.right"] = False
 # Marker and line style tell the methods apart without colour; those compared most are drawn heavy.
 EMPHASIZED = {"k1": ("o", "-", "#0b559f"), "dense": ("s", "--", "#b3540a")}
+# The arms of the experiment: line, marker and colour.
+ARM_STYLES = {"dense": STYLES[1], "dense_rehearsal": STYLES[2], "k1": STYLES[0]}
 MARKERS = ["v", "^", "<", ">", "D", "p", "P", "X", "*", "h", "d", "8", "s", "H"]
 
 
@@ -62,3 +66,36 @@ def undominated(positions: list[tuple[float, float]]) -> list[tuple[float, float
         if not kept or y < kept[-1][1]:
             kept.append((x, y))
     return kept
+
+
+def stream_figure(arms: dict[str, Point]) -> Figure:
+    """Accuracy of every dataset of a stream over the stages, from its own stage on, one panel each.
+
+    `arms` are methods of `ARM_STYLES` with their finished runs. Next-token accuracy
+    on test text in %, means over seeds; all panels have the same axes.
+    """
+    labels = stage_labels(arms)
+    count = len(labels)
+    height = ceil(count / 3)
+    width = ceil(count / height)
+    figure = Figure(figsize=(7.5, 1.25 + 1.75 * height), layout="constrained")
+    panels = figure.subplots(height, width, sharex=True, sharey=True, squeeze=False).flatten()
+    for stage, (axes, label) in enumerate(zip(panels, labels)):
+        for arm, point in arms.items():
+            line, marker, color = ARM_STYLES[arm]
+            columns = [[row[stage] for row in matrix_of(record, ACCURACY)[stage:]] for record in point.records]
+            axes.plot(
+                range(stage + 1, count + 1), percent([mean(values) for values in zip(*columns)]),
+                linestyle=line, marker=marker, color=color, markersize=4, clip_on=False, label=METHODS[arm].label,
+            )  # fmt: skip
+        axes.set_title(label if len(label) <= 30 else f"{label[:29]}…", fontsize="medium")
+        # Of a row that is not full the panels above the gap are the last of their column.
+        axes.tick_params(labelbottom=stage + width >= count)
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    panels[0].set_xlim(0.75, count + 0.25)
+    panels[0].set_xticks(range(1, count + 1))
+    figure.supxlabel("after stage", fontsize="medium")
+    figure.supylabel("next-token accuracy on test text (%)", fontsize="medium")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(arms), frameon=False)
+    return figure

@@ -27,14 +27,15 @@ from k1.study.costs import format_costs
 from k1.study.frontier import losses, mean_and_interval, points_of
 from k1.study.seeds import format_seeds, load_reports
 from k1.study.tables import equal_learning_table, paragraph, study_tables
-from k1.study.tuning import best_of, format_sweep, format_tuning
+from k1.study.tuning import best_of, format_rehearsal, format_sweep, format_tuning
 
 PAGES = ("README.md", "results/README.md", "results/tuning.md", "k1/sparse/README.md", "k1/training/README.md")
 BLOCK = re.compile(r"(?P<begin>^<!-- begin (?P<name>\w+) -->\n).*?(?P<end>^<!-- end (?P=name) -->$)", re.M | re.S)
 MARKER = re.compile(r"^<!-- (?:begin|end) \w+ -->$", re.M)
 # The methods that take K-1 apart, and what each of its parts is compared with.
 PARTS = (
-    "k1", "k1_all", "k1_standard_basis", "k1_no_consolidation", "k1_no_interpolation", "wise_ft", "random", "replay",
+    "k1", "k1_all", "k1_fixed_mask", "k1_standard_basis", "k1_no_consolidation", "k1_no_rehearsal", "dense_rehearsal",
+    "random_rehearsal", "replay",
 )  # fmt: skip
 CORES = 2
 
@@ -224,6 +225,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "study": lambda results: study_tables(results.study["runs"]),
     "sweep": lambda results: format_sweep(results.json("sweep.json")),
     "tuning": lambda results: format_tuning(results.json("tuning.json"), results.json("sweep.json")),
+    "rehearsal": lambda results: format_rehearsal(results.json("rehearsal.json")),
     "error_feedback": format_error_feedback,
     "model": format_model,
     "costs": lambda results: format_costs(results.text("costs.md").strip()),

@@ -1,4 +1,4 @@
-"""One run of the study: datasets 2 and 3 learned by one method, in the same steps as the scripts."""
+"""One run of the study: the later datasets learned by one method, in the same steps as the scripts."""
 
 import time
 import warnings
@@ -18,8 +18,10 @@ from k1.data.loader import DataLoader, TokenizedDataset
 from k1.data.tokenizer import load_tokenizer, train_tokenizer
 from k1.model import build_model, configure_torch, model_config
 from k1.report.metrics import mean
+from k1.report.tables import dataset_label
 from k1.sparse.eigenbasis import enter_eigenbasis
 from k1.sparse.importance import add_importance, fisher_information, sample_batches
+from k1.sparse.rehearsal import write_rehearsal
 from k1.study.methods import METHODS
 from k1.training.evaluation import evaluate
 from k1.training.loop import train
@@ -36,11 +38,15 @@ def stage_arguments(
     return parse_training_flags("", method, typed).resolve(stage)
 
 
+def data_loader(name: str, settings: dict) -> DataLoader:
+    """The text of the dataset `name`, as the runs read it."""
+    return DataLoader(dataset_name=name, arguments=stage_arguments(1, 1.0, 0, settings, "k1"))
+
+
 @lru_cache(maxsize=8)
 def tokenized(name: str, data_source: str, tokenizer: str, preset: str) -> TokenizedDataset:
     """A dataset, read once in each process."""
-    arguments = stage_arguments(1, 1.0, 0, {"preset": preset, "data_source": data_source}, "k1")
-    return DataLoader(dataset_name=name, arguments=arguments).tokenize(load_tokenizer(tokenizer))
+    return data_loader(name, {"preset": preset, "data_source": data_source}).tokenize(load_tokenizer(tokenizer))
 
 
 def learn_first_dataset(first: str, seed: int, learning_rate: float, output: Path, settings: dict) -> dict:
@@ -64,19 +70,19 @@ def learn_first_dataset(first: str, seed: int, learning_rate: float, output: Pat
 
 
 def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Path, settings: dict) -> dict:
-    """Learn datasets 2 and 3 by method `name` from the model of dataset 1 in the file `first`; returns the record.
+    """Learn datasets 2, 3 and so on by method `name` from the model of dataset 1 in the file `first`; returns the record.
 
     `dial` is one of the method's `settings`.
     """
     method = METHODS[name]
     previous = load_checkpoint(first, method.first)
-    is_dense = method.first == "baseline" and not method.flags
+    is_dense = method.script == "baseline"
     flags = method.flags
     if not method.adapter:
         flags += tuple(f"--{setting}={value}" for setting, value in dial.items())
     stages = [
-        stage_arguments(stage, learning_rate, previous.seed, settings, "baseline" if is_dense else "k1", flags)
-        for stage in (2, 3)
+        stage_arguments(stage, learning_rate, previous.seed, settings, method.script, flags)
+        for stage in range(2, len(settings["dataset_names"]) + 1)
     ]
     configure_torch(stages[0].threads)
     started = time.perf_counter()
@@ -87,6 +93,7 @@ def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Pat
     if method.joint:
         return learn_all_at_once(previous, datasets, stages[-1], started)
 
+    tokenizer = load_tokenizer(previous.tokenizer)
     model = restore_model(previous, stages[0].device)
     evaluations, history, importance = [previous.evaluations[0]], [], None
     if not is_dense:
@@ -108,7 +115,8 @@ def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Pat
             history += quietly_train(adapted, text, arguments)
             model = adapted.merge_and_unload().requires_grad_(True)
         else:
-            history += quietly_train(model, text, arguments, importance, responsibility)
+            rehearsal = write_rehearsal(model, tokenizer, arguments)
+            history += quietly_train(model, text, arguments, importance, responsibility, rehearsal)
         if not is_dense:
             importance = add_importance(importance, fisher_information(model, sample))
         evaluations.append(evaluate(model, [*learned, dataset], arguments))
@@ -148,11 +156,14 @@ def quietly_train(*arguments) -> list[dict]:
 
 
 def record_of(evaluations: list[dict], history: list[dict], started: float) -> dict:
-    """What the study keeps: [nats per token, accuracy] by stage, dataset and split; share updated; seconds."""
+    """What the study keeps: [nats per token, accuracy] by stage, dataset and split; share updated; seconds.
+
+    A local dataset goes by its file name, so that a record can be moved to another machine.
+    """
     return {
         "evaluations": [
             {
-                name: {split: [scores["loss"], scores["accuracy"]] for split, scores in splits.items()}
+                dataset_label(name): {split: [scores["loss"], scores["accuracy"]] for split, scores in splits.items()}
                 for name, splits in row.items()
             }
             for row in evaluations

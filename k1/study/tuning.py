@@ -71,13 +71,10 @@ def format_tuning(records: list[dict], sweep: dict) -> str:
         for record in records
     }
     tried = sum(run["method"] == "baseline" for run in sweep["runs"].values())
-    rates, kept = PRESET.learning_rates["k1"][1:], PRESET.interpolation[1:]
     sections = [
         paragraph(
             f"The tables show {len(shown)} of the {len(records)} records of tuning.json, from {len(trainings)} trainings "
-            f"(several shares kept come from one); the baseline's learning rates took {tried}. The defaults are "
-            f"c {PRESET.consolidation:g} with learning rates {rates[0]:g} and {rates[1]:g}, kept {kept[0]:g} and "
-            f"{kept[1]:g}, kappa {PRESET.gain_floor:g}."
+            f"(several shares kept come from one); the baseline's learning rates took {tried}."
         )
     ]
 
@@ -105,3 +102,30 @@ def format_tuning(records: list[dict], sweep: dict) -> str:
         text = "validation text" if found[0]["text"] == "validation" else f"the {found[0]['text']}"
         sections += [f"Stage {stage}{start}: nats per token on {text}", format_table(rows)]
     return "\n\n".join(sections)
+
+
+def format_rehearsal(records: list[dict]) -> str:
+    """The runs by which rehearsal was chosen, on validation text: one row a run, after stage 2 and at the end."""
+    rates = PRESET.learning_rates
+    defaults = paragraph(
+        f"The defaults are share {PRESET.rehearsal:g}, weight {PRESET.rehearsal_weight:g}, "
+        f"{PRESET.rehearsal_sequences} sequences, c {PRESET.consolidation:g}, learning rates {rates['k1'][1]:g} and "
+        f"{rates['k1'][2]:g} (K-1), {rates['baseline_rehearsal'][1]:g} (baseline + rehearsal)."
+    )
+    names = max((list(record["validation"][-1]) for record in records), key=len)
+    first, second, third = map(dataset_label, names)
+    head = ["Model", "Learning rate", "c", "Weight", "Share", "Updated %"]
+    columns = [f"{first}, stage 2", f"{second}, stage 2", *(f"{name}, end" for name in (first, second, third))]
+    rows = [[*head, *columns]]
+    for record in records:
+        after = record["validation"]
+        found = [after[0][name] for name in names[:2]] + [row[name] for row in after[1:] for name in names]
+        variation = f", {record['variation']}" if record["variation"] else ""
+        weight = f"{record['weight']:g}" if record["share"] else "-"
+        strength = f"{record['consolidation']:g}" if record["model"] == "K-1" else "-"
+        rows.append([
+            f"{record['model']}{', by gain' if record['selection'] == 'gain' else ''}{variation}",
+            f"{record['learning_rate']:g}", strength, weight, f"{record['share']:g}",
+            f"{100 * record['update_fraction']:.0f}", *(f"{loss:.3f}" for loss in found), *["-"] * (5 - len(found)),
+        ])  # fmt: skip
+    return f"{defaults}\n\n{format_table(rows)}"

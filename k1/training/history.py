@@ -12,10 +12,10 @@ LOGGED_STEPS = 50
 
 
 class History:
-    """The log of a stage: about 50 `entries`, and the `losses` of the steps since the last one.
+    """The log of a stage: about 50 `entries`, and `losses` and `divergences` of the steps since the last one.
 
-    An entry has `step`, `loss` (nats per token, mean since the last entry),
-    `learning_rate`, `updated_fraction` (share of all parameters whose bits this
+    An entry has `step`, `loss` (of new text) and `divergence` (on rehearsed text;
+    both in nats per token, mean since the last entry), `learning_rate`, `updated_fraction` (share of all parameters whose bits this
     step changed, by comparing them before and after), `updated_by_group` (the
     same share within each module group, see `k1.sparse.selection.module_group`)
     and `tokens_per_second`. `old` is the saved state of a training that was
@@ -25,6 +25,7 @@ class History:
     def __init__(self, arguments: Arguments, old: dict | None) -> None:
         self.entries: list[dict] = old["history"] if old else []
         self.losses: list[float] = old["losses"] if old else []
+        self.divergences: list[float] = old["divergences"] if old else []
         self._max_steps = arguments.max_steps
         self._tokens_per_step = arguments.tokens_per_step
         self._begin_interval()
@@ -36,9 +37,10 @@ class History:
         """Whether `step` gets an entry."""
         return step % max(1, self._max_steps // LOGGED_STEPS) == 0 or step == self._max_steps
 
-    def add_step(self, loss: float) -> None:
-        """Take in the loss of a step, in nats per token."""
+    def add_step(self, loss: float, divergence: float) -> None:
+        """Take in the losses of a step, in nats per token."""
         self.losses.append(loss)
+        self.divergences.append(divergence)
         self._steps += 1
 
     def add_entry(self, step: int, learning_rate: float, changed: dict) -> str:
@@ -46,12 +48,13 @@ class History:
         entry = {
             "step": step,
             "loss": sum(self.losses) / len(self.losses),
+            "divergence": sum(self.divergences) / len(self.divergences),
             "learning_rate": learning_rate,
             **changed,
             "tokens_per_second": self._steps * self._tokens_per_step / (time.perf_counter() - self._started),
         }
         self.entries.append(entry)
-        self.losses = []
+        self.losses, self.divergences = [], []
         self._begin_interval()
         return f"loss {entry['loss']:.3f}, {entry['tokens_per_second']:,.0f} tokens/s"
 

@@ -4,9 +4,13 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
+from itertools import repeat
 from typing import NoReturn
 
 import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -17,6 +21,7 @@ from k1.data.loader import TokenizedDataset
 from k1.errors import Interruption, K1Error
 from k1.parallel import any_process, is_main_process, process_count, require_identical, share_of, sum_over_processes
 from k1.sparse.optimizer import SparseAdamW
+from k1.sparse.rehearsal import Rehearsal, divergence
 from k1.sparse.selection import Tensors
 from k1.training.history import History, changed_fractions, copy_parameters
 from k1.training.optimization import build_optimizer, interpolate, warmup_and_cosine
@@ -29,53 +34,54 @@ def train(
     arguments: Arguments,
     importance: Tensors | None = None,
     responsibility: Tensors | None = None,
+    rehearsal: Rehearsal | None = None,
     resume_file: ResumeFile | None = None,
 ) -> list[dict]:
     """Train `model` in place on the training text of `dataset` for `arguments.max_steps` steps.
 
     `importance` is the Fisher information of all earlier datasets and
     `responsibility` that of `dataset` at the start (see `k1.sparse.importance`): what
-    the selection `gain` and consolidation go by. At the end the model keeps the
+    the selection `gain` and consolidation go by. `rehearsal` is the text that takes
+    the share `arguments.rehearsal` of each batch. At the end the model keeps the
     share `arguments.interpolation` of its change.
 
     With a `resume_file` the training goes on from it, saves itself there while it
     runs, at the end and before Ctrl-C or SIGTERM end it, and comes out with the
     same bits as one that was never stopped.
 
-    Returns the history, see `k1.training.history.History`. Raises `K1Error` when
-    the loss or the gradient is no longer finite.
+    Returns the history (`k1.training.history.History`); raises `K1Error` when loss or gradient is no longer finite.
     """
     model.train()
     start = copy_parameters(model) if arguments.interpolation != 1 else {}
     optimizer = build_optimizer(model, arguments, importance, responsibility)
     start_tensors = {"model": model.state_dict(), "importance": importance, "responsibility": responsibility}
+    start_tensors["rehearsal"] = rehearsal and rehearsal.tensors()
     identity, old = begin_or_resume(resume_file, arguments, dataset, start_tensors)
     if old:
         restore(model, optimizer, old, resume_file)
     done = old["step"] if old else 0
     history = History(arguments, old)
     schedule = warmup_and_cosine(optimizer, arguments.warmup_steps, arguments.max_steps, done)
-    skipped = done * arguments.gradient_accumulation_steps
-    batches = batches_of_blocks(dataset.blocks["train"], arguments.batch_size, arguments.stage_seed, skipped)
     parallel_model = DistributedDataParallel(model, forward_sync_buffers=False) if process_count() > 1 else model
+    text = text_of_steps(dataset, arguments, rehearsal, done)
+    gradients = partial(finite_gradients, parallel_model, text, dataset.name, arguments, rehearsal, resume_file)
     progress = progress_bar(dataset.name, arguments, done)
     # Whatever ends the loop, the bar is closed first, so that an error stands on a line of its own.
     with progress, Interruption() if resume_file else nullcontext() as interruption:
         for step in progress:
-            loss = finite_gradients(parallel_model, batches, step, dataset.name, arguments, resume_file)
+            loss, drift = gradients(step)
             learning_rate = schedule.get_last_lr()[0]
             before = copy_parameters(model) if history.is_due(step) else None
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            history.add_step(loss)
+            history.add_step(loss, drift)
             if before:
-                progress.set_postfix_str(
-                    history.add_entry(step, learning_rate, changed_fractions(before, model)), refresh=False
-                )
+                entry = history.add_entry(step, learning_rate, changed_fractions(before, model))
+                progress.set_postfix_str(entry, refresh=False)
             if resume_file:
                 if step == arguments.max_steps:  # no later step would notice that this one diverged
-                    finite_gradients(parallel_model, batches, step, dataset.name, arguments, resume_file)
+                    gradients(step)
                     optimizer.zero_grad()
                 save_or_stop(resume_file, identity, step, history, model, optimizer, interruption)
     require_identical("update masks and moments", optimizer.state_dict())
@@ -93,20 +99,32 @@ def begin_or_resume(
     return identity, resume_file.take(identity)
 
 
+def text_of_steps(
+    dataset: TokenizedDataset, arguments: Arguments, rehearsal: Rehearsal | None, done: int
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """For each forward pass after the `done` steps: new sequences as token ids, and the numbers of rehearsed ones."""
+    skipped = done * arguments.gradient_accumulation_steps
+    batches = batches_of_blocks(dataset.blocks["train"], arguments.new_rows, arguments.stage_seed, skipped)
+    if rehearsal is None:
+        return zip(batches, repeat([]))
+    return zip(batches, rehearsal.batches(arguments.rehearsed_rows, arguments.stage_seed, skipped))
+
+
 def finite_gradients(
     model: torch.nn.Module,
-    batches: Iterator[torch.Tensor],
-    step: int,
+    text: Iterator[tuple[Tensor, list[int]]],
     name: str,
     arguments: Arguments,
+    rehearsal: Rehearsal | None,
     resume_file: ResumeFile | None,
-) -> float:
-    """Add the clipped gradients of one step's batches and return their loss; gives up where it or they are not finite."""
-    loss = accumulate_gradients(model, batches, arguments)
+    step: int,
+) -> tuple[float, float]:
+    """Add the clipped gradients of a step and return its two losses; gives up where they are not finite."""
+    loss, drift = accumulate_gradients(model, text, arguments, rehearsal)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
-    if not math.isfinite(loss) or not torch.isfinite(norm):
+    if not math.isfinite(loss + drift) or not torch.isfinite(norm):
         give_up(step, loss, float(norm), name, arguments, resume_file)
-    return loss
+    return loss, drift
 
 
 def give_up(
@@ -149,7 +167,7 @@ def save_or_stop(
     is_stopped = any_process(interruption.requested is not None)
     if is_stopped or step == max_steps or resume_file.is_due(step):
         resume_file.save(
-            identity, step=step, history=history.entries, losses=history.losses,
+            identity, step=step, history=history.entries, losses=history.losses, divergences=history.divergences,
             model=model.state_dict(), optimizer=optimizer.state_dict(),
         )  # fmt: skip
     if is_stopped:
@@ -172,20 +190,48 @@ def restore(model: PreTrainedModel, optimizer: SparseAdamW, old: dict, resume_fi
         raise K1Error(f"{resume_file.path} does not fit the model ({error!s:.100}); {START_ANEW}")
 
 
-def accumulate_gradients(model: torch.nn.Module, batches: Iterator[torch.Tensor], arguments: Arguments) -> float:
-    """Add the gradients of one optimizer step's batches; returns their mean loss in nats per token.
+def accumulate_gradients(
+    model: torch.nn.Module,
+    text: Iterator[tuple[Tensor, list[int]]],
+    arguments: Arguments,
+    rehearsal: Rehearsal | None = None,
+) -> tuple[float, float]:
+    """Add the gradients of one optimizer step's forward passes; returns their mean losses in nats per token.
 
-    Of several processes each takes its rows of every batch, and all end with the gradients of the whole batch.
+    The first is that of the new text, the second the divergence on the rehearsed
+    sequences, 0 without. `text` is that of `text_of_steps`. Of several processes each
+    takes its rows of every batch, and all end with the gradients of the whole batch.
     """
-    total = torch.zeros((), dtype=torch.float64)
+    totals = torch.zeros(2, dtype=torch.float64)
     for number in range(1, arguments.gradient_accumulation_steps + 1):
-        rows = share_of(next(batches)).to(arguments.device)
+        rows, old = next(text)
         is_last = number == arguments.gradient_accumulation_steps
         # Gradients are exchanged once a step, not with every batch.
         with nullcontext() if is_last or process_count() == 1 else model.no_sync():
-            with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
-                loss = model(input_ids=rows, labels=rows).loss / arguments.gradient_accumulation_steps
-            loss.backward()
-        total += loss.item()
-    sum_over_processes(total)
-    return total.item() / process_count()
+            losses = mean_losses(model, rows.to(arguments.device), arguments, rehearsal, old)
+            (losses[0] + arguments.rehearsal_weight * losses[1]).backward()
+        totals += losses.detach().cpu()
+    sum_over_processes(totals)
+    loss, drift = (totals / process_count()).tolist()
+    return loss, drift
+
+
+def mean_losses(
+    model: torch.nn.Module, rows: Tensor, arguments: Arguments, rehearsal: Rehearsal | None, old: list[int]
+) -> Tensor:
+    """What a batch adds to the two mean losses of an optimizer step, see `accumulate_gradients`.
+
+    Of several processes each works out the part of its own rows, times the number of processes.
+    """
+    mine, mine_old = share_of(rows), share_of(old)
+    tokens = mine if rehearsal is None else torch.cat([mine, rehearsal.sequences[mine_old]])
+    share = process_count() / arguments.gradient_accumulation_steps
+    with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
+        logits = model(input_ids=tokens).logits[:, :-1].float()
+    length = logits.shape[1]
+    new = cross_entropy(logits[: len(mine)].flatten(0, 1), mine[:, 1:].flatten(), reduction="sum")
+    losses = [new * share / (len(rows) * length), new.new_zeros(())]
+    if rehearsal is not None:
+        drift = divergence(logits[len(mine) :], rehearsal.logits(mine_old)).sum()
+        losses[1] = drift * share / (len(old) * length)
+    return torch.stack(losses)

@@ -15,7 +15,7 @@ from k1.model import library_versions
 from k1.parallel import is_main_process, process_count
 from k1.sparse.selection import Tensors
 
-FORMAT = 1
+FORMAT = 2
 SECONDS_BETWEEN_SAVES = 60
 START_ANEW = "add --overwrite to start anew"
 
@@ -25,6 +25,7 @@ class HistoryEntry(TypedDict):
 
     step: int
     loss: float
+    divergence: float
     learning_rate: float
     updated_fraction: float
     updated_by_group: dict[str, float]
@@ -32,7 +33,7 @@ class HistoryEntry(TypedDict):
 
 
 KEYS = {
-    "identity": dict, "step": int, "history": list[HistoryEntry], "losses": list[float], "model": dict[str, Tensor],
+    "identity": dict, "step": int, "history": list[HistoryEntry], "losses": list[float], "divergences": list[float], "model": dict[str, Tensor],
     "optimizer": dict,
 }  # fmt: skip
 

@@ -33,7 +33,7 @@ def test_keys_that_others_rely_on(trained, file):
             assert set(splits) == {"validation", "test"}
             assert set(splits["test"]) == {"loss", "perplexity", "accuracy", "tokens"}
     assert set(content["history"][0]) == {
-        "step", "loss", "learning_rate", "updated_fraction", "updated_by_group", "tokens_per_second",
+        "step", "loss", "divergence", "learning_rate", "updated_fraction", "updated_by_group", "tokens_per_second",
     }  # fmt: skip
     assert bool(content["importance"]) == (content["method"] == "k1")
     assert content["history"][-1]["step"] == content["arguments"]["max_steps"] == 20

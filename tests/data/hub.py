@@ -25,6 +25,7 @@ LINES = [
     "", " = Alpha = \n", "", " First = one . \n", "", " = = Part = = \n", "", " Second . \n", " = = = Detail = = = \n",
     " Third . \n", "", " = Beta = Gamma = \n", "", " = = Empty = = \n", " = Delta = \n", " Fourth . \n",
 ]  # fmt: skip
+LARGE = (".parquet", ".gz")  # kept outside of Git
 CODE = [f"  def f{number}(): pass\n" for number in range(5)]
 
 
@@ -57,13 +58,14 @@ def repositories(text: str) -> dict[str, dict[str, bytes]]:
             },
         },
         "codeparrot/codeparrot-clean-valid": {
-            "README.md": b"# Code\n",
+            "README.md": b"# Code of repositories\n",
             "file-000000000001.json.gz": gzip.compress(jsonl(*code), mtime=0),
         },
         "CShorten/ML-ArXiv-Papers": {
             "ML-Arxiv-Papers.csv": f',title,abstract\n0,On A,"  The problem\n"\n1,,\n2,On B,We{text}\n'.encode(),
         },
         "roneneldan/TinyStories": {
+            "README.md": b"# Stories, some of them short\n",
             "data/train-00000-of-00002.parquet": parquet(text=["Once", "", "upon"]),
             "data/train-00001-of-00002.parquet": parquet(text=["a", f"time{text}"]),
             "data/validation-00000-of-00001.parquet": parquet(text=["Then"]),
@@ -74,9 +76,10 @@ def repositories(text: str) -> dict[str, dict[str, bytes]]:
 
 # What goes wrong: a status; "hang" (no answer), "stall" (half of a file, then nothing), "cut" (half, then the end),
 # "loop" (cut at each new try, which starts over); "trickle" (a byte now and then) and
-# "headers" (so slow are they); "checksum" (other bytes) and "column" (other names of columns).
+# "headers" (so slow are they); "checksum" (other bytes), "size" (fewer) and "column" (other names of columns).
 FAULTS = (
     "401", "403", "404", "429", "500", "hang", "stall", "cut", "loop", "trickle", "headers", "checksum", "column",
+    "size",
 )  # fmt: skip
 TRICKLE_SECONDS = 1.5
 # Where: at every address, at all but the one that is asked first, at the files with the data, or at a second such file.
@@ -115,6 +118,16 @@ def renamed(path: str, body: bytes) -> bytes:
 def damaged(body: bytes) -> bytes:
     """As many bytes, sixteen of them different: in Parquet the start of the first page."""
     return body[:4] + bytes(byte ^ 0x55 for byte in body[4:20]) + body[20:]
+
+
+def stated(path: str, body: bytes) -> dict[str, object]:
+    """What the hub states of a file: Git's SHA-1 and the size; of large ones this is of the pointer in their place."""
+    if not path.endswith(LARGE):
+        return {"oid": hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest(), "size": len(body)}
+    digest = hashlib.sha256(body).hexdigest()
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {len(body)}\n".encode()
+    lfs = {"oid": digest, "size": len(body), "pointerSize": len(pointer)}
+    return {**stated("pointer", pointer), "size": len(body), "lfs": lfs}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -189,8 +202,8 @@ class Handler(BaseHTTPRequestHandler):
         for path, body in files.items():
             if path.startswith(folder):
                 name, *below = path.removeprefix(folder).split("/")
-                kind = {"type": "directory"} if below else {"type": "file", "size": len(body)}
-                entries[name] = {"path": folder + name, "oid": "0" * 40, **kind}
+                kind = {"type": "directory", "oid": "0" * 40} if below else {"type": "file", **stated(path, body)}
+                entries[name] = {"path": folder + name, **kind}
         if not entries:
             return self.answer(404, X_Error_Code="EntryNotFound")
         self.answer(200, json.dumps(list(entries.values())).encode())
@@ -198,13 +211,15 @@ class Handler(BaseHTTPRequestHandler):
     def file(self, path: str, body: bytes | None, kind: str) -> None:
         if body is None:
             return self.answer(404, X_Error_Code="EntryNotFound")
-        is_data = kind != "later"
-        fault = self.fault if is_data and self.is_meant(kind) else "none"
+        fault = self.fault if self.is_meant(kind) else "none"
         body = renamed(path, body) if fault == "column" else body
-        # As on the hub: the SHA-256 of large files, Git's SHA-1 of small ones.
-        checksum = hashlib.sha256(body) if is_data else hashlib.sha1(b"blob %d\0" % len(body) + body)
-        headers = {"ETag": f'"{checksum.hexdigest()}"', "Accept_Ranges": "bytes"}
+        entry = stated(path, body)
+        headers = {"ETag": f'"{entry["oid"]}"', "Accept_Ranges": "bytes"}
+        if "lfs" in entry:  # the storage of large files has an ETag of its own
+            large = {"X_Linked_ETag": f'"{entry["lfs"]["oid"]}"', "X_Linked_Size": len(body)}
+            headers |= {**large, "ETag": f'"{hashlib.md5(body).hexdigest()}"'}
         body = damaged(body) if fault == "checksum" else body
+        body = body[: -len(body) // 3] if fault == "size" and self.command != "HEAD" else body
         middle, start, end, status = len(body) // 2, 0, len(body), 200
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if match and fault != "loop":

@@ -2,12 +2,14 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from datasets import DatasetDict
 
-from k1.data.cache import CHECKSUM, cached, write_dataset
+from k1.data import cache
+from k1.data.cache import CHECKSUM, cached, checksum, write_dataset
 from k1.errors import K1Error
 
 
@@ -28,6 +30,30 @@ def test_an_entry_is_built_once(folder):
         assert list(cached("documents", "key", lambda: build(calls))["train"]["text"]) == ["a", "b"]
     assert len(calls) == 1
     assert os.listdir(folder / "documents") == ["key"]
+
+
+def test_a_fresh_entry_is_hashed_once(folder, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(cache, "checksum", lambda path: hashed.append(path) or checksum(path))
+    cached("documents", "key", lambda: build([]))
+    assert [path.name for path in hashed] == ["key"] and hashed[0].parent != folder / "documents"
+    cached("documents", "key", lambda: build([]))
+    assert hashed[1:] == [folder / "documents" / "key"]
+
+
+@pytest.mark.parametrize("damage", ["intact", "damaged"])
+def test_the_entry_of_another_process_that_was_first_is_hashed(folder, damage):
+    def build_late():
+        """Another process builds and stores the same entry meanwhile."""
+        cached("documents", "key", lambda: build([]))
+        if damage == "damaged":
+            next((folder / "documents" / "key" / "train").glob("*.arrow")).write_bytes(b"damaged")
+        return build([])
+
+    found = cached("documents", "key", build_late)["train"]
+    assert list(found["text"]) == ["a", "b"]
+    is_stored = Path(found.cache_files[0]["filename"]).is_relative_to(folder)
+    assert is_stored == (damage == "intact")
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "garbage"])

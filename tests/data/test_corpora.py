@@ -158,8 +158,7 @@ def test_clean_wikitext(markup, expected):
     assert clean_wikitext(markup) == expected
 
 
-def test_clean_docstring():
-    docstring = r"""
+DOCSTRING = r"""
     f(x, /)
     --
 
@@ -212,7 +211,10 @@ def test_clean_docstring():
     >>> f(3)
 
     """
-    assert clean_docstring(docstring).split("\n\n") == [
+
+
+def test_clean_docstring():
+    assert clean_docstring(DOCSTRING).split("\n\n") == [
         "Compute `f` as in [1]:",
         "    f(x) = x^2 + 1",
         "They are real.",

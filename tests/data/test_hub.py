@@ -38,6 +38,7 @@ REASONS = {
     "headers": "timed out, at http://",
     "checksum": "wrong checksum of hf://",
     "column": "Column name",
+    "size": "Consistency check failed: file should be of size",
 }
 # A block of a streamed file is read by one request, so that its failure has another name.
 STREAMED_REASONS = {
@@ -45,6 +46,7 @@ STREAMED_REASONS = {
     "cut": "peer closed connection without sending complete message body",
     "loop": "peer closed connection without sending complete message body",
     "checksum": "Couldn't deserialize thrift",
+    "size": "Parquet magic bytes not found",
 }
 ELSEWHERE = {
     ("401", "all"): "401 Unauthorized",
@@ -97,6 +99,9 @@ def outcomes(hub_home):
             faulty["elsewhere", fault, place, name] = case((name, "hub"), token=token(fault, place), home=home)
     for fault in FAULTS:
         faulty["midway", fault] = case(("stories",), token=token(fault, "second"), home=f"midway-{fault}")
+    for name in ("code", "stories"):
+        faulty["readme", name] = case((name, "hub"), token=token("checksum", "later"), home=f"readme-{name}")
+        again["again readme", name] = case((name, "hub"), home=f"readme-{name}")
     for fault in ("once", "slow"):
         for name in ("science", "stories"):
             faulty["passing", fault, name] = case((name, "hub"), token=token(fault), home=f"{fault}-{name}")
@@ -178,8 +183,8 @@ def seconds_of(outcomes, kind, fault):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault(outcomes, fault):
-    """A damaged file is noticed by its SHA-256, or, where it is streamed, by its format: there a change
-    within a text passes, as the hub has checksums of whole files only.
+    """A damaged file is noticed by the checksum that the hub states, or, where it is streamed, by its format:
+    there a change within a text passes, as the hub has checksums of whole files only.
     """
     for name in NAMES:
         reason = STREAMED_REASONS.get(fault, REASONS[fault]) if name == "stories" else REASONS[fault]
@@ -205,7 +210,7 @@ def test_fault(outcomes, fault):
 def test_streamed_text_that_ends_midway(outcomes, fault):
     """The first file has been read when the second one fails: an error, not fewer documents."""
     result = outcomes["midway", fault]
-    reason = "" if fault == "column" else STREAMED_REASONS.get(fault, REASONS[fault])
+    reason = "" if fault in ("column", "size") else STREAMED_REASONS.get(fault, REASONS[fault])
     assert result["error"].startswith(f"stories cannot be loaded from the hub: {reason}"), result
     assert result["printed"] == "" and result["seconds"] < 20
 
@@ -236,6 +241,15 @@ def test_fault_leaves_nothing_behind(outcomes, fault):
         assert (result.get("source"), result.get("train"), result["printed"]) == ("hub", text[name], ""), result
 
 
+@pytest.mark.parametrize("name", ["code", "stories"])
+def test_damaged_readme(outcomes, name):
+    """It says what the files are, those that are downloaded and those that are streamed."""
+    failed, again = outcomes["readme", name], outcomes["again readme", name]
+    start = f"{name} cannot be loaded from the hub: wrong checksum of README.md, so it was damaged on its way"
+    assert failed["error"].startswith(start) and failed["printed"] == ""
+    assert (again["train"], again["printed"]) == (TEXT[name], "")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_healthy(outcomes, name):
     assert outcomes["healthy", name]["train"] == TEXT[name]
@@ -248,6 +262,20 @@ def test_fault_that_passes(outcomes, name):
         result = outcomes["passing", fault, name]
         assert (result["train"], result["printed"]) == (TEXT[name], ""), fault
     assert outcomes["passing", "slow", name]["seconds"] > LIMITS["SILENCE_SECONDS"]
+
+
+def test_the_reason_is_what_ended_the_load(monkeypatch):
+    """Where the README is damaged, the library asks elsewhere before it gives up."""
+
+    def fail(*_):
+        hub.HubClient.problem = "no answer from elsewhere"
+        raise hub.HubError("wrong checksum of README.md")
+
+    monkeypatch.setattr(hub.HubClient, "problem", None)
+    monkeypatch.setattr(hub, "probe_hub", lambda name: None)
+    monkeypatch.setattr(hub, "read_hub", fail)
+    with pytest.raises(hub.HubError, match=r"^wrong checksum of README\.md, and there is no cached copy"):
+        hub.hub_splits(hub.HubSource("owner/name"), None)
 
 
 def test_longest_wait():

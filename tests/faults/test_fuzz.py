@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from k1.checkpoints.storage import load_checkpoint
+from k1.data.compressed import check_expansion, gzip_sizes
 from k1.data.local_files import local_splits
-from k1.data.readers import check_expansion
 from k1.data.tokenizer import load_tokenizer
 from k1.errors import K1Error
 from tests.faults.checkpoint_mutations import ARCHIVES, TENSORS, in_tensors
@@ -117,7 +117,7 @@ def test_a_compressed_file_that_expands_is_refused_early(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "' + b"a" * 2**27 + b'"}\n', mtime=0))
     with pytest.raises(ValueError, match="expands to more than 100 times"):
-        check_expansion(path)
+        check_expansion(path, gzip_sizes(path))
     with pytest.raises(K1Error, match="expands"):
         list(local_splits(path)["train"])
 

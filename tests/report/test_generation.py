@@ -86,4 +86,18 @@ def test_sampling_options(tiny_model):
     assert first == sample() != sample(seed=1)
     greedy = sample(temperature=0.0)
     assert greedy == sample(temperature=0.0, seed=1) == sample(top_k=1)
-    assert len(first) == 2 and all(END_OF_DOCUMENT not in text for text in first)
+    end = tokenizer.token_to_id(END_OF_DOCUMENT)
+    assert [len(tokens) for tokens in first] == [12, 12] and all(end not in tokens for tokens in first)
+
+
+def test_prompts_beyond_a_batch_are_continued_too(tiny_model, monkeypatch):
+    tokenizer = train_tokenizer(["abc"], 300)
+    tiny_model.resize_token_embeddings(tokenizer.get_vocab_size())
+    prompts = [[i, i + 1] for i in range(5)]
+    greedy = {"max_new_tokens": 3, "temperature": 0.0, "top_k": 0, "seed": 0, "stop_at_end": False}
+    at_once = generate(tiny_model, tokenizer, prompts, **greedy)
+    monkeypatch.setattr("k1.report.generation.BATCH_SIZE", 2)
+    assert generate(tiny_model, tokenizer, prompts, **greedy) == at_once
+    sampled = generate(tiny_model, tokenizer, [[1, 2]] * 4, **{**greedy, "temperature": 1.0})
+    # The batches do not draw the same numbers.
+    assert sampled[:2] != sampled[2:]

@@ -8,7 +8,6 @@ from k1.report.metrics import (
     distinct_2,
     forgetting_percent,
     forward_transfer,
-    trigram_shares,
 )
 
 # Rows: untrained, after stage 1, 2, 3. Columns: datasets.
@@ -38,21 +37,6 @@ def test_backward_transfer():
 
 def test_forward_transfer_compares_with_the_untrained_model():
     assert forward_transfer(MATRIX) == pytest.approx(((0.10 - 0.02) + (0.13 - 0.03)) / 2)
-
-
-def test_trigram_share_counts_repetitions_and_leaves_the_cut_ends_out():
-    # Trigrams: (a b c) (b c d) (c d e) (d e f) (e f g); the first and the last do not count.
-    assert trigram_shares([["a b c d e f g"]], ["b c d", "x c d e y", "d e"]) == pytest.approx([2 / 3])
-    assert trigram_shares([["x b c d b c d x"], ["q r s t u"]], ["b c d b"]) == pytest.approx([3 / 4, 0.0])
-
-
-def test_trigrams_do_not_reach_over_documents_and_keep_punctuation():
-    assert trigram_shares([["x a b c x"]], ["a b", "c"]) == [0.0]
-    assert trigram_shares([["x f(a) x"]], ["f(a"]) == pytest.approx([1 / 2])
-
-
-def test_too_short_continuations_score_zero():
-    assert trigram_shares([["a b"], []], ["a b"]) == [0.0, 0.0]
 
 
 def test_distinct_2():

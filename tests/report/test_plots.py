@@ -14,6 +14,7 @@ from k1.checkpoints.storage import load_checkpoint
 from k1.presets import FILES
 from k1.report.metrics import parameter_names, selection_of
 from k1.report.plots import accuracy_figure, learning_figure, plot_report, selection_figure
+from k1.report.tables import LABELS
 from k1.report.text import format_report
 from k1.sparse.selection import module_group
 from tests.conftest import assert_one_clear_line, run_script
@@ -135,6 +136,34 @@ def test_unusual_runs_are_drawn_without_overlapping_labels(report, tmp_path):
             left_to_right = [[text.get_window_extent() for text in figure.axes[0].texts]]
         for boxes in left_to_right:
             assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:]))
+
+
+def test_a_third_model_is_drawn_beside_the_others(report, monkeypatch):
+    monkeypatch.setitem(LABELS, "third", "baseline + rehearsal")
+    third = copy.deepcopy(report["models"]["baseline"])
+    third["accuracy_matrix"] = [[value and value / 2 for value in row] for row in third["accuracy_matrix"]]
+    third["history"] = [{**entry, "loss": entry["loss"] + 1} for entry in third["history"]]
+    report["models"]["third"] = third
+    figure = accuracy_figure(report)
+    figure.draw_without_rendering()
+    panels = figure.axes[:3]
+    assert [axes.get_title() for axes in panels] == ["K-1", "baseline", "baseline + rehearsal"]
+    assert len({axes.images[0].get_clim() for axes in panels}) == 1
+    assert cells(panels[2])[0, 1] == f"{100 * third['accuracy_matrix'][1][0]:.1f}"
+    for labels in ([axes.title for axes in panels], [text for axes in panels for text in row_of_numbers(axes, 0)]):
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:]))
+
+    axes = learning_figure(report).axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["K-1", "baseline", "baseline + rehearsal"]
+    assert list(axes.lines[6].get_ydata()) == [entry["loss"] for entry in third["history"] if entry["stage"] == 1]
+    looks = {(line.get_linestyle(), line.get_marker(), line.get_color()) for line in axes.lines[:9]}
+    assert [len(set(kind)) for kind in zip(*looks)] == [3, 3, 3]
+
+
+def row_of_numbers(axes, row):
+    """The texts in one row of a heat map, from left to right."""
+    return sorted((text for text in axes.texts if text.get_position()[1] == row), key=lambda t: t.get_position()[0])
 
 
 @pytest.mark.parametrize("method", FILES)

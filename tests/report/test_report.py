@@ -11,6 +11,7 @@ from k1.errors import K1Error
 from k1.presets import FILES
 from k1.report.comparison import build_report
 from k1.report.criteria import MAX_FORGETTING_PERCENT, MIN_QUALITY_KEPT, judge
+from k1.report.tables import LABELS, SCORES
 from k1.report.text import format_report
 from tests.conftest import assert_one_clear_line, run_script
 
@@ -60,35 +61,84 @@ def test_the_text_shows_the_same_figures(report):
 def test_the_scores_of_generated_text_after_the_last_stage_are_final(report):
     _, results = report
     for result in results["models"].values():
-        last = result["generation"][list(result["generation"])[-1]]
-        assert last["own"] == last["final"]
-        for scores in result["generation"].values():
-            for when in scores.values():
-                assert 0 <= when["trigram_share"] <= 1 and 0 < when["distinct_2"] <= 1
+        *earlier, last = result["generation"].values()
+        for values in last.values():
+            assert values["own"] == values["final"] and values["kept"] == 1 and values["interval"] == [1, 1]
+        for scores in earlier:
+            for values in scores.values():
+                assert values["interval"][0] <= values["kept"] <= values["interval"][1]
+            assert scores["fluency"]["own"] != scores["fluency"]["final"]
+    for text in (*results["judges"]["real_text"].values(), *flattened(results)):
+        assert 0 <= text["domain"] <= 1 and 0 < text["distinct_2"] <= 1 and text["fluency"] > 0
+    assert results["judges"]["classifier_accuracy"] > 0.95
+
+
+def flattened(results):
+    """The scores of every model's text of every dataset at both times."""
+    return [
+        {score: values[when] for score, values in scores.items()}
+        for result in results["models"].values()
+        for scores in result["generation"].values()
+        for when in ("own", "final")
+    ]
+
+
+def test_the_text_shows_the_scores_of_real_and_generated_text(report):
+    text, results = report
+    first, _, third = results["judges"]["real_text"]
+    tables = text[text.index("Generated text") :].split("\n\n")
+    for table, score, scale, digits in (
+        (tables[2], "domain", 100, 1), (tables[4], "fluency", 1, 2), (tables[6], "distinct_2", 100, 1),
+    ):  # fmt: skip
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+        assert [row[0] for row in rows[2:]] == ["real text", *(LABELS[method] for method in results["models"])]
+        assert rows[2][1] == f"{scale * results['judges']['real_text'][first][score]:.{digits}f}"
+        for row, result in zip(rows[3:], results["models"].values()):
+            values = result["generation"][first][score]
+            low, high = values["interval"]
+            assert row[1] == (
+                f"{scale * values['own']:.{digits}f} -> {scale * values['final']:.{digits}f} "
+                f"({100 * values['kept']:.0f}%, {100 * low:.0f} to {100 * high:.0f})"
+            )
+            assert row[3] == f"{scale * result['generation'][third][score]['final']:.{digits}f}"
+        assert max(map(len, table.splitlines())) <= 110
+    assert f"right about {100 * results['judges']['classifier_accuracy']:.1f}% of real test text" in text
 
 
 def test_two_reports_are_the_same(trained, report):
     assert format_report(build_report(trained.models_dir, "cpu")) == report[0].rstrip("\n")
 
 
-def verdict(ours, theirs, kept=1.0, average=None):
+def verdict(ours, theirs, average=None, **low):
+    """Which criteria are met, given forgetting in %, and where not 1 the lower ends of what is kept of dataset a."""
+
     def result(forgetting, mean_forgetting):
-        scores = {"trigram_share": 0.5, "distinct_2": 0.5}
+        kept = {score: {"kept": 1.0, "interval": [low.get(score, 1.0), 1.1]} for score in SCORES}
         return {
             "own": {"a": {}}, "forgetting_percent": {"a": forgetting}, "average_forgetting_percent": mean_forgetting,
-            "generation": {"a": {"own": scores, "final": {name: kept * value for name, value in scores.items()}}},
+            "generation": {"a": kept, "b": {score: {"kept": 1.0, "interval": [1.0, 1.0]} for score in SCORES}},
         }  # fmt: skip
 
     averages = average or (ours, theirs)
-    return [item["met"] for item in judge(result(ours, averages[0]), result(theirs, averages[1]))]
+    return judge(result(ours, averages[0]), result(theirs, averages[1]))
+
+
+def met(*forgetting, **values):
+    return [item["met"] for item in verdict(*forgetting, **values)]
 
 
 def test_criteria_at_their_thresholds():
-    assert verdict(MAX_FORGETTING_PERCENT, MAX_FORGETTING_PERCENT + 0.1) == [True, True, True, True]
-    assert verdict(MAX_FORGETTING_PERCENT + 0.1, MAX_FORGETTING_PERCENT) == [False, False, True, False]
-    assert verdict(10, 30, kept=MIN_QUALITY_KEPT + 0.001)[2]
-    assert not verdict(10, 30, kept=MIN_QUALITY_KEPT - 0.001)[2]
-    assert not verdict(10, 30, average=(30, 20))[3]
+    assert met(MAX_FORGETTING_PERCENT, MAX_FORGETTING_PERCENT + 0.1) == [True, True, True, True]
+    assert met(MAX_FORGETTING_PERCENT + 0.1, MAX_FORGETTING_PERCENT) == [False, False, True, False]
+    assert not met(10, 30, average=(30, 20))[3]
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_each_score_is_kept_by_the_lower_end_of_its_interval(score):
+    assert met(10, 30, **{score: MIN_QUALITY_KEPT})[2]
+    assert not met(10, 30, **{score: MIN_QUALITY_KEPT - 0.001})[2]
+    figures = verdict(10, 30, **{score: 0.5})[2]["figures"]
+    assert f"{SCORES[score]} 50%" in figures and figures.count("100%") == len(SCORES) - 1
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k1.sparse.selection import SELECTION_POLICIES, Evidence, largest, module_group, select_gain
+from k1.sparse.selection import SELECTION_POLICIES, Evidence, kth_largest, largest, module_group, select_gain
 
 SHAPES = st.lists(st.lists(st.integers(1, 7), min_size=0, max_size=3).map(tuple), min_size=1, max_size=5)
 
@@ -179,3 +179,12 @@ def test_gain_spares_what_the_new_text_does_not_need():
 )
 def test_module_groups(name, group):
     assert module_group(name) == group
+
+
+@pytest.mark.parametrize("guess", [None, 0.0, 1e-9, 1e9, "near", "exact"])
+@pytest.mark.parametrize("k", [1, 2, 511, 999, 1000])
+def test_the_threshold_is_exact_whatever_the_guess(k, guess):
+    values = torch.rand(1000, generator=torch.Generator().manual_seed(k)).round(decimals=2)
+    expected = float(values.sort(descending=True).values[k - 1])
+    guess = {"near": 1.01 * expected, "exact": expected}.get(guess, guess)
+    assert kth_largest(values, k, guess) == expected

@@ -46,8 +46,21 @@ def test_shares_are_taken_seed_by_seed(paths):
     finished = run_script("-m k1.study.seeds", *paths)
     assert finished.status == 0 and finished.stdout == format_seeds(reports) + "\n"
     # 0.6 and 0.8, and a 95% interval of 12.706 standard errors with two seeds.
-    assert "0.70 ± 1.27" in finished.stdout
+    assert "0.700 ± 1.271" in finished.stdout
     assert "| 1. it holds |    met | NOT MET |" in finished.stdout
+
+
+def test_every_model_is_compared_with_the_baseline(paths):
+    reports = load_reports(paths)
+    for report in reports:
+        third = copy.deepcopy(report["models"]["k1"])
+        third["own"]["b"] = {"accuracy": 0.25, "loss": 3.75}
+        report["models"]["baseline_rehearsal"] = third
+    lines = [line.split("|")[1:-1] for line in format_seeds(reports).splitlines() if "| " in line]
+    found = {cells[0].strip(): [cell.strip() for cell in cells[4:]] for cells in lines if len(cells) == 6}
+    assert found["Model"] == ["new loss of b", "new loss of c"]
+    assert found["K-1"] == ["0.000 ± 0.000", "0.000 ± 0.000"]
+    assert found["baseline + rehearsal"] == ["-0.250 ± 0.000", "0.000 ± 0.000"]
 
 
 def test_reports_of_other_experiments_are_refused(paths):

@@ -13,10 +13,12 @@ from k1.checkpoints.storage import load_checkpoint
 from k1.data.loader import load_datasets
 from k1.data.tokenizer import load_tokenizer
 from k1.errors import K1Error
-from k1.presets import FILES, PRESETS
+from k1.presets import FILES
+from k1.report.tables import dataset_label
 from k1.study.frontier import (
     Point,
     best_point,
+    half_interval,
     interpolated,
     learning_and_forgetting,
     least_forgetting,
@@ -27,19 +29,18 @@ from k1.study.frontier import (
 from k1.study.methods import METHODS, low_rank_adapter, orthogonal_subspace, require_packages
 from k1.study.plots import undominated
 from k1.study.sequence import with_replay
+from k1.study.shares import format_shares
 from k1.training.optimization import interpolate
 from tests.conftest import assert_one_clear_line, run_script, train_all
-
-K1_RUN = f"k1-seed0-0.01-consolidation{PRESETS['smoke'].consolidation:g}"
+from tests.study.records import record
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, corpora):
     out = tmp_path_factory.mktemp("study")
     flags = [
-        "--preset", "smoke", "--methods", "dense", "k1", "lora", "replay", "joint", "--seeds", 0,
-        "--learning_rates", 1e-2, "--consolidation", PRESETS["smoke"].consolidation,
-        "--dataset_names", *corpora, "--out", out,
+        "--preset", "smoke", "--methods", "dense", "k1", "k1_all", "lora", "replay", "joint", "--seeds", 0,
+        "--learning_rates", 1e-2, "--dataset_names", *corpora, "--out", out,
     ]  # fmt: skip
     finished = run_script("-m k1.study", *flags)
     assert finished.status == 0, finished.stderr
@@ -50,14 +51,18 @@ def test_every_run_is_recorded_and_shown(study):
     _, out, finished = study
     runs = json.loads((out / "results.json").read_text())["runs"]
     assert set(runs) == {
-        "first-baseline-seed0-0.01", "first-k1-seed0-0.01", "dense-seed0-0.01", K1_RUN,
+        "first-baseline-seed0-0.01", "first-k1-seed0-0.01", "dense-seed0-0.01", "k1-seed0-0.01", "k1_all-seed0-0.01",
         "lora-seed0-0.01-rank4", "lora-seed0-0.01-rank16", "replay-seed0-0.01", "joint-seed0-0.01",
     }  # fmt: skip
-    assert runs[K1_RUN]["updated_fraction"] == pytest.approx(0.51, abs=1e-3)
-    for method in ("dense", "k1", "lora", "replay", "joint"):
+    assert runs["k1-seed0-0.01"]["updated_fraction"] == pytest.approx(0.51, abs=1e-3)
+    assert runs["k1_all-seed0-0.01"]["updated_fraction"] == 1
+    for method in ("dense", "k1", "k1_all", "lora", "replay", "joint"):
         assert f"| {METHODS[method].label} " in finished.stdout
-    assert (out / "results.md").read_text() == finished.stdout
-    assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    shares = format_shares(runs)
+    assert "51% minus 100%" in shares and (out / "shares.md").read_text() == shares + "\n"
+    assert finished.stdout == (out / "results.md").read_text() + "\n" + shares + "\n"
+    for name in ("frontier.png", "shares.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_recorded_run_is_not_repeated_and_a_missing_one_is(study):
@@ -79,12 +84,14 @@ def test_the_study_computes_what_the_scripts_compute(study, corpora, tmp_path):
     _, out, _ = study
     runs = json.loads((out / "results.json").read_text())["runs"]
     train_all(tmp_path, corpora)
-    for method, name in (("k1", K1_RUN), ("baseline", "dense-seed0-0.01")):
+    for method, name in (("k1", "k1-seed0-0.01"), ("baseline", "dense-seed0-0.01")):
         final = load_checkpoint(tmp_path / FILES[method][-1], method)
         for stage, row in enumerate(runs[name]["evaluations"]):
+            expected = {dataset_label(path): splits for path, splits in final.evaluations[stage].items()}
+            assert list(row) == list(expected)
             for dataset, splits in row.items():
                 for split, (loss, accuracy) in splits.items():
-                    scores = final.evaluations[stage][dataset][split]
+                    scores = expected[dataset][split]
                     assert (loss, accuracy) == (scores["loss"], scores["accuracy"])
 
 
@@ -139,18 +146,6 @@ def test_interpolation_keeps_a_share_of_the_change(tiny_model):
     assert all(torch.allclose(p, 0.25 * end[name]) for name, p in tiny_model.named_parameters())
 
 
-def record(method, rate, seed, one, two, three, setting=None):
-    """A run of the study; `one`, `two`, `three` are the losses after each stage."""
-    rows = [dict(zip("abc", losses)) for losses in (one, two, three)]
-    evaluations = [
-        {name: {split: [loss, 0.5] for split in ("validation", "test")} for name, loss in row.items()} for row in rows
-    ]
-    return {
-        "method": method, "seed": seed, "learning_rate": rate, "setting": setting or {},
-        "evaluations": evaluations, "updated_fraction": 1.0, "seconds": 1.0,
-    }  # fmt: skip
-
-
 def test_forgetting_at_equal_learning_is_read_off_the_dense_line():
     runs = {
         "a": record("dense", 1e-3, 0, [4], [4.5, 3.0], [4.8, 3.4, 3.0]),
@@ -188,11 +183,27 @@ def test_interval_is_that_of_student():
     values = [1.0, 2.0, 4.0]
     low, high = t.interval(0.95, 2, loc=7 / 3, scale=(7 / 3) ** 0.5 / 3**0.5)
     assert mean_and_interval(values) == f"2.333 ± {(high - low) / 2:.3f}"
-    assert mean_and_interval([1.0]) == "1.000"
+    assert half_interval(values) == pytest.approx((high - low) / 2)
+    assert mean_and_interval([1.0]) == "1.000" and half_interval([1.0]) == 0
 
 
 def test_the_plot_draws_the_settings_that_no_other_beats():
     assert undominated([(3, 1), (1, 3), (2, 3.5), (2, 2), (4, 1.5)]) == [(1, 3), (2, 2), (3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("names", "fragments"),
+    [
+        (["wikitext", "code"], ["takes 3 names, not 2", "python3 -m k1.study.stream"]),
+        (["wikitext", "code", "science", "code"], ["takes 3 names, not 4", "python3 -m k1.study.stream"]),
+        (["wikitext", "code", "code"], ["has code twice"]),
+    ],
+    ids=["two", "four", "one twice"],
+)
+def test_other_than_three_different_datasets_are_refused_before_any_training(tmp_path, names, fragments):
+    finished = run_script("-m k1.study", "--dataset_names", *names, "--out", tmp_path / "out")
+    assert_one_clear_line(finished, 2, *fragments)
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_peft_only_the_methods_that_need_it_are_refused_and_before_any_training(tmp_path, monkeypatch):

@@ -24,10 +24,10 @@ from k1.arguments import parse_training_flags  # noqa: E402
 from k1.model import build_model, count_parameters, model_config  # noqa: E402
 from k1.presets import PRESETS  # noqa: E402
 from k1.report.tables import format_table  # noqa: E402
-from k1.training.history import copy_parameters  # noqa: E402
 from k1.training.optimization import build_optimizer  # noqa: E402
 
-KINDS = {"baseline": "all", "K-1, dataset 1": "error_feedback", "K-1, later datasets": "gain"}
+LATER = "K-1, later datasets"
+KINDS = {"baseline": "all", "K-1, dataset 1": "error_feedback", LATER: "error_feedback"}
 VOCABULARY = PRESETS["full"].vocabulary_size
 TOKENS = 2, 258
 
@@ -52,16 +52,15 @@ def measure(kind: str, tokens: int) -> dict:
     torch.set_num_threads(1)
     flags = parse_training_flags("", "k1" if kind != "baseline" else "baseline", ["--preset", "full"])
     arguments = replace(flags.resolve(1), selection=KINDS[kind], precision="float32")
-    is_later = KINDS[kind] == "gain"
+    is_later = kind == LATER
     if is_later:
-        arguments = replace(arguments, stage=2, consolidation=1.7, interpolation=0.9)
+        arguments = replace(arguments, stage=2, consolidation=PRESETS["full"].consolidation)
     gc.collect()
     before = resource_now()
     model = build_model(model_config(arguments, VOCABULARY), seed=0)
     size = count_parameters(model)
     importance = {name: torch.rand_like(p) for name, p in model.named_parameters()} if is_later else None
     responsibility = {name: torch.rand_like(p) for name, p in model.named_parameters()} if is_later else None
-    start = copy_parameters(model) if is_later else None
     optimizer = build_optimizer(model, arguments, importance, responsibility)
     for _ in range(3):
         step(model, optimizer, tokens)
@@ -72,7 +71,6 @@ def measure(kind: str, tokens: int) -> dict:
         for _ in range(6):
             times["ours"].append(step(model, optimizer, tokens))
             times["adamw"].append(step(model, adamw, tokens))
-    del start
     return {"size": size, "peak": peak, **{name: values[1:] for name, values in times.items()}}
 
 

@@ -42,7 +42,7 @@ def test_the_baseline_is_k1_with_everything_selected(trained, tmp_path):
     for stage, corpus in enumerate(trained.corpora, start=1):
         flags = ["--preset", "smoke", "--max_basis_dim", 0] if stage == 1 else []
         finished = run_script(
-            f"train_k1_dataset{stage}.py", *flags, "--selection", "all", "--consolidation", 0, "--interpolation", 1,
+            f"train_k1_dataset{stage}.py", *flags, "--selection", "all", "--consolidation", 0, "--rehearsal", 0,
             "--dataset_name", corpus, "--models_dir", tmp_path, "--max_steps", 20, "--threads", 1,
         )  # fmt: skip
         assert finished.status == 0, finished.stderr
@@ -94,9 +94,22 @@ def test_the_share_of_each_group_is_what_a_direct_count_gives(tiny_model):
     assert measured["updated_by_group"] == expected
 
 
+@pytest.fixture(scope="module")
+def trained_by_gain(trained, tmp_path_factory):
+    """K-1's files where stages 2 and 3 keep one update mask each."""
+    folder = tmp_path_factory.mktemp("gain")
+    shutil.copy(trained.models_dir / FILES["k1"][0], folder)
+    flags = ["--selection", "gain", "--models_dir", folder, "--max_steps", 20, "--threads", 1]
+    for stage in (2, 3):
+        corpus = trained.corpora[stage - 1]
+        finished = run_script(f"train_k1_dataset{stage}.py", "--dataset_name", corpus, *flags)
+        assert finished.status == 0, finished.stderr
+    return folder
+
+
 @pytest.mark.parametrize(("earlier", "later"), [(0, 1), (1, 2)])
-def test_the_files_alone_show_that_a_stage_changed_51_percent_and_no_basis(trained, earlier, later):
-    old, new = (torch.load(trained.models_dir / FILES["k1"][i], weights_only=True)["model"] for i in (earlier, later))
+def test_the_files_alone_show_that_a_stage_by_gain_changed_51_percent_and_no_basis(trained_by_gain, earlier, later):
+    old, new = (torch.load(trained_by_gain / FILES["k1"][i], weights_only=True)["model"] for i in (earlier, later))
     assert old.keys() == new.keys()
     bases = {name for name in old if name.endswith((".left", ".right"))}
     assert bases and all(torch.equal(old[name], new[name]) for name in bases)
@@ -133,7 +146,8 @@ def test_the_shares_of_the_stages_are_recorded_by_group(trained):
 
 def test_a_later_stage_by_gain_needs_importance(tiny_model):
     first = arguments_with()
-    arguments = parse_training_flags("", "k1", ["--preset", "smoke"]).resolve(stage=2, previous=first.as_dict())
+    flags = parse_training_flags("", "k1", ["--preset", "smoke", "--selection", "gain"])
+    arguments = flags.resolve(stage=2, previous=first.as_dict())
     with pytest.raises(K1Error, match="'gain' needs a stage before this one"):
         build_optimizer(tiny_model, arguments)
 
@@ -144,7 +158,8 @@ def test_the_optimizer_of_a_later_stage_gets_what_the_settings_say(tiny_model):
 
     twin = build_model(tiny_model.config.to_dict(), seed=0)
     previous = arguments_with().as_dict()
-    arguments = parse_training_flags("", "k1", ["--preset", "smoke"]).resolve(stage=2, previous=previous)
+    flags = ["--preset", "smoke", "--selection", "gain", "--rehearsal", "0"]
+    arguments = parse_training_flags("", "k1", flags).resolve(stage=2, previous=previous)
     generator = torch.Generator().manual_seed(0)
     omega, rho = (
         {name: torch.rand(value.shape, generator=generator) for name, value in tiny_model.named_parameters()}
@@ -158,7 +173,7 @@ def test_the_optimizer_of_a_later_stage_gets_what_the_settings_say(tiny_model):
     ids = torch.randint(0, 37, (4, 16), generator=generator)
     for model, optimizer in ((tiny_model, build_optimizer(tiny_model, arguments, omega, rho)), (twin, by_hand)):
         for _ in range(3):
-            accumulate_gradients(model, iter([ids]), arguments)
+            accumulate_gradients(model, iter([(ids, [])]), arguments)
             optimizer.step()
             optimizer.zero_grad()
     ours, theirs = dict(tiny_model.named_parameters()), dict(twin.named_parameters())
@@ -168,14 +183,13 @@ def test_the_optimizer_of_a_later_stage_gets_what_the_settings_say(tiny_model):
 def test_a_stage_keeps_its_share_of_the_change(trained, tmp_path):
     shutil.copy(trained.models_dir / "k1_dataset1.pt", tmp_path)
     flags = ["--dataset_name", trained.corpora[1], "--models_dir", tmp_path, "--max_steps", 20, "--threads", 1]
-    finished = run_script("train_k1_dataset2.py", *flags, "--interpolation", 1)
+    finished = run_script("train_k1_dataset2.py", *flags, "--interpolation", 0.75)
     assert finished.status == 0, finished.stderr
-    start, whole, kept = (
+    start, kept, whole = (
         parameters_of(path, "k1")
         for path in (tmp_path / "k1_dataset1.pt", tmp_path / "k1_dataset2.pt", trained.models_dir / "k1_dataset2.pt")
     )
-    share = PRESETS["smoke"].interpolation[1]
-    assert share < 1
+    share = 0.75
     for name, value in start.items():
         assert torch.allclose(kept[name] - value, share * (whole[name] - value), atol=1e-6), name
         assert torch.equal(kept[name][whole[name] == value], value[whole[name] == value]), name
@@ -210,11 +224,11 @@ def arguments_with(*argv):
 
 def test_accumulated_gradients_are_those_of_the_large_batch(tiny_model):
     ids = torch.randint(0, 37, (12, 16), generator=torch.Generator().manual_seed(0))
-    loss = accumulate_gradients(tiny_model, iter([ids]), arguments_with())
+    loss, _ = accumulate_gradients(tiny_model, iter([(ids, [])]), arguments_with())
     whole = [parameter.grad.clone() for parameter in tiny_model.parameters()]
     tiny_model.zero_grad()
-    in_parts = accumulate_gradients(
-        tiny_model, iter(ids.split(4)), arguments_with("--gradient_accumulation_steps", "3")
+    in_parts, _ = accumulate_gradients(
+        tiny_model, ((rows, []) for rows in ids.split(4)), arguments_with("--gradient_accumulation_steps", "3")
     )
     assert in_parts == pytest.approx(loss, rel=1e-5)
     for parameter, expected in zip(tiny_model.parameters(), whole):
@@ -223,8 +237,8 @@ def test_accumulated_gradients_are_those_of_the_large_batch(tiny_model):
 
 def test_bfloat16_computes_about_the_same_loss_and_keeps_float32_parameters(tiny_model):
     ids = torch.randint(0, 37, (4, 16), generator=torch.Generator().manual_seed(0))
-    exact = accumulate_gradients(tiny_model, iter([ids]), arguments_with())
-    rounded = accumulate_gradients(tiny_model, iter([ids]), arguments_with("--precision", "bfloat16"))
+    exact, _ = accumulate_gradients(tiny_model, iter([(ids, [])]), arguments_with())
+    rounded, _ = accumulate_gradients(tiny_model, iter([(ids, [])]), arguments_with("--precision", "bfloat16"))
     assert rounded != exact and rounded == pytest.approx(exact, rel=0.02)
     assert {parameter.dtype for parameter in tiny_model.parameters()} == {torch.float32}
 

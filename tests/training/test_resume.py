@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -22,6 +23,7 @@ from k1.files import lock, read_content, remove_leftovers
 from k1.presets import FILES
 from k1.sparse.eigenbasis import enter_eigenbasis
 from k1.sparse.importance import fisher_information
+from k1.sparse.rehearsal import write_rehearsal
 from k1.training.loop import train
 from k1.training.resume import ResumeFile, first_difference, resume_path
 from tests.conftest import ROOT, assert_one_clear_line, run_script, start_script
@@ -64,7 +66,8 @@ def trained_parameters(model, arguments, resume_file=None, later_stage=False):
         batches = list(torch.randint(0, 37, (3, 4, 8), generator=torch.Generator().manual_seed(5)))
         enter_eigenbasis(model, batches, 100)
         importance, responsibility = fisher_information(model, batches), fisher_information(model, batches[:1])
-    history = train(model, dataset_of(10), arguments, importance, responsibility, resume_file)
+    rehearsal = write_rehearsal(model, SimpleNamespace(token_to_id=lambda token: 0), arguments)
+    history = train(model, dataset_of(10), arguments, importance, responsibility, rehearsal, resume_file)
     return dict(model.named_parameters()), [(entry["step"], entry["loss"]) for entry in history]
 
 
@@ -77,8 +80,9 @@ def trained_parameters(model, arguments, resume_file=None, later_stage=False):
         {"selection": "gradient"},
         {"selection": "random", "interpolation": 0.5},
         {"selection": "gain", "stage": 2, "consolidation": 1.7, "interpolation": 0.9, "weight_decay": 0.0},
+        {"selection": "error_feedback", "stage": 2, "consolidation": 1.7, "rehearsal": 0.5, "rehearsal_sequences": 5},
     ],
-    ids=["baseline", "error_feedback", "gradient", "random", "gain"],
+    ids=["baseline", "error_feedback", "gradient", "random", "gain", "rehearsal"],
 )
 def test_a_stopped_training_ends_with_the_same_bits(tiny_model, tmp_path, settings, step):
     arguments = arguments_of(**settings)
@@ -96,7 +100,7 @@ def test_a_stopped_training_ends_with_the_same_bits(tiny_model, tmp_path, settin
     output = tmp_path / "k1_dataset1.pt"
     with pytest.raises(Killed):
         trained_parameters(fresh_model(), arguments, KilledAfter(output, step), later_stage)
-    assert read_content(resume_path(output), "resume file", 1, "")["step"] == step
+    assert read_content(resume_path(output), "resume file", 2, "")["step"] == step
     found, losses_found = trained_parameters(fresh_model(), arguments, ResumeFile(output), later_stage)
     assert losses_found == losses
     for name, parameter in expected.items():
@@ -226,7 +230,7 @@ def test_a_signal_saves_first_and_the_next_start_goes_on(trained, tmp_path, numb
     assert stderr.splitlines()[-1].startswith("error: ")
     if "stopped at step" in stderr:
         assert f"goes on from {resume}" in stderr
-    content = read_content(resume, "resume file", 1, "")
+    content = read_content(resume, "resume file", 2, "")
     finished = run_script("train_baseline_all.py", *flags)
     assert finished.status == 0, finished.stderr
     assert f"going on from {resume}, step {content['step']} of 20" in finished.stderr
@@ -248,7 +252,7 @@ def test_a_finished_stage_of_other_settings_is_not_gone_on_from(trained, tmp_pat
 
     with pytest.raises(K1Error, match="has max_steps 20, not 21"):
         load_finished_stage(
-            tmp_path / "baseline_dataset1.pt", Recorded(), arguments.resolve(1), ResumeFile(tmp_path / "b.pt")
+            tmp_path / "baseline_dataset1.pt", Recorded(), arguments.resolve(1), "baseline"
         )
 
 

@@ -1,0 +1,158 @@
+"""The quality of generated text, right after a dataset's own stage and at the end, and how much of it is kept."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from k1.arguments import Arguments
+from k1.checkpoints.contents import Checkpoint
+from k1.checkpoints.storage import restore_model
+from k1.data.loader import TokenizedDataset, load_datasets
+from k1.data.tokenizer import load_tokenizer
+from k1.report.generation import generate
+from k1.report.generation_arguments import TEMPERATURE, TOP_K
+from k1.report.judges import Judges, decode, token_stream, windows
+from k1.report.metrics import distinct_2
+from k1.report.tables import SCORES
+
+LOWER_IS_BETTER = ("fluency",)
+CONTINUATIONS = 400
+PROMPT_TOKENS, NEW_TOKENS = 32, 64
+GROUP_SIZE = 8
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Stretches of a dataset's test text: (count, length) token ids, of which the first `prompt_length` are prompts."""
+
+    tokens: np.ndarray
+    prompt_length: int
+
+
+def cut_passages(dataset: TokenizedDataset, prompt_tokens: int, new_tokens: int) -> Passages:
+    """400 prompts spread evenly over the whole test text, and what follows each in the text.
+
+    A test text that is too short for that many different ones gives fewer, and one
+    of fewer than `prompt_tokens` + `new_tokens` tokens gives half of them as the prompt.
+    """
+    text = token_stream(dataset.blocks["test"], dataset.tokens["test"])
+    length = min(len(text), prompt_tokens + new_tokens)
+    return Passages(windows(text, length, CONTINUATIONS), min(prompt_tokens, length // 2))
+
+
+@dataclass(frozen=True)
+class GenerationTest:
+    """Prompts from each dataset's test text, and what scores their continuations; the same for every model."""
+
+    names: list[str]
+    passages: list[Passages]
+    judges: Judges
+    tokenizer: Tokenizer
+    new_tokens: int
+    seed: int
+
+    def score_model(self, checkpoint: Checkpoint, indices: list[int], device: str) -> list[dict[str, np.ndarray]]:
+        """The scores of what the model of `checkpoint` generates for the datasets number `indices`."""
+        model = restore_model(checkpoint, device, fold=True)
+        scores = []
+        for index in indices:
+            passages = self.passages[index]
+            prompts = passages.tokens[:, : passages.prompt_length]
+            continuations = generate(
+                model, self.tokenizer, prompts.tolist(), self.new_tokens, TEMPERATURE, TOP_K, self.seed,
+                stop_at_end=False,
+            )  # fmt: skip
+            scores.append(self.score(index, np.hstack([prompts, continuations])))
+        return scores
+
+    def score(self, index: int, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """The scores of prompts of dataset number `index` with their continuations: means over groups of 8 successive ones.
+
+        `domain` is the share that the classifier assigns to the dataset, `fluency` the
+        loss in nats per token under the dataset's n-gram model, `distinct_2` the share
+        of different ones among the word pairs of a group.
+        """
+        prompt_length = self.passages[index].prompt_length
+        texts = decode(tokens[:, prompt_length:], self.tokenizer)
+        of_domain = self.judges.is_of_domain(index, texts)
+        losses = self.judges.loss(index, tokens, prompt_length)
+        groups = np.array_split(np.arange(len(tokens)), max(1, len(tokens) // GROUP_SIZE))
+        return {
+            "domain": np.array([of_domain[group].mean() for group in groups]),
+            "fluency": np.array([losses[group].mean() for group in groups]),
+            "distinct_2": np.array([distinct_2([texts[i] for i in group]) for group in groups]),
+        }
+
+    def describe(self) -> dict:
+        """Of the judges, by dataset where not said otherwise:
+
+        `continuations` that are scored, `ngram_tokens` that the n-gram model has read,
+        `real_text` with the scores of what really follows the prompts, and
+        `classifier_accuracy`, over all datasets, on that text.
+        """
+        real = [self.score(index, passages.tokens) for index, passages in enumerate(self.passages)]
+        real_text = [{score: float(values[score].mean()) for score in SCORES} for values in real]
+        return {
+            "continuations": {name: len(passages.tokens) for name, passages in zip(self.names, self.passages)},
+            "ngram_tokens": dict(zip(self.names, self.judges.ngram_tokens)),
+            "real_text": dict(zip(self.names, real_text)),
+            "classifier_accuracy": float(np.mean([scores["domain"] for scores in real_text])),
+        }
+
+
+def prepare_test(final: Checkpoint, device: str) -> GenerationTest:
+    """Prompts and judges for the datasets of `final`; raises `K1Error` where their text is no longer the same."""
+    tokenizer = load_tokenizer(final.tokenizer)
+    arguments = replace(Arguments(**final.arguments), device=device)
+    datasets = load_datasets(final.datasets, tokenizer, arguments)
+    # Together no longer than the sequences the models were trained on.
+    prompt_tokens = max(1, min(PROMPT_TOKENS, arguments.seq_length // 2))
+    new_tokens = min(NEW_TOKENS, arguments.seq_length - prompt_tokens)
+    return GenerationTest(
+        names=[dataset.name for dataset in datasets],
+        passages=[cut_passages(dataset, prompt_tokens, new_tokens) for dataset in datasets],
+        judges=Judges(datasets, tokenizer, new_tokens),
+        tokenizer=tokenizer,
+        new_tokens=new_tokens,
+        seed=final.seed,
+    )
+
+
+def generation_quality(run: list[Checkpoint], test: GenerationTest, device: str) -> dict:
+    """The quality of what the models of `run`, one a stage, generate: dataset -> score -> what `quality_kept` returns."""
+    end = test.score_model(run[-1], list(range(len(run))), device)
+    own = [test.score_model(checkpoint, [index], device)[0] for index, checkpoint in enumerate(run[:-1])] + end[-1:]
+    return {
+        name: {
+            score: quality_kept(before[score], after[score], score in LOWER_IS_BETTER, test.seed) for score in SCORES
+        }
+        for name, before, after in zip(test.names, own, end)
+    }
+
+
+def quality_kept(own: np.ndarray, final: np.ndarray, lower_is_better: bool, seed: int) -> dict:
+    """How much of a score is kept, with a 95% interval, from the score of each group of prompts at both times.
+
+    `own` and `final` are the means; `kept` is their ratio, `final` / `own` or, where
+    lower is better, `own` / `final`, so that less than 1 is worse; 1 where both
+    would be 0 or nothing was there to lose. `interval` is the percentile bootstrap
+    (Efron and Tibshirani 1993, section 13.3) over groups, drawn alike for both
+    times. Groups of neighbouring prompts, not continuations, are drawn since
+    neighbours share a document, and since a text drawn twice would count as
+    repetition in distinct-2.
+    """
+    drawn = np.random.default_rng(seed).integers(len(own), size=(RESAMPLES, len(own)))
+
+    def ratio(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        above, below = (before, after) if lower_is_better else (after, before)
+        return np.divide(above, below, out=np.ones_like(above), where=below > 0)
+
+    kept = ratio(own.mean(keepdims=True), final.mean(keepdims=True))[0]
+    tail = 100 * (1 - CONFIDENCE) / 2
+    interval = np.percentile(ratio(own[drawn].mean(1), final[drawn].mean(1)), [tail, 100 - tail])
+    return {
+        "own": float(own.mean()), "final": float(final.mean()), "kept": float(kept), "interval": interval.tolist(),
+    }  # fmt: skip

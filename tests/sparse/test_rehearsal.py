@@ -1,0 +1,203 @@
+"""Rehearsal: what the model writes, what it predicted in it, and what holding it to that does."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import pytest
+import torch
+from torch.nn.functional import log_softmax
+
+from k1.arguments import parse_training_flags
+from k1.checkpoints.storage import load_checkpoint, restore_model
+from k1.data.loader import DataLoader
+from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer
+from k1.model import build_model
+from k1.sparse.eigenbasis import enter_eigenbasis
+from k1.sparse.importance import fisher_information, sample_batches
+from k1.sparse.rehearsal import divergence, write_rehearsal
+from k1.training.loop import accumulate_gradients, train
+from tests.conftest import assert_one_clear_line, run_script
+
+TOKENIZER = SimpleNamespace(token_to_id={END_OF_DOCUMENT: 0}.__getitem__)
+
+
+def arguments_of(*argv, stage=2, method="k1"):
+    flags = ["--preset", "smoke", "--seq_length", "8", "--batch_size", "4", "--rehearsal_sequences", "6", *argv]
+    return parse_training_flags("", method, flags).resolve(stage)
+
+
+def token_ids(count, length=8, seed=3):
+    return torch.randint(0, 37, (count, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=["plain", "eigenbasis"])
+def model(request, tiny_model):
+    if request.param == "eigenbasis":
+        enter_eigenbasis(tiny_model, list(token_ids(12).split(4)), 100)
+    return tiny_model
+
+
+def test_the_kept_predictions_are_those_of_the_writer(model):
+    rehearsal = write_rehearsal(model, TOKENIZER, arguments_of())
+    assert rehearsal.sequences.shape == (6, 8)
+    with torch.no_grad():
+        expected = model(input_ids=rehearsal.sequences).logits[:, :-1]
+    torch.testing.assert_close(rehearsal.logits([4, 1]), expected[[4, 1]], rtol=1e-5, atol=1e-6)
+
+
+def test_sequences_are_drawn_from_the_models_whole_distribution(tiny_model, monkeypatch):
+    """The first token has the frequencies that the model predicts after the end-of-document token."""
+    monkeypatch.setattr("k1.sparse.rehearsal.DOCUMENTS", 4000)
+    with torch.no_grad():
+        tiny_model.lm_head.weight.mul_(20)
+        expected = tiny_model(input_ids=torch.zeros(1, 1, dtype=torch.long)).logits[0, 0].softmax(-1)
+    rehearsal = write_rehearsal(tiny_model, TOKENIZER, arguments_of("--rehearsal_sequences", "4000"))
+    found = torch.bincount(rehearsal.sequences[:, 0], minlength=37) / 4000
+    assert expected.max() > 0.05
+    assert (found - expected).abs().max() < 4 * (0.25 / 4000) ** 0.5
+
+
+def test_a_document_goes_on_in_the_next_sequence(tiny_model, monkeypatch):
+    """A model that nearly always says the next letter goes on with it where the sequence before it ended."""
+    monkeypatch.setattr("k1.sparse.rehearsal.DOCUMENTS", 2)
+    monkeypatch.setattr("k1.sparse.rehearsal.sample_tokens", count_up)
+    sequences = write_rehearsal(tiny_model, TOKENIZER, arguments_of("--rehearsal_sequences", "5")).sequences
+    assert sequences.tolist() == [[(8 * part + i + 1) % 37 for i in range(8)] for part in (0, 0, 1, 1, 2)]
+
+
+def count_up(model, prompts, new_tokens, seed, end):
+    return (prompts + torch.arange(new_tokens + 1)) % 37
+
+
+def test_the_same_seed_writes_the_same_and_another_stage_or_seed_does_not(tiny_model):
+    first, again = (write_rehearsal(tiny_model, TOKENIZER, arguments_of()) for _ in range(2))
+    assert torch.equal(first.sequences, again.sequences) and torch.equal(first.states, again.states)
+    for other in (arguments_of("--seed", "1"), arguments_of(stage=3)):
+        assert not torch.equal(first.sequences, write_rehearsal(tiny_model, TOKENIZER, other).sequences)
+
+
+@pytest.mark.parametrize("argv", [["--rehearsal", "0"], []], ids=["switched off", "stage 1"])
+def test_nothing_is_written_where_nothing_is_rehearsed(tiny_model, argv):
+    assert write_rehearsal(tiny_model, TOKENIZER, arguments_of(*argv, stage=2 if argv else 1)) is None
+
+
+def test_the_divergence_is_kullback_and_leiblers():
+    generator = torch.Generator().manual_seed(0)
+    wanted, predicted = (torch.randn(2, 3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    p, q = log_softmax(wanted, -1), log_softmax(predicted, -1)
+    by_hand = sum(p[..., token].exp() * (p[..., token] - q[..., token]) for token in range(5))
+    torch.testing.assert_close(divergence(predicted, wanted), by_hand.float(), rtol=1e-5, atol=1e-6)
+    assert divergence(wanted, wanted).abs().max() < 1e-6
+
+
+def test_a_step_adds_both_losses_each_as_a_mean(tiny_model):
+    """The gradients are those of the loss of the new rows, and weight times the divergence of the old ones."""
+    arguments = arguments_of("--rehearsal", "0.5", "--rehearsal_weight", "0.7")
+    assert (arguments.new_rows, arguments.rehearsed_rows) == (2, 2)
+    writer = build_model(tiny_model.config.to_dict(), seed=1)
+    rehearsal = write_rehearsal(writer, TOKENIZER, arguments)
+    rows, old = token_ids(2), [5, 0]
+    loss = tiny_model(input_ids=rows, labels=rows).loss
+    with torch.no_grad():
+        target = writer(input_ids=rehearsal.sequences[old]).logits[:, :-1]
+    drift = divergence(tiny_model(input_ids=rehearsal.sequences[old]).logits[:, :-1], target).mean()
+    (loss + 0.7 * drift).backward()
+    expected = [parameter.grad.clone() for parameter in tiny_model.parameters()]
+    tiny_model.zero_grad()
+    found = accumulate_gradients(tiny_model, iter([(rows, old)]), arguments, rehearsal)
+    assert found == pytest.approx((loss.item(), drift.item()), rel=1e-5)
+    assert drift > 1e-3
+    for parameter, gradient in zip(tiny_model.parameters(), expected):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_a_model_that_rehearses_stays_nearer_to_what_it_was(tiny_model):
+    """Trained on other text, it forgets less of the text that it could predict before."""
+
+    def blocks(first, last):
+        # Texts of two domains: rising letters of either half of the alphabet.
+        starts = torch.randint(first, last, (64, 1), generator=torch.Generator().manual_seed(first))
+        rows = first + (starts - first + torch.arange(16)) % (last - first)
+        return datasets.Dataset.from_dict({"input_ids": rows.tolist()}).with_format("torch")
+
+    def loss_on(model, dataset):
+        rows = dataset[:]["input_ids"]
+        with torch.no_grad():
+            return model(input_ids=rows, labels=rows).loss.item()
+
+    def learn(model, dataset, **settings):
+        arguments = replace(
+            arguments_of("--seq_length", "16", "--batch_size", "8", "--rehearsal_sequences", "64", method="baseline"),
+            learning_rate=1e-2, max_steps=60, warmup_steps=5, **settings,
+        )  # fmt: skip
+        rehearsal = write_rehearsal(model, TOKENIZER, arguments)
+        train(model, SimpleNamespace(name="letters", blocks={"train": dataset}), arguments, rehearsal=rehearsal)
+
+    old, new = blocks(1, 18), blocks(18, 36)
+    learn(tiny_model, old)
+    learned = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+    before, after = loss_on(tiny_model, old), {}
+    for share in (0.0, 0.5):
+        tiny_model.load_state_dict(learned)
+        learn(tiny_model, new, rehearsal=share)
+        after[share] = loss_on(tiny_model, old)
+        assert loss_on(tiny_model, new) < 1
+    assert before < 1
+    assert after[0.5] - before < 0.5 * (after[0.0] - before)
+
+
+@pytest.mark.parametrize(
+    ("argv", "new", "old"),
+    [([], 3, 1), (["--rehearsal", "0.5"], 2, 2), (["--rehearsal", "0"], 4, 0), (["--rehearsal_on_top", "True"], 4, 1)],
+    ids=["preset", "half", "none", "on top"],
+)
+def test_rehearsed_rows_take_the_place_of_new_ones_unless_on_top(argv, new, old):
+    arguments = arguments_of(*argv)
+    assert (arguments.new_rows, arguments.rehearsed_rows) == (new, old)
+    assert arguments.tokens_per_step == 8 * (new + old)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--rehearsal", "1"], "--rehearsal must be at least 0 and below 1"),
+        (["--rehearsal", "-0.1"], "--rehearsal must be at least 0 and below 1"),
+        (["--rehearsal", "0.01"], "no whole sequence"),
+        (["--rehearsal", "0.99"], "no whole sequence"),
+        (["--rehearsal_sequences", "0"], "--rehearsal_sequences must be at least 1"),
+        (["--rehearsal_weight", "-1"], "--rehearsal_weight must be at least 0"),
+    ],
+    ids=["all", "negative", "too little", "too much", "no sequences", "negative weight"],
+)
+def test_a_rehearsal_that_cannot_be_is_refused(trained, tmp_path, argv, message):
+    shutil.copy(trained.models_dir / "k1_dataset1.pt", tmp_path)
+    finished = run_script(
+        "train_k1_dataset2.py", "--dataset_name", trained.corpora[1], "--models_dir", tmp_path, *argv
+    )
+    assert_one_clear_line(finished, 2, message)
+
+
+def test_no_text_of_an_old_dataset_is_read(trained, tmp_path, monkeypatch):
+    """Without dataset 1's text and with an empty cache, stage 2 trains to the same bits."""
+    monkeypatch.setenv("K1_CACHE", str(tmp_path / "cache"))
+    previous = load_checkpoint(trained.models_dir / "k1_dataset1.pt", "k1")
+    old_text = Path(previous.datasets[0]["name"])
+    shutil.move(old_text, tmp_path)
+    try:
+        flags = parse_training_flags("", "k1", ["--max_steps", "20", "--threads", "1"])
+        arguments = flags.resolve(2, previous.arguments)
+        tokenizer = load_tokenizer(previous.tokenizer)
+        dataset = DataLoader(str(trained.corpora[1]), arguments).tokenize(tokenizer)
+        model = restore_model(previous, "cpu")
+        responsibility = fisher_information(model, sample_batches(dataset, arguments))
+        rehearsal = write_rehearsal(model, tokenizer, arguments)
+        train(model, dataset, arguments, previous.importance, responsibility, rehearsal)
+    finally:
+        shutil.move(tmp_path / old_text.name, old_text)
+    assert rehearsal is not None
+    expected = load_checkpoint(trained.models_dir / "k1_dataset2.pt", "k1").model
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
