@@ -34,9 +34,12 @@ def be_captured(body: Callable[[], object], stdout: Path, stderr: Path) -> NoRet
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            # Whatever fails above, a fork must not go on with the work of its parent.
+            os._exit(status)
 
 
 def fork_captured(body: Callable[[], object], stdout: Path, stderr: Path) -> int:

@@ -51,7 +51,7 @@ PLANTED = {
     "a traceback": (lambda path: fail(ValueError("x")), "ended with status 70"),
     "a hang": (lambda path: time.sleep(60), "killed after too long"),
     "a crash": (lambda path: os.abort(), "ended with status -6"),
-    "all memory": (lambda path: len(bytearray(MORE_MEMORY + 2**20)), "it took all memory"),
+    "all memory": (lambda path: len(bytearray(2 * MORE_MEMORY)), "it took all memory"),
     "code": (lambda path: os.mkdir(f"../{MARKER}"), "code in the file was run"),
     "code in the folder": (lambda path: os.mkdir(MARKER), "code in the file was run"),
     "another result": (lambda path: str(os.getpid()), "read, but not as it was written"),
