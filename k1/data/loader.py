@@ -37,10 +37,6 @@ class TokenizedDataset:
     prompts: list[str]
     max_documents: int
 
-    def training_text(self) -> Iterator[str]:
-        """The training documents, one by one."""
-        return iterate_text(self.documents["train"])
-
     def record(self) -> dict:
         """What a checkpoint keeps of the dataset: plain values, no text but the prompts."""
         return {

@@ -9,10 +9,11 @@ import numpy as np
 class Level:
     """The n-grams of one length n that occur in a text, in the order of their `keys`.
 
-    A key is `index of the first n - 1 tokens, one level below * vocabulary size + last token`. `counts`
-    are occurrences at the highest level, and below it the number of different
-    tokens before the n-gram. By the index of the first n - 1 tokens, `totals` is
-    the sum of their counts and `kinds` the number of those above 0.
+    A key is the index of the first n - 1 tokens among the keys one level below,
+    times the size of the vocabulary, plus the last token. `counts` are occurrences
+    at the highest level, and below it the number of different tokens before the
+    n-gram. By the index of the first n - 1 tokens, `totals` is the sum of the counts
+    of the n-grams that begin with them and `kinds` the number of counts above 0.
     """
 
     keys: np.ndarray

@@ -17,11 +17,12 @@ from k1.report.metrics import distinct_2
 from k1.report.tables import SCORES
 
 LOWER_IS_BETTER = ("fluency",)
+# Of each dataset by each model.
 CONTINUATIONS = 400
 PROMPT_TOKENS, NEW_TOKENS = 32, 64
 GROUP_SIZE = 8
 RESAMPLES = 10_000
-CONFIDENCE = 0.95
+PERCENTILES = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,10 @@ class Passages:
 def cut_passages(dataset: TokenizedDataset, prompt_tokens: int, new_tokens: int) -> Passages:
     """400 prompts spread evenly over the whole test text, and what follows each in the text.
 
-    A test text that is too short for that many different ones gives fewer, and one
-    of fewer than `prompt_tokens` + `new_tokens` tokens gives half of them as the prompt.
+    Of the same number of texts, one for each prompt gives the narrowest interval.
+    What follows a prompt may reach into the next. A test text that is too short for
+    that many different prompts gives fewer, and one of fewer than `prompt_tokens` +
+    `new_tokens` tokens gives at most half of them as the prompt.
     """
     text = token_stream(dataset.blocks["test"], dataset.tokens["test"])
     length = min(len(text), prompt_tokens + new_tokens)
@@ -69,8 +72,9 @@ class GenerationTest:
         return scores
 
     def score(self, index: int, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        """The scores of prompts of dataset number `index` with their continuations: means over groups of 8 successive ones.
+        """The scores of continuations, means over groups of 8 successive ones.
 
+        `tokens` is (count, length): prompts of dataset number `index`, continued.
         `domain` is the share that the classifier assigns to the dataset, `fluency` the
         loss in nats per token under the dataset's n-gram model, `distinct_2` the share
         of different ones among the word pairs of a group.
@@ -122,7 +126,7 @@ def prepare_test(final: Checkpoint, device: str) -> GenerationTest:
 
 
 def generation_quality(run: list[Checkpoint], test: GenerationTest, device: str) -> dict:
-    """The quality of what the models of `run`, one a stage, generate: dataset -> score -> what `quality_kept` returns."""
+    """The quality of the text that the models of `run` generate: dataset -> score -> what `quality_kept` returns."""
     end = test.score_model(run[-1], list(range(len(run))), device)
     own = [test.score_model(checkpoint, [index], device)[0] for index, checkpoint in enumerate(run[:-1])] + end[-1:]
     return {
@@ -151,8 +155,7 @@ def quality_kept(own: np.ndarray, final: np.ndarray, lower_is_better: bool, seed
         return np.divide(above, below, out=np.ones_like(above), where=below > 0)
 
     kept = ratio(own.mean(keepdims=True), final.mean(keepdims=True))[0]
-    tail = 100 * (1 - CONFIDENCE) / 2
-    interval = np.percentile(ratio(own[drawn].mean(1), final[drawn].mean(1)), [tail, 100 - tail])
+    interval = np.percentile(ratio(own[drawn].mean(1), final[drawn].mean(1)), PERCENTILES)
     return {
         "own": float(own.mean()), "final": float(final.mean()), "kept": float(kept), "interval": interval.tolist(),
     }  # fmt: skip

@@ -25,7 +25,7 @@ def blocks_of(tokens, length=32):
 
 
 @pytest.fixture(scope="module")
-def test_of_generation():
+def generation_test():
     """Judges of three domains, prompts of four tokens from each, and the tokenizer."""
     training = {name: sentences(name, 200, seed=1) for name in VOCABULARIES}
     tokenizer = train_tokenizer([text for texts in training.values() for text in texts], 400)
@@ -66,15 +66,17 @@ def test_the_stream_is_the_tokens_of_all_blocks_and_no_more_than_asked_for():
     assert token_stream(blocks.with_format("torch"), 1_000).tolist() == list(range(70))
 
 
-@pytest.mark.parametrize(("tokens", "count", "prompt"), [(5_000, CONTINUATIONS, 32), (100, 5, 32), (20, 1, 10), (2, 1, 1)])
+@pytest.mark.parametrize(
+    ("tokens", "count", "prompt"), [(5_000, CONTINUATIONS, 32), (100, 5, 32), (20, 1, 10), (2, 1, 1)]
+)
 def test_a_short_text_gives_fewer_and_then_shorter_passages(tokens, count, prompt):
     dataset = SimpleNamespace(blocks={"test": blocks_of(list(range(tokens)))}, tokens={"test": tokens})
     passages = cut_passages(dataset, 32, 64)
     assert passages.tokens.shape == (count, min(96, tokens)) and passages.prompt_length == prompt
 
 
-def test_real_text_is_recognized_and_another_domain_is_not(test_of_generation):
-    test = test_of_generation
+def test_real_text_is_recognized_and_another_domain_is_not(generation_test):
+    test = generation_test
     described = test.describe()
     assert described["classifier_accuracy"] > 0.99
     for index, name in enumerate(test.names):
@@ -86,8 +88,8 @@ def test_real_text_is_recognized_and_another_domain_is_not(test_of_generation):
         assert described["continuations"][name] == len(real) > 50
 
 
-def test_disorder_costs_fluency_and_repetition_costs_variety(test_of_generation):
-    test = test_of_generation
+def test_disorder_costs_fluency_and_repetition_costs_variety(generation_test):
+    test = generation_test
     real = test.passages[0].tokens
     shuffled = np.random.default_rng(0).permuted(real, axis=1)
     assert test.score(0, shuffled)["fluency"].mean() > 1.2 * test.score(0, real)["fluency"].mean()
@@ -97,8 +99,8 @@ def test_disorder_costs_fluency_and_repetition_costs_variety(test_of_generation)
     assert test.score(0, repeated)["distinct_2"].mean() < 0.7 * test.score(0, real)["distinct_2"].mean()
 
 
-def test_the_prompt_is_context_and_is_not_scored(test_of_generation):
-    test = test_of_generation
+def test_the_prompt_is_context_and_is_not_scored(generation_test):
+    test = generation_test
     real = test.passages[0].tokens
     other = real.copy()
     other[:, :4] = np.roll(real[:, :4], 1, axis=0)
@@ -110,8 +112,8 @@ def test_the_prompt_is_context_and_is_not_scored(test_of_generation):
     assert (a["fluency"] != b["fluency"]).any()
 
 
-def test_groups_are_of_neighbours(test_of_generation):
-    test = test_of_generation
+def test_groups_are_of_neighbours(generation_test):
+    test = generation_test
     count = 2 * GROUP_SIZE
     rivers, numbers = (test.passages[i].tokens[:GROUP_SIZE] for i in (0, 1))
     assert len(test.passages[0].tokens) >= count
