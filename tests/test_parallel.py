@@ -146,6 +146,9 @@ def agree(rank: int, port: str) -> None:
     parallel.require_identical("numbers", {"a": torch.tensor([1.0])})
     with pytest.raises(K1Error, match="do not hold the same numbers"):
         parallel.require_identical("numbers", {"a": torch.tensor([1.0 + rank])})
+    # A process that is gone while the other still listens to it would make that one abort.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 def test_sums_copies_and_comparisons():
