@@ -3,13 +3,12 @@
 from k1 import (
     DataLoader,
     ResumeFile,
-    build_model,
     command,
     configure_torch,
     evaluate,
+    initial_model,
     is_shared,
     load_finished_stage,
-    model_config,
     output_path,
     parse_training_flags,
     print_evaluation,
@@ -17,7 +16,6 @@ from k1 import (
     save_checkpoint,
     stage_checkpoint,
     train,
-    train_tokenizer,
     write_rehearsal,
 )
 
@@ -35,9 +33,8 @@ def main() -> None:
         for dataset_name in flags.dataset_names or ["wikitext", "code", "science"]
     ]
     require_distinct([data_loader.name for data_loader in data_loaders])
-    tokenizer = train_tokenizer(data_loaders[0].text("train"), arguments.vocabulary_size)
-    config = model_config(arguments, tokenizer.get_vocab_size())
-    model = build_model(config, arguments.seed, arguments.device)
+    initial = initial_model(flags.init_from, arguments, data_loaders[0].text("train"))
+    tokenizer, model = initial.tokenizer, initial.build(arguments.device)
 
     checkpoint, learned = None, []
     for stage, (data_loader, output) in enumerate(zip(data_loaders, outputs), start=1):
@@ -45,10 +42,10 @@ def main() -> None:
         dataset = data_loader.tokenize(tokenizer)
         learned.append(dataset)
         if stage < resume_file.stage or is_shared(flags.arm, output):
-            checkpoint, model = load_finished_stage(output, dataset, arguments, flags.arm)
+            checkpoint, model = load_finished_stage(output, dataset, arguments, flags.arm, initial.start)
             continue
 
-        untrained = evaluate(build_model(config, arguments.seed, arguments.device), [dataset], arguments)
+        untrained = evaluate(initial.build(arguments.device), [dataset], arguments)
         before = evaluate(model, [dataset], arguments)
         rehearsal = write_rehearsal(model, tokenizer, arguments)
         history = train(model, dataset, arguments, rehearsal=rehearsal, resume_file=resume_file)
@@ -56,7 +53,7 @@ def main() -> None:
 
         checkpoint = stage_checkpoint(
             model, tokenizer, dataset, arguments, previous=checkpoint,
-            untrained=untrained, before=before, after=after, history=history,
+            untrained=untrained, before=before, after=after, history=history, start=initial.start,
         )  # fmt: skip
         save_checkpoint(output, checkpoint)
         print_evaluation(checkpoint)

@@ -1,5 +1,6 @@
-"""K-1, stage 1: learn dataset 1 from fresh weights, updating 51% of the parameters at each step.
+"""K-1, stage 1: learn dataset 1, updating 51% of the parameters at each step.
 
+It starts from fresh weights, or from the pretrained model of --init_from.
 Afterwards every linear layer is re-expressed in the eigenbasis of its Fisher
 information, and the importance of each parameter for dataset 1 is measured.
 """
@@ -7,13 +8,12 @@ information, and the importance of each parameter for dataset 1 is measured.
 from k1 import (
     DataLoader,
     ResumeFile,
-    build_model,
     command,
     configure_torch,
     enter_eigenbasis,
     evaluate,
     fisher_information,
-    model_config,
+    initial_model,
     output_path,
     parse_training_flags,
     print_evaluation,
@@ -21,7 +21,6 @@ from k1 import (
     save_checkpoint,
     stage_checkpoint,
     train,
-    train_tokenizer,
 )
 
 
@@ -34,9 +33,9 @@ def main() -> None:
     configure_torch(arguments.threads)
 
     data_loader = DataLoader(dataset_name="wikitext", arguments=arguments)
-    tokenizer = train_tokenizer(data_loader.text("train"), arguments.vocabulary_size)
+    initial = initial_model(flags.init_from, arguments, data_loader.text("train"))
+    tokenizer, model = initial.tokenizer, initial.build(arguments.device)
     dataset = data_loader.tokenize(tokenizer)
-    model = build_model(model_config(arguments, tokenizer.get_vocab_size()), arguments.seed, arguments.device)
 
     untrained = evaluate(model, [dataset], arguments)
     history = train(model, dataset, arguments, resume_file=resume_file)
@@ -48,6 +47,7 @@ def main() -> None:
     checkpoint = stage_checkpoint(
         model, tokenizer, dataset, arguments,
         untrained=untrained, before=untrained, after=after, history=history, importance=importance,
+        start=initial.start,
     )  # fmt: skip
     save_checkpoint(output, checkpoint)
     resume_file.remove()

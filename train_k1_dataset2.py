@@ -8,7 +8,6 @@ from k1 import (
     DataLoader,
     ResumeFile,
     add_importance,
-    build_model,
     command,
     configure_torch,
     evaluate,
@@ -20,6 +19,7 @@ from k1 import (
     parse_training_flags,
     print_evaluation,
     require_distinct,
+    restore_initial_model,
     restore_model,
     sample_batches,
     save_checkpoint,
@@ -45,7 +45,7 @@ def main() -> None:
     learned = load_datasets(previous.datasets, tokenizer, arguments)
     model = restore_model(previous, arguments.device)
 
-    untrained = evaluate(build_model(previous.model_config, previous.seed, arguments.device), [dataset], arguments)
+    untrained = evaluate(restore_initial_model(previous, arguments.device), [dataset], arguments)
     before = evaluate(model, [dataset], arguments)
     sample = sample_batches(dataset, arguments)
     responsibility = fisher_information(model, sample)

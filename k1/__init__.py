@@ -7,9 +7,10 @@ from k1.errors import command, quiet_interrupts
 # Where the public names live, in the order in which data flows.
 PUBLIC = {
     "k1.arguments": ("parse_training_flags",),
-    "k1.model": ("build_model", "configure_torch", "model_config"),
+    "k1.model": ("configure_torch",),
+    "k1.data.initial": ("initial_model",),
     "k1.data.loader": ("DataLoader", "load_datasets", "require_distinct"),
-    "k1.data.tokenizer": ("load_tokenizer", "train_tokenizer"),
+    "k1.data.tokenizer": ("load_tokenizer",),
     "k1.sparse.eigenbasis": ("enter_eigenbasis",),
     "k1.sparse.importance": ("add_importance", "fisher_information", "sample_batches"),
     "k1.sparse.rehearsal": ("write_rehearsal",),
@@ -18,7 +19,8 @@ PUBLIC = {
     "k1.training.resume": ("ResumeFile",),
     "k1.checkpoints.contents": ("stage_checkpoint",),
     "k1.checkpoints.storage": (
-        "is_shared", "load_checkpoint", "load_finished_stage", "output_path", "restore_model", "save_checkpoint",
+        "is_shared", "load_checkpoint", "load_finished_stage", "output_path", "restore_initial_model", "restore_model",
+        "save_checkpoint",
     ),
     "k1.report.tables": ("print_evaluation",),
     "k1.report.generation_arguments": ("parse_generation_arguments",),

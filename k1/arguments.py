@@ -84,7 +84,7 @@ class Arguments:
 INHERITED = ("preset", "seq_length", "seed", "update_fraction", "max_basis_dim")
 MODEL_SHAPE = ("hidden_size", "intermediate_size", "layers", "heads", "vocabulary_size")
 MINIMUM = {
-    "max_documents": 1, "max_steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "seq_length": 2,
+    "max_documents": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "seq_length": 2,
     "warmup_steps": 0, "weight_decay": 0, "seed": 0, "threads": 1,
     "save_steps": 1, "rehearsal_sequences": 1, "rehearsal_weight": 0, "consolidation": 0, "gain_floor": 0, "importance_batches": 1, "max_basis_dim": 0,
 }  # fmt: skip
@@ -95,6 +95,8 @@ class Flags(argparse.Namespace):
 
     method: str
     models_dir: Path
+    init_from: str | None
+    max_steps: list[int] | None
     rehearsal: float | None
     rehearsal_on_top: bool
     save_steps: int | None
@@ -112,6 +114,8 @@ class Flags(argparse.Namespace):
         then the command line, then the preset. Raises `UsageError` when a flag
         contradicts the checkpoint.
         """
+        if self.method == "k1" and stage > 1 and self.init_from is not None:
+            raise UsageError("--init_from is for stage 1, which a later stage goes on from; leave it out")
         inherited = self._inherited(previous)
 
         def value(name, default):
@@ -123,7 +127,8 @@ class Flags(argparse.Namespace):
         preset_name = value("preset", "quick")
         preset = PRESETS[preset_name]
         size = min(stage, STAGES) - 1  # of a longer stream the later stages are as the last one
-        max_steps = value("max_steps", preset.max_steps[size])
+        steps = self.max_steps or preset.max_steps
+        max_steps = steps[min(size, len(steps) - 1)]
         batch_size = value("batch_size", preset.batch_size)
         if batch_size % process_count():
             raise UsageError(f"--batch_size {batch_size} cannot be shared evenly by {process_count()} processes")
@@ -243,6 +248,7 @@ def parse_training_flags(description: str, method: str, argv: list[str] | None =
         value = getattr(flags, name, None)
         if value is not None and not minimum <= value <= MAXIMUM:
             parser.error(f"--{name} must be at least {minimum} and at most {MAXIMUM}, not {value}")
+    check_max_steps(flags, parser)
     for name in ("learning_rate", "max_grad_norm"):
         value = getattr(flags, name)
         if value is not None and not 0 < value < float("inf"):
@@ -257,3 +263,17 @@ def parse_training_flags(description: str, method: str, argv: list[str] | None =
         parser.error(f"--dataset_names takes {STAGES} names, not {len(flags.dataset_names)}")
     flags.models_dir = Path(flags.models_dir)
     return flags
+
+
+def check_max_steps(flags: Flags, parser: argparse.ArgumentParser) -> None:
+    """Exit with status 2 where `--max_steps` has the wrong number of values, or one that is out of range."""
+    steps = flags.max_steps or [1]
+    if len(steps) not in ((1,) if flags.method == "k1" else (1, STAGES)):
+        parser.error(f"--max_steps takes 1 number{'' if flags.method == 'k1' else f' or {STAGES}'}, not {len(steps)}")
+    # Only a pretrained model can go without training on dataset 1, and no later stage can.
+    may_be_0 = flags.init_from is not None and (flags.method == "k1" or len(steps) > 1)
+    for stage, value in enumerate(steps, start=1):
+        minimum = 0 if may_be_0 and stage == 1 else 1
+        if not minimum <= value <= MAXIMUM:
+            hint = "; 0 is for stage 1 with --init_from, as in --max_steps 0 300 300" if value == 0 else ""
+            parser.error(f"--max_steps must be at least {minimum} and at most {MAXIMUM}, not {value}{hint}")

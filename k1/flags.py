@@ -37,7 +37,14 @@ class AllDatasetsFlags:
 @dataclass
 class TrainingFlags:
     preset: Literal["smoke", "quick", "study", "full"] | None = flag("size of the experiment (default: quick)")
-    max_steps: int | None = flag("optimizer steps of each stage (default: by preset)")
+    init_from: str | None = flag(
+        "start stage 1 from this pretrained causal language model, a folder or a name on the hub (owner/name), with "
+        "its own tokenizer (default: fresh weights)"
+    )
+    max_steps: list[int] | None = flag(
+        "optimizer steps of each stage; train_baseline_all.py also takes one number for each; 0 for stage 1 keeps the "
+        "model of --init_from as it is (default: by preset)"
+    )
     batch_size: int | None = flag("sequences per forward pass (default: by preset)")
     gradient_accumulation_steps: int | None = flag("forward passes per optimizer step (default: by preset)")
     seq_length: int | None = flag("tokens per sequence (default: by preset)")

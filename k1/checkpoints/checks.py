@@ -1,17 +1,13 @@
 """What is checked before a checkpoint is used."""
 
-import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from k1.arguments import Arguments
 from k1.checkpoints.contents import Checkpoint
-from k1.data.tokenizer import load_tokenizer
+from k1.data.tokenizer import load_tokenizer, vocabulary_size
 from k1.errors import K1Error
 from k1.files import conforms
-
-# Settings of a model configuration that make transformers load code, or compute otherwise.
-CODE_SETTINGS = {"auto_map", "quantization_config", "attn_implementation", "_attn_implementation"}
+from k1.model import empty_model
 
 
 def inconsistency(checkpoint: Checkpoint) -> str | None:
@@ -27,23 +23,20 @@ def inconsistency(checkpoint: Checkpoint) -> str | None:
     rows = [*zip(checkpoint.evaluations, range(2, len(names) + 2)), (checkpoint.initial_evaluation, len(names))]
     if not all({"validation", "test"} <= row.get(name, {}).keys() for row, count in rows for name in names[:count]):
         return "an evaluation is missing"
-    if not checkpoint.history:
+    is_untrained = checkpoint.start is not None and checkpoint.stage == 1 and checkpoint.arguments["max_steps"] == 0
+    if not checkpoint.history and not is_untrained:
         return "no history"
     try:
-        tokens = load_tokenizer(checkpoint.tokenizer).get_vocab_size()
+        tokens = vocabulary_size(load_tokenizer(checkpoint.tokenizer))
     except K1Error:
         return "the tokenizer cannot be read"
-    return None if tokens <= checkpoint.model_config.get("vocab_size", 0) else "more tokens than the model knows"
+    rows = checkpoint.model_config.get("vocab_size")
+    return None if isinstance(rows, int) and tokens <= rows else "more tokens than the model knows"
 
 
 def require_shapes(config: dict, state: dict[str, Tensor]) -> None:
     """Raise `ValueError` where a model of `config` has other weights than `state`, before memory is taken for it."""
-    parsed = AutoConfig.for_model(**config)
-    if not CODE_SETTINGS.isdisjoint(config) or parsed.num_hidden_layers > len(state):
-        raise ValueError("a configuration that no training script writes")
-    with torch.device("meta"):
-        expected = AutoModelForCausalLM.from_config(parsed).state_dict()
-    for name, tensor in expected.items():
+    for name, tensor in empty_model(config, len(state)).state_dict().items():
         module, _, last = name.rpartition(".")
         found = state.get(name, state.get(f"{module}.parametrizations.{last}.original"))
         if found is None or (found.shape, found.dtype) != (tensor.shape, tensor.dtype):

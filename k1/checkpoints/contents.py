@@ -28,6 +28,14 @@ class DatasetRecord(TypedDict):
     max_documents: int
 
 
+class Start(TypedDict):
+    """The pretrained model that stage 1 started from, see `k1.data.initial.InitialModel`."""
+
+    name: str
+    revision: str
+    sha256: str
+
+
 class Scores(TypedDict):
     """What `k1.evaluate` measures on one split."""
 
@@ -47,8 +55,9 @@ class Checkpoint:
     `evaluations[i]` is row i of the accuracy matrix: what the model after stage
     i + 1 scores on each dataset so far and, where stage i + 2 has begun, on the
     next one (for forward transfer), as dataset -> split -> metrics.
-    `initial_evaluation` is the same for the untrained model. `history` has the
-    entries of this stage. `importance` is Omega, the Fisher information of all
+    `initial_evaluation` is the same for the initial model: an untrained one, or the
+    pretrained one that `start` describes. `history` has the entries of this stage, none where
+    stage 1 had no steps. `importance` is Omega, the Fisher information of all
     datasets so far by parameter name; the baseline, which does not look at it,
     has none. The bases of K-1 are buffers in `model`. `arguments` are those of
     `k1.arguments.Arguments`. `sha256` is the digest of all else, once written.
@@ -66,6 +75,7 @@ class Checkpoint:
     initial_evaluation: Evaluation
     history: list[HistoryEntry]
     importance: dict[str, Tensor] = field(default_factory=dict)
+    start: Start | None = None
     versions: dict[str, str] = field(default_factory=library_versions)
     format: int = FORMAT
     sha256: str = ""
@@ -83,13 +93,15 @@ def stage_checkpoint(
     history: list[dict],
     importance: dict[str, Tensor] | None = None,
     previous: Checkpoint | None = None,
+    start: Start | None = None,
 ) -> Checkpoint:
     """The checkpoint of a stage that has just been trained.
 
     `untrained`, `before` and `after` are evaluations (see `k1.evaluate`)
     of the model with its initial weights and before and after this stage;
     `importance` is that of all datasets so far (see `k1.sparse.importance`);
-    `previous` is the checkpoint that the stage continued, None for stage 1.
+    `previous` is the checkpoint that the stage continued, None for stage 1;
+    `start` is the pretrained model that stage 1 started from, None for fresh weights.
     """
     evaluations = [dict(row) for row in previous.evaluations] if previous else []
     if evaluations:
@@ -110,4 +122,5 @@ def stage_checkpoint(
         initial_evaluation={**(previous.initial_evaluation if previous else {}), **untrained},
         history=history,
         importance=importance,
+        start=previous.start if previous else start,
     )

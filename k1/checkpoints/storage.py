@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from k1.arguments import Arguments
 from k1.checkpoints.checks import inconsistency, require_shapes
-from k1.checkpoints.contents import FORMAT, Checkpoint
+from k1.checkpoints.contents import FORMAT, Checkpoint, Start
+from k1.data.initial import load_pretrained
 from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
 from k1.files import conforms, lock, read_content, remove_leftovers, write_content
@@ -20,7 +21,7 @@ from k1.presets import ARM_FILES, FILES, SCRIPTS
 from k1.sparse.eigenbasis import fold_eigenbasis, restore_eigenbasis
 from k1.training.resume import START_ANEW, first_difference, resume_path
 
-MISFIT_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+MISFIT_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
 REMEDY = "train the stage that writes it again with --overwrite"
 
 
@@ -78,7 +79,8 @@ def load_checkpoint(path: Path, method: str, stage: int | None = None) -> Checkp
             f"one of {', '.join(dict.fromkeys(SCRIPTS[method]))}",
         )
         raise K1Error(f"{path} does not exist; run {hint} first")
-    content = read_content(path, "checkpoint", FORMAT, REMEDY)
+    # Files that were written before there were pretrained starts do not have the key.
+    content = {"start": None, **read_content(path, "checkpoint", FORMAT, REMEDY)}
     fields = get_type_hints(Checkpoint)
     missing = [name for name in fields if name not in content]
     if missing:
@@ -96,21 +98,37 @@ def load_checkpoint(path: Path, method: str, stage: int | None = None) -> Checkp
 
 
 def load_finished_stage(
-    path: Path, dataset: TokenizedDataset, arguments: Arguments, arm: str
+    path: Path, dataset: TokenizedDataset, arguments: Arguments, arm: str, start: Start | None = None
 ) -> tuple[Checkpoint, PreTrainedModel]:
     """The checkpoint and model of a stage that is finished: before the script was stopped, or by another arm.
 
-    Raises `K1Error`, naming the first difference, when the stage had other settings or other text.
+    Raises `K1Error`, naming the first difference, when the stage had other settings, text or `start`.
     """
     checkpoint = load_checkpoint(path, arguments.method, arguments.stage)
     found = {"arguments": checkpoint.arguments, "dataset": checkpoint.datasets[-1], "versions": checkpoint.versions}
     wanted = {"arguments": arguments.as_dict(), "dataset": dataset.record(), "versions": library_versions()}
+    for side, model in ((found, checkpoint.start), (wanted, start)):
+        side["pretrained model"] = model and model["sha256"]
     if difference := first_difference(found, wanted):
         first = f"run {SCRIPTS['baseline'][0]} with --overwrite first, or choose another --models_dir"
         raise K1Error(
             f"{path}, from which the training goes on, has {difference}; {first if is_shared(arm, path) else START_ANEW}"
         )
     return checkpoint, restore_model(checkpoint, arguments.device)
+
+
+def restore_initial_model(checkpoint: Checkpoint, device: str) -> PreTrainedModel:
+    """The model that stage 1 of the run started from; raises `K1Error` where a pretrained one is no longer there."""
+    start = checkpoint.start
+    if start is None:
+        return build_model(checkpoint.model_config, checkpoint.seed, device)
+    initial = load_pretrained(start["name"], checkpoint.seed, start["revision"])
+    if initial.start != start:
+        raise K1Error(
+            f"{start['name']} is no longer the model that stage 1 started from (SHA-256 {initial.start['sha256'][:12]}, "
+            f"not {start['sha256'][:12]}); bring the old one back or train all stages again with --overwrite"
+        )
+    return initial.build(device)
 
 
 def restore_model(checkpoint: Checkpoint, device: str, fold: bool = False) -> PreTrainedModel:

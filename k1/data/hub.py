@@ -169,11 +169,11 @@ def is_damaged(file: Path) -> bool:
 
 
 @contextmanager
-def checked_cache(dataset_id: str) -> Iterator[None]:
-    """Check what the hub's cache of a dataset gains within the context, whether or not it can be made use of."""
+def checked_cache(repository: str, kind: str = "dataset") -> Iterator[None]:
+    """Check what the hub's cache of a repository gains within the context, whether or not it can be made use of."""
     folder = Path(
         huggingface_hub.constants.HF_HUB_CACHE,
-        huggingface_hub.file_download.repo_folder_name(repo_id=dataset_id, repo_type="dataset"),
+        huggingface_hub.file_download.repo_folder_name(repo_id=repository, repo_type=kind),
         "snapshots",
     )
 
@@ -241,8 +241,8 @@ def read_hub(source: HubSource, max_documents: int | None) -> dict[str, datasets
         raise
 
 
-def probe_hub(dataset_id: str) -> str | None:
-    """Why the hub cannot serve the dataset, or None if it can; takes at most `PROBE_SECONDS`."""
+def probe_hub(repository: str, kind: str = "dataset") -> str | None:
+    """Why the hub cannot serve the dataset or model, or None if it can; takes at most `PROBE_SECONDS`."""
     endpoint = datasets.config.HF_ENDPOINT
     if datasets.config.HF_HUB_OFFLINE:
         return "offline mode is on (HF_HUB_OFFLINE)"
@@ -252,7 +252,8 @@ def probe_hub(dataset_id: str) -> str | None:
 
     def probe() -> None:
         try:
-            huggingface_hub.HfApi(endpoint=endpoint).dataset_info(dataset_id, timeout=PROBE_SECONDS)
+            api = huggingface_hub.HfApi(endpoint=endpoint)
+            api.repo_info(repository, repo_type=kind, timeout=PROBE_SECONDS)
             errors.append(None)
         except Exception as error:  # whatever it is, the caller's thread reports it
             errors.append(error)
@@ -264,7 +265,7 @@ def probe_hub(dataset_id: str) -> str | None:
     if not errors or isinstance(errors[0], httpx.TimeoutException):
         return silent.setdefault(endpoint, f"no answer from {endpoint} within {PROBE_SECONDS} s")
     if isinstance(errors[0], RepositoryNotFoundError) and not isinstance(errors[0], GatedRepoError):
-        return f"{endpoint} has no public dataset {dataset_id}"
+        return f"{endpoint} has no public {kind} {repository}"
     if isinstance(errors[0], httpx.NetworkError):
         return f"no connection to {endpoint} ({reason(errors[0])})"
     return HubClient.problem or reason(errors[0]) if errors[0] else None

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from k1.arguments import Arguments
 from k1.data.cache import SPLITS, cached, write_dataset
 from k1.data.sources import load_documents
-from k1.data.tokenizer import END_OF_DOCUMENT
+from k1.data.tokenizer import end_of_document
 from k1.errors import K1Error
 from k1.parallel import main_process_first
 
@@ -90,6 +90,7 @@ class DataLoader:
         Documents follow each other with an end-of-document token between them.
         Raises `K1Error` when the training text does not fill one block.
         """
+        # What ends a document is in the tokenizer's JSON as well.
         identity = f"{self.fingerprint} {self.seq_length} {tokenizer.to_str()}"
         key = hashlib.sha256(identity.encode()).hexdigest()[:32]
         with main_process_first():
@@ -114,7 +115,7 @@ class DataLoader:
         return list(openings)
 
     def _pack(self, tokenizer: Tokenizer) -> datasets.DatasetDict:
-        end = tokenizer.token_to_id(END_OF_DOCUMENT)
+        end = end_of_document(tokenizer)
         length = self.seq_length
 
         def blocks(split: str) -> Iterator[list[int]]:

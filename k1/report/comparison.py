@@ -6,7 +6,7 @@ from k1.arguments import Arguments
 from k1.checkpoints.contents import Checkpoint
 from k1.checkpoints.storage import load_checkpoint
 from k1.errors import K1Error
-from k1.model import configure_torch
+from k1.model import configure_torch, count_parameters, empty_model
 from k1.presets import ARM_FILES, FILES, SCRIPTS
 from k1.report.criteria import judge
 from k1.report.metrics import (
@@ -58,6 +58,7 @@ def require_comparable(k1: list[Checkpoint], other: list[Checkpoint], arm: str) 
             for checkpoint in run
         ],
         "architecture": lambda run: run[-1].model_config,
+        "pretrained model": lambda run: [checkpoint.start and checkpoint.start["sha256"] for checkpoint in run],
         "batch size": settings("batch_size", "gradient_accumulation_steps"),
         "warm-up or clipping": settings("warmup_steps", "max_grad_norm"),
         "weight decay": lambda run: [run[0].arguments["weight_decay"]],
@@ -121,6 +122,7 @@ def build_report(models_dir: Path, device: str) -> dict:
         "datasets": final.datasets,
         "seed": final.seed,
         "preset": final.arguments["preset"],
-        "parameters": sum(tensor.numel() for tensor in runs["baseline"][-1].model.values()),
+        "parameters": count_parameters(empty_model(final.model_config, len(final.model))),
+        "start": final.start,
         "versions": final.versions,
     }

@@ -11,12 +11,13 @@ from transformers.utils import logging
 from k1.arguments import resolve_device
 from k1.checkpoints.contents import Checkpoint
 from k1.checkpoints.storage import load_checkpoint, restore_model
-from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer
-from k1.model import configure_torch
+from k1.data.tokenizer import end_of_document, load_tokenizer, vocabulary_size
+from k1.errors import K1Error
+from k1.model import configure_torch, known_positions
 from k1.report.generation_arguments import TEMPERATURE, TOP_K
 from k1.report.tables import dataset_label
 
-# generate() has advice on stderr for library users; ours is in `warn_about_length`.
+# generate() has advice on stderr for library users; ours is in `check_length`.
 logging.set_verbosity_error()
 
 PROMPTS_PER_SEED = 1_000
@@ -42,13 +43,15 @@ def generate(
     document and may be padded with end-of-document tokens, otherwise it always has
     `max_new_tokens` tokens and none of them ends the document.
     """
-    end = tokenizer.token_to_id(END_OF_DOCUMENT)
+    end = end_of_document(tokenizer)
+    # A pretrained model may have rows for more tokens than its tokenizer has.
+    suppressed = [*([] if stop_at_end else [end]), *range(vocabulary_size(tokenizer), model.config.vocab_size)]
     sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {}
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         pad_token_id=end,
         eos_token_id=end if stop_at_end else None,
-        suppress_tokens=None if stop_at_end else [end],
+        suppress_tokens=suppressed or None,
         use_cache=True,
         **sampling,
     )
@@ -81,8 +84,8 @@ def print_continuations(method: str, arguments: argparse.Namespace) -> None:
         tokenizer = load_tokenizer(checkpoint.tokenizer)
         for position, (domain, index, prompt) in enumerate(prompts_of(checkpoint.datasets, arguments.prompt)):
             # An empty prompt is the beginning of a document.
-            ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [tokenizer.token_to_id(END_OF_DOCUMENT)]
-            warn_about_length(len(ids) + arguments.max_new_tokens, checkpoint)
+            ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [end_of_document(tokenizer)]
+            check_length(len(ids) + arguments.max_new_tokens, checkpoint)
             # A seed of its own for each prompt: its continuation does not depend on the prompts before it.
             (continuation,) = generate(
                 model, tokenizer, [ids], arguments.max_new_tokens, arguments.temperature, arguments.top_k,
@@ -92,9 +95,13 @@ def print_continuations(method: str, arguments: argparse.Namespace) -> None:
             print(tokenizer.decode(continuation), end="\n\n")
 
 
-def warn_about_length(tokens: int, checkpoint: Checkpoint) -> None:
-    """Say on stderr that a text is longer than the model was trained on."""
+def check_length(tokens: int, checkpoint: Checkpoint) -> None:
+    """Say on stderr that a text is longer than the model was trained on; raises `K1Error` where it cannot be."""
     seq_length = checkpoint.arguments["seq_length"]
+    positions = known_positions(checkpoint.model_config)
+    # A pretrained model may have learned its positions one by one.
+    if checkpoint.start and positions is not None and tokens > positions:
+        raise K1Error(f"{tokens} tokens are more than the {positions} positions of the model; lower --max_new_tokens")
     if tokens > seq_length:
         print(f"warning: {tokens} tokens are more than the {seq_length} the model was trained on", file=sys.stderr)
 

@@ -9,6 +9,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from tokenizers import Tokenizer
 
 from k1.data.loader import TokenizedDataset
+from k1.data.tokenizer import vocabulary_size
 from k1.report.kneser_ney import KneserNey
 
 # One token more lowers the loss on held-out text by less than 0.1 nats and takes half as long again.
@@ -29,7 +30,7 @@ class Judges:
     def __init__(self, datasets: list[TokenizedDataset], tokenizer: Tokenizer, snippet_tokens: int) -> None:
         training = [token_stream(dataset.blocks["train"], NGRAM_TOKENS) for dataset in datasets]
         self.ngram_tokens = [len(tokens) for tokens in training]
-        self.ngrams = [KneserNey(tokens, tokenizer.get_vocab_size(), ORDER) for tokens in training]
+        self.ngrams = [KneserNey(tokens, vocabulary_size(tokenizer), ORDER) for tokens in training]
         # The same number of every dataset: none is likelier before anything is read.
         count = min(SNIPPETS, min(self.ngram_tokens) - snippet_tokens + 1)
         snippets = [decode(windows(tokens, snippet_tokens, count), tokenizer) for tokens in training]

@@ -113,7 +113,7 @@ def learning_figure(report: dict) -> Figure:
     }
     starts = [0]
     for entries in histories["k1"]:
-        starts.append(starts[-1] + entries[-1]["step"])
+        starts.append(starts[-1] + (entries[-1]["step"] if entries else 0))
     figure = Figure(figsize=(7.5, 3.75), layout="constrained")
     axes = figure.subplots()
     for (method, history), (line, marker, color) in zip(histories.items(), cycle(STYLES)):

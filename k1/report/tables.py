@@ -20,10 +20,13 @@ def print_evaluation(checkpoint: Checkpoint) -> None:
     if not is_main_process():
         return
     arguments = checkpoint.arguments
-    print(
-        f"{LABELS[checkpoint.method]} after stage {checkpoint.stage}, {arguments['update_fraction']:.0%} of the "
-        f"parameters updated per step (selection: {arguments['selection']}), {arguments['rehearsal']:.0%} rehearsed"
+    how = (
+        f"{arguments['update_fraction']:.0%} of the parameters updated per step "
+        f"(selection: {arguments['selection']}), {arguments['rehearsal']:.0%} rehearsed"
     )
+    if not checkpoint.history:
+        how = f"not trained, as it is in {checkpoint.start['name']}"
+    print(f"{LABELS[checkpoint.method]} after stage {checkpoint.stage}, {how}")
     rows = [["dataset", "split", "nats per token", "perplexity", "accuracy %", "tokens"]]
     for name, splits in checkpoint.evaluations[-1].items():
         for split, scores in splits.items():

@@ -48,9 +48,18 @@ def format_report(report: dict) -> str:
             f"{dataset['tokens']['train']:,} training tokens"
             for dataset in report["datasets"]
         ),
-        f"{report['parameters']:,} parameters, seed {report['seed']}, preset {report['preset']}",
+        f"{report['parameters']:,} parameters, seed {report['seed']}, preset {report['preset']}" + start_text(report),
     ]
     return "\n\n".join(sections)
+
+
+def start_text(report: dict) -> str:
+    """Which pretrained model the runs started from, as an end of a sentence; empty for fresh weights."""
+    start = report["start"]
+    if start is None:
+        return ""
+    revision = f", revision {start['revision'][:12]}" if start["revision"] else ""
+    return f", started from {start['name']}{revision}, SHA-256 {start['sha256'][:12]}"
 
 
 def generation_tables(report: dict, names: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from k1.arguments import Arguments
 from k1.data.batches import shuffled
-from k1.data.tokenizer import END_OF_DOCUMENT
+from k1.data.tokenizer import end_of_document
 from k1.errors import K1Error
 from k1.parallel import copy_from_main_process
 from k1.sparse.selection import Tensors
@@ -67,14 +67,14 @@ def write_rehearsal(model: PreTrainedModel, tokenizer: Tokenizer, arguments: Arg
 
     `arguments.rehearsal_sequences` sequences of `seq_length` tokens, see
     `write_sequences`. Of several processes all take those of the main one. Raises `K1Error`
-    where the predictions are not finite.
+    where the predictions are not finite, or not those of the output layer alone.
     """
     if not arguments.rehearsed_rows:
         return None
     model.eval()
     # The weights L Theta R^T are multiplied out once, not again at every token.
     with parametrize.cached():
-        sequences = write_sequences(model, tokenizer.token_to_id(END_OF_DOCUMENT), arguments)
+        sequences = write_sequences(model, end_of_document(tokenizer), arguments)
         copy_from_main_process(sequences)
         states = output_layer_inputs(model, sequences)
         copy_from_main_process(states)
@@ -82,7 +82,11 @@ def write_rehearsal(model: PreTrainedModel, tokenizer: Tokenizer, arguments: Arg
             raise K1Error("the model that should rehearse is not finite: it diverged; train its stage again")
         output = model.get_output_embeddings()
         bias = getattr(output, "bias", None)
-        return Rehearsal(sequences, states, output.weight.detach().clone(), bias if bias is None else bias.clone())
+        rehearsal = Rehearsal(sequences, states, output.weight.detach().clone(), bias if bias is None else bias.clone())
+        logits = model(input_ids=sequences[:1]).logits[:, :-1]
+    if not torch.allclose(rehearsal.logits([0]), logits, rtol=1e-3, atol=1e-3):
+        raise K1Error("the model changes what its output layer gives, which rehearsal does not know; use --rehearsal 0")
+    return rehearsal
 
 
 def write_sequences(model: PreTrainedModel, end: int, arguments: Arguments) -> Tensor:

@@ -168,7 +168,9 @@ def select_groups(evidence: Evidence) -> Tensors:
 
 
 # Names of attention modules, and of the normalisations before them, in Llama, GPT-2 and their kin.
-ATTENTION_PARTS = {"self_attn", "attn", "attention", "self_attention", "input_layernorm", "ln_1"}
+ATTENTION_PARTS = {
+    "self_attn", "attn", "attention", "self_attention", "input_layernorm", "ln_1", "self_attn_layer_norm",
+}  # fmt: skip
 
 
 def module_group(name: str) -> str:

@@ -149,7 +149,7 @@ def progress_bar(name: str, arguments: Arguments, done: int) -> tqdm:
         total=arguments.max_steps,
         file=sys.stderr,
         mininterval=1,
-        disable=not is_main_process(),
+        disable=not is_main_process() or not arguments.max_steps,
     )
 
 

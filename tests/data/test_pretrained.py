@@ -1,0 +1,190 @@
+"""Pretrained models: read as they are, whatever the architecture, and refused with one line where they are hostile."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from k1.arguments import parse_training_flags
+from k1.data.initial import initial_model, load_pretrained
+from k1.data.loader import DataLoader
+from k1.data.tokenizer import end_of_document, load_tokenizer, vocabulary_size
+from k1.errors import K1Error
+from k1.model import count_parameters
+from k1.sparse.eigenbasis import Eigenbasis, enter_eigenbasis, fold_eigenbasis
+from k1.sparse.importance import fisher_information
+from k1.sparse.selection import budget_of, module_group
+from k1.training.history import changed_fractions, copy_parameters
+from k1.training.loop import accumulate_gradients
+from k1.training.optimization import build_optimizer
+from tests.pretrained import (
+    CONFIGS,
+    END,
+    HOSTILE,
+    LENGTH,
+    ROWS,
+    TIED,
+    VOCABULARY,
+    fresh_model,
+    in_config,
+    train_own_tokenizer,
+    write_model,
+)
+
+every_model = pytest.mark.parametrize("kind", CONFIGS)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(corpora):
+    texts = [json.loads(line)["text"] for line in corpora[0].read_text().splitlines()]
+    return train_own_tokenizer(texts)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, tokenizer):
+    """kind -> folder of a pretrained model."""
+    return {kind: write_model(tmp_path_factory.mktemp(kind), kind, tokenizer) for kind in CONFIGS}
+
+
+@pytest.fixture
+def llama(folders, tmp_path):
+    """A copy of the folder of a Llama, to damage."""
+    return shutil.copytree(folders["llama"], tmp_path / "llama")
+
+
+def ids(rows=4, seed=0):
+    return torch.randint(0, VOCABULARY, (rows, LENGTH), generator=torch.Generator().manual_seed(seed))
+
+
+def logits_of(model):
+    with torch.no_grad():
+        return model(input_ids=ids(seed=9)).logits
+
+
+def arguments_with(*flags):
+    typed = ["--preset", "smoke", "--seq_length", str(LENGTH), "--threads", "1", *flags]
+    return parse_training_flags("", "k1", typed).resolve(stage=1)
+
+
+@every_model
+def test_a_pretrained_model_is_read_as_transformers_reads_it(kind, folders):
+    theirs = AutoModelForCausalLM.from_pretrained(folders[kind]).eval()
+    initial = load_pretrained(str(folders[kind]), seed=0)
+    ours = initial.build("cpu")
+    assert theirs(input_ids=ids(seed=9)).logits.std() > 0.1
+    # Without dropout, also in train mode.
+    torch.testing.assert_close(logits_of(ours.train()), logits_of(theirs), rtol=0, atol=1e-5)
+    assert torch.equal(logits_of(ours.train()), logits_of(ours.eval()))
+    assert count_parameters(ours) == count_parameters(theirs)
+    assert initial.start == {"name": str(folders[kind]), "revision": "", "sha256": initial.start["sha256"]}
+    assert load_pretrained(str(folders[kind]), seed=5).start == initial.start
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), initial.build("cpu").parameters()))
+
+
+@every_model
+def test_the_eigenbasis_keeps_the_function_and_a_step_changes_an_exact_share(kind, folders):
+    model = load_pretrained(str(folders[kind]), seed=0).build("cpu")
+    before, size = logits_of(model.eval()), count_parameters(model)
+    batches = [ids(seed=seed) for seed in range(2)]
+    enter_eigenbasis(model, batches, max_basis_dim=100)
+    bases = [module for module in model.modules() if isinstance(module, Eigenbasis)]
+    assert len(bases) == 2 * {"gpt2": 4, "llama": 7, "qwen2": 7, "gpt_neox": 4, "opt": 6}[kind.split("-")[0]] + (
+        kind not in TIED
+    )
+    torch.testing.assert_close(logits_of(model.eval()), before, rtol=0, atol=1e-4)
+    assert count_parameters(model) == size == sum(v.numel() for v in fisher_information(model, batches).values())
+    optimizer = build_optimizer(model, arguments_with())
+    start = copy_parameters(model)
+    accumulate_gradients(model.train(), iter([(ids(), [])]), arguments_with())
+    optimizer.step()
+    changed = round(changed_fractions(start, model)["updated_fraction"] * size)
+    # An update below half a unit in the last place is rounded away.
+    assert 0 <= budget_of(0.51, start) - changed <= 3
+    is_same = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert is_same == (kind in TIED)
+    after = logits_of(model.eval())
+    fold_eigenbasis(model)
+    torch.testing.assert_close(logits_of(model), after, rtol=0, atol=1e-4)
+    groups = {module_group(name) for name in start}
+    assert {"embedding", "output", "attention 0", "attention 1", "feed-forward 0", "feed-forward 1"} >= groups
+    assert len(groups) >= 5
+
+
+def test_weights_in_bfloat16_in_shards_and_under_old_names_are_read(folders, tmp_path, tokenizer):
+    fresh_model("gpt2").to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="30KB")
+    tokenizer.save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    model = load_pretrained(str(tmp_path), seed=0).build("cpu")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    whole = load_pretrained(str(folders["gpt2"]), seed=0).build("cpu")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value.bfloat16().float()), name
+    # Models on the hub have names without the first part, and masks among the weights.
+    old = shutil.copytree(folders["gpt2"], tmp_path / "old")
+    weights = {name.removeprefix("transformer."): v for name, v in load_file(old / "model.safetensors").items()}
+    save_file(weights | {"h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8)}, old / "model.safetensors")
+    assert torch.equal(logits_of(load_pretrained(str(old), seed=0).build("cpu")), logits_of(whole))
+
+
+def test_files_may_be_links(folders, tmp_path):
+    for file in folders["llama"].iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    found = load_pretrained(str(tmp_path), seed=0).start
+    assert found["sha256"] == load_pretrained(str(folders["llama"]), seed=0).start["sha256"]
+
+
+def test_text_is_read_whole_and_ends_with_the_end_of_the_model_s_own_tokenizer(folders, corpora, tokenizer):
+    ours = load_pretrained(str(folders["llama"]), seed=0).tokenizer
+    assert ours.id_to_token(end_of_document(ours)) == END and vocabulary_size(ours) == VOCABULARY < ROWS
+    text = "River water flows, </s> and more than eight tokens of it."
+    assert ours.decode(ours.encode(text, add_special_tokens=False).ids) == text
+    stored = load_tokenizer(ours.to_str())
+    assert stored.to_str() == ours.to_str()
+    assert stored.encode(text, add_special_tokens=False).ids == ours.encode(text, add_special_tokens=False).ids
+    loader = DataLoader(str(corpora[0]), arguments_with())
+    blocks = loader.tokenize(stored).blocks["train"]["input_ids"]
+    documents = list(loader.text("train"))
+    assert (torch.stack(list(blocks)) == end_of_document(ours)).sum() in range(len(documents) - 3, len(documents) + 1)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_folder_is_refused_with_one_clear_line(kind, llama, capfd):
+    damage, message = HOSTILE[kind]
+    damage(llama)
+    with pytest.raises(K1Error) as refused:
+        load_pretrained(str(llama), seed=0)
+    assert message in str(refused.value) and str(llama) in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+    assert capfd.readouterr() == ("", "")
+    assert not list(llama.glob("*.was-run"))
+
+
+def test_a_model_that_looks_ahead_is_refused(folders, tmp_path, tokenizer):
+    from transformers import AutoConfig
+
+    shape = {"vocab_size": ROWS, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("bert", **shape, intermediate_size=40)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(K1Error, match="depend on later tokens"):
+        load_pretrained(str(tmp_path), seed=0)
+
+
+def test_weights_that_no_layer_takes_are_a_warning(llama, capsys):
+    in_config(num_hidden_layers=1)(llama)
+    load_pretrained(str(llama), seed=0)
+    assert "warning: no layer of" in capsys.readouterr().err
+
+
+def test_longer_sequences_than_the_model_knows_are_refused(folders):
+    arguments = replace(arguments_with(), seq_length=LENGTH + 1)
+    with pytest.raises(K1Error, match=f"--seq_length {LENGTH + 1} is more than the {LENGTH} positions"):
+        initial_model(str(folders["gpt2"]), arguments, [])
+
+
+def test_what_is_neither_a_folder_nor_a_name_on_the_hub_is_refused():
+    with pytest.raises(K1Error, match="there is no folder /no/such"):
+        load_pretrained("/no/such", seed=0)

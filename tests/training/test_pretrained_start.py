@@ -1,0 +1,186 @@
+"""The scripts with --init_from: both methods start from the same pretrained model, also without training on dataset 1."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from k1.arguments import parse_training_flags
+from k1.checkpoints.storage import load_checkpoint, restore_initial_model, restore_model
+from k1.data.initial import load_pretrained
+from k1.errors import K1Error, UsageError
+from k1.presets import FILES
+from k1.report.comparison import load_run, require_comparable
+from tests.conftest import assert_one_clear_line, run_script
+from tests.faults.checkpoint_mutations import signed
+from tests.pretrained import LENGTH, fresh_model, train_own_tokenizer, write_model
+
+COMMON = ["--preset", "smoke", "--seq_length", LENGTH, "--threads", 1]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, corpora):
+    """Folders of three pretrained models: tied with Conv1D, untied, and of another seed."""
+    texts = [json.loads(line)["text"] for line in corpora[0].read_text().splitlines()]
+    tokenizer = train_own_tokenizer(texts)
+    kinds = {"gpt2": ("gpt2", 0), "gpt_neox": ("gpt_neox", 0), "other": ("gpt2", 1)}
+    return {
+        name: write_model(tmp_path_factory.mktemp(name), kind, tokenizer, seed) for name, (kind, seed) in kinds.items()
+    }
+
+
+def train_from(folder, models_dir, corpora, first_steps):
+    """Both methods from the model in `folder`, with so many steps on dataset 1 and 3 on each other."""
+    flags = [*COMMON, "--models_dir", models_dir]
+    printed = []
+    for stage, corpus in enumerate(corpora, start=1):
+        steps = ["--init_from", folder, "--max_steps", first_steps] if stage == 1 else ["--max_steps", 3]
+        printed.append(run_script(f"train_k1_dataset{stage}.py", "--dataset_name", corpus, *flags, *steps))
+    steps = ["--init_from", folder, "--max_steps", first_steps, 3, 3]
+    printed.append(run_script("train_baseline_all.py", "--dataset_names", *corpora, *flags, *steps))
+    for finished in printed:
+        assert finished.status == 0, finished.stderr
+    return printed
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory, corpora, folders):
+    """The folder of the checkpoints, and what was printed, where dataset 1 is not trained on."""
+    models_dir = tmp_path_factory.mktemp("untrained")
+    return models_dir, train_from(folders["gpt2"], models_dir, corpora, 0)
+
+
+def test_without_steps_stage_1_is_the_pretrained_model(untrained, folders):
+    models_dir, printed = untrained
+    assert "dropout of" in printed[0].stderr and "starting from" in printed[0].stderr
+    assert printed[0].stdout.startswith("K-1 after stage 1, not trained, as it is in ")
+    k1, baseline = (load_checkpoint(models_dir / FILES[method][0], method, 1) for method in ("k1", "baseline"))
+    initial = load_pretrained(str(folders["gpt2"]), seed=0)
+    assert k1.start == baseline.start == initial.start and not k1.history and not baseline.history
+    assert k1.arguments["max_steps"] == baseline.arguments["max_steps"] == 0
+    for name, value in initial.build("cpu").state_dict().items():
+        assert torch.equal(baseline.model[name], value), name
+    ids = torch.arange(LENGTH).unsqueeze(0)
+    with torch.no_grad():
+        logits = [restore_model(checkpoint, "cpu").eval()(input_ids=ids).logits for checkpoint in (k1, baseline)]
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-4)
+    assert all(value.sum() > 0 for name, value in k1.importance.items() if "weight" in name)
+    assert baseline.evaluations[0].items() <= baseline.initial_evaluation.items()
+
+
+def test_later_stages_measure_forward_transfer_against_the_pretrained_model(untrained, folders):
+    models_dir, _ = untrained
+    k1, baseline = (load_checkpoint(models_dir / FILES[method][-1], method, 3) for method in ("k1", "baseline"))
+    assert k1.initial_evaluation == baseline.initial_evaluation and len(k1.initial_evaluation) == 3
+    assert baseline.evaluations[0] == {name: k1.initial_evaluation[name] for name in baseline.evaluations[0]}
+    assert len(k1.history) == len(baseline.history) == 3
+    for entry in k1.history:
+        assert entry["updated_fraction"] == pytest.approx(0.51, abs=1e-3)
+    initial = restore_initial_model(k1, "cpu")
+    theirs = fresh_model("gpt2").float()
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(initial.state_dict()[name], value), name
+
+
+def test_the_report_compares_them(untrained, tmp_path):
+    models_dir, _ = untrained
+    finished = run_script("-m k1.report", "--models_dir", models_dir, "--json", tmp_path / "r.json", "--plots", tmp_path)
+    assert finished.status == 0, finished.stderr
+    report = json.loads((tmp_path / "r.json").read_text())
+    size = sum(parameter.numel() for parameter in fresh_model("gpt2").parameters())
+    assert report["parameters"] == size and f"{size:,} parameters" in finished.stdout
+    assert f"started from {report['start']['name']}, SHA-256 {report['start']['sha256'][:12]}" in finished.stdout
+    assert report["models"]["k1"]["selection"]["share_overall"][0] is None
+    for result in report["models"].values():
+        assert result["accuracy_matrix"][0][0] == pytest.approx(result["accuracy_matrix"][1][0], abs=1e-3)
+
+
+def test_text_is_generated_as_long_as_the_model_can(untrained):
+    models_dir, _ = untrained
+    flags = ["--models_dir", models_dir, "--prompt", "River water", "--max_new_tokens"]
+    finished = run_script("generate_k1.py", *flags, 20)
+    assert finished.status == 0 and finished.stdout.startswith("=== prompt 1: River water\n"), finished.stderr
+    assert_one_clear_line(run_script("generate_k1.py", *flags, 60), 1, f"the {LENGTH} positions of the model")
+
+
+def test_with_steps_the_same_command_gives_the_same_bits(corpora, folders, tmp_path):
+    flags = ["--dataset_name", corpora[0], *COMMON, "--init_from", folders["gpt_neox"], "--max_steps", 4]
+    for name in ("a", "b"):
+        finished = run_script("train_k1_dataset1.py", *flags, "--models_dir", tmp_path / name)
+        assert finished.status == 0, finished.stderr
+    first, second = (load_checkpoint(tmp_path / name / "k1_dataset1.pt", "k1", 1) for name in ("a", "b"))
+    assert all(torch.equal(first.model[name], value) for name, value in second.model.items())
+    assert len(first.history) == 4 and first.evaluations[0] != first.initial_evaluation
+    initial = restore_initial_model(first, "cpu").state_dict()
+    untouched = first.model["gpt_neox.embed_in.weight"] == initial["gpt_neox.embed_in.weight"]
+    assert 0.1 < untouched.float().mean() < 1
+
+
+def test_runs_from_different_models_are_not_compared(untrained, tmp_path, folders):
+    models_dir, _ = untrained
+    k1, baseline = load_run(models_dir, "k1"), load_run(models_dir, "baseline")
+    require_comparable(k1, baseline, "baseline")
+    other = load_pretrained(str(folders["other"]), seed=0).start
+    for checkpoint in baseline:
+        checkpoint.start = other
+    with pytest.raises(K1Error, match="they differ in: pretrained model"):
+        require_comparable(k1, baseline, "baseline")
+
+
+def test_a_finished_stage_from_another_model_is_not_gone_on_from(untrained, corpora, folders, tmp_path):
+    models_dir, _ = untrained
+    shutil.copy(models_dir / "baseline_dataset1.pt", tmp_path)
+    finished = run_script(
+        "train_baseline_all.py", "--dataset_names", *corpora, *COMMON, "--models_dir", tmp_path, "--rehearsal", 0.25,
+        "--init_from", folders["other"], "--max_steps", 0, 3, 3,
+    )  # fmt: skip
+    assert finished.status == 1 and "has pretrained model" in finished.stderr.splitlines()[-1], finished.stderr
+
+
+@pytest.mark.parametrize("change", ["gone", "changed"])
+def test_a_pretrained_model_that_is_no_longer_there_is_one_clear_line(change, untrained, folders, tmp_path):
+    start = tmp_path / "start"
+    if change == "changed":
+        shutil.copytree(folders["other"], start)
+    content = torch.load(untrained[0] / "k1_dataset1.pt", weights_only=True)
+    content["start"]["name"] = str(start)
+    torch.save(signed(content), tmp_path / "k1_dataset1.pt")
+    checkpoint = load_checkpoint(tmp_path / "k1_dataset1.pt", "k1", 1)
+    message = {"gone": f"there is no folder {start}", "changed": "is no longer the model that stage 1 started from"}
+    with pytest.raises(K1Error, match=message[change]):
+        restore_initial_model(checkpoint, "cpu")
+
+
+def test_a_checkpoint_of_fresh_weights_needs_a_history(trained, tmp_path):
+    content = torch.load(trained.models_dir / "k1_dataset1.pt", weights_only=True)
+    content["history"], content["arguments"]["max_steps"] = [], 0
+    torch.save(signed(content), tmp_path / "k1_dataset1.pt")
+    with pytest.raises(K1Error, match="no history"):
+        load_checkpoint(tmp_path / "k1_dataset1.pt", "k1", 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "message"),
+    [
+        ("k1", ["--max_steps", "0"], "--max_steps must be at least 1"),
+        ("k1", ["--init_from", "a", "--max_steps", "0", "3", "3"], "--max_steps takes 1 number, not 3"),
+        ("baseline", ["--max_steps", "0", "3", "3"], "0 is for stage 1 with --init_from"),
+        ("baseline", ["--init_from", "a", "--max_steps", "0"], "0 is for stage 1 with --init_from"),
+        ("baseline", ["--init_from", "a", "--max_steps", "0", "0", "3"], "0 is for stage 1 with --init_from"),
+        ("baseline", ["--max_steps", "3", "3"], "--max_steps takes 1 number or 3, not 2"),
+    ],
+)
+def test_steps_that_cannot_be_are_usage_errors(method, flags, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_training_flags("", method, flags)
+    assert ended.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_steps_can_be_given_for_each_stage():
+    flags = parse_training_flags("", "baseline", ["--init_from", "a", "--max_steps", "0", "7", "9"])
+    assert [flags.resolve(stage).max_steps for stage in (1, 2, 3)] == [0, 7, 9]
+    flags = parse_training_flags("", "k1", ["--init_from", "a", "--max_steps", "0"])
+    first = flags.resolve(1)
+    with pytest.raises(UsageError, match="--init_from is for stage 1"):
+        flags.resolve(2, first.as_dict())
