@@ -107,6 +107,10 @@ class Flags(argparse.Namespace):
         """Which arm of the experiment the training is, a key of `k1.presets.ARM_FILES`."""
         return "baseline_rehearsal" if self.method == "baseline" and self.rehearsal else self.method
 
+    def max_steps_of_stages(self) -> list[int] | None:
+        """`--max_steps` for each stage; None where the flag was not given."""
+        return self.max_steps * STAGES if self.max_steps and len(self.max_steps) == 1 else self.max_steps
+
     def resolve(self, stage: int, previous: dict | None = None) -> Arguments:
         """Settings of `stage` (1 or later), given the `arguments` of the checkpoint it continues.
 
@@ -114,8 +118,6 @@ class Flags(argparse.Namespace):
         then the command line, then the preset. Raises `UsageError` when a flag
         contradicts the checkpoint.
         """
-        if self.method == "k1" and stage > 1 and self.init_from is not None:
-            raise UsageError("--init_from is for stage 1, which a later stage goes on from; leave it out")
         inherited = self._inherited(previous)
 
         def value(name, default):
@@ -127,8 +129,7 @@ class Flags(argparse.Namespace):
         preset_name = value("preset", "quick")
         preset = PRESETS[preset_name]
         size = min(stage, STAGES) - 1  # of a longer stream the later stages are as the last one
-        steps = self.max_steps or preset.max_steps
-        max_steps = steps[min(size, len(steps) - 1)]
+        max_steps = (self.max_steps_of_stages() or preset.max_steps)[size]
         batch_size = value("batch_size", preset.batch_size)
         if batch_size % process_count():
             raise UsageError(f"--batch_size {batch_size} cannot be shared evenly by {process_count()} processes")
@@ -175,6 +176,8 @@ class Flags(argparse.Namespace):
         """The settings that a stage takes from the one it continues; raises `UsageError` where a flag contradicts."""
         if previous is None:
             return set()
+        if self.method == "k1" and self.init_from is not None:
+            raise UsageError("--init_from is for stage 1, which a later stage goes on from; leave it out")
         inherited = [name for name in INHERITED if name != "update_fraction" or previous["selection"] != "all"]
         for name in inherited:
             given = getattr(self, name, None)

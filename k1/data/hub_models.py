@@ -1,8 +1,10 @@
 """Models on the Hugging Face hub, or their cached copies: waiting is bounded as in `k1.data.hub`."""
 
 import time
+from functools import partial
 from pathlib import Path
 
+import datasets
 import huggingface_hub
 
 from k1.data.hub import HUB_ERRORS, HubClient, HubError, checked_cache, probe_hub
@@ -19,22 +21,17 @@ def download_model(name: str, revision: str | None = None) -> Path:
     The name of the folder is the commit. Raises `K1Error` where neither the hub nor its local cache has the model.
     """
     HubClient.asked, HubClient.news, HubClient.problem = set(), time.monotonic(), None
+    download = partial(huggingface_hub.snapshot_download, allow_patterns=FILES, endpoint=datasets.config.HF_ENDPOINT)
     problem = probe_hub(name, "model")
     if problem is None:
         try:
             with checked_cache(name, "model"):
                 # One at a time, so that the limits on waiting are those of one download.
-                folder = huggingface_hub.snapshot_download(
-                    name, revision=revision, allow_patterns=FILES, max_workers=1
-                )
-            return Path(folder)
+                return Path(download(name, revision=revision, max_workers=1))
         except HUB_ERRORS as error:
             problem = (None if isinstance(error, HubError) else HubClient.problem) or reason(error)
     try:
-        folder = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=FILES, local_files_only=True
-        )
-        return Path(folder)
+        return Path(download(name, revision=revision, local_files_only=True))
     except HUB_ERRORS:
         raise K1Error(
             f"the model {name} cannot be had: {problem.rstrip('.')}, and there is no cached copy; name another model, "

@@ -12,7 +12,7 @@ from tests.conftest import assert_one_clear_line, run_script
 from tests.faults.checkpoint_mutations import signed
 
 KEYS = {
-    "format", "method", "stage", "model_config", "model", "tokenizer", "arguments", "seed", "datasets",
+    "format", "method", "stage", "model_config", "model", "tokenizer", "arguments", "seed", "start", "datasets",
     "evaluations", "initial_evaluation", "history", "importance", "versions", "sha256",
 }  # fmt: skip
 

@@ -156,7 +156,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200)
         for name, files in self.hub.versions[self.version].items():
             if match := re.fullmatch(f"/api/datasets/{name}(/revision/[^/]+)?", path):
-                info = {"id": name, "sha": self.commit, "private": False, "tags": [], "siblings": []}
+                siblings = [{"rfilename": file} for file in files]
+                info = {"id": name, "sha": self.commit, "private": False, "tags": [], "siblings": siblings}
                 return self.fails("later" if match[1] else "all") or self.answer(200, json.dumps(info).encode())
             if match := re.fullmatch(f"/api/datasets/{name}/tree/[^/]+/?(.*)", path):
                 return self.fails("later") or self.tree(files, match[1] + "/" if match[1] else "")

@@ -197,7 +197,7 @@ def test_selection_is_that_of_the_files(runs, report, method):
 
 def test_the_fixed_bases_are_no_parameters(runs):
     final = runs["k1"][-1]
-    without = SimpleNamespace(model=final.model, importance={})
+    without = SimpleNamespace(model=final.model, importance={}, model_config=final.model_config)
     assert len(final.importance) < len(final.model)
     assert set(parameter_names(without)) == set(parameter_names(final)) == set(final.importance)
 

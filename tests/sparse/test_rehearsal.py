@@ -21,7 +21,7 @@ from k1.sparse.rehearsal import divergence, write_rehearsal
 from k1.training.loop import accumulate_gradients, train
 from tests.conftest import assert_one_clear_line, run_script
 
-TOKENIZER = SimpleNamespace(token_to_id={END_OF_DOCUMENT: 0}.__getitem__)
+TOKENIZER = SimpleNamespace(token_to_id={END_OF_DOCUMENT: 0}.__getitem__, post_processor=None)
 
 
 def arguments_of(*argv, stage=2, method="k1"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +10,14 @@ import torch
 from k1.arguments import parse_training_flags
 from k1.checkpoints.storage import load_checkpoint, restore_initial_model, restore_model
 from k1.data.initial import load_pretrained
+from k1.data.loader import DataLoader
 from k1.errors import K1Error, UsageError
 from k1.presets import FILES
 from k1.report.comparison import load_run, require_comparable
+from k1.sparse.eigenbasis import enter_eigenbasis
+from k1.sparse.importance import sample_batches
+from k1.training.loop import train
+from k1.training.resume import ResumeFile
 from tests.conftest import assert_one_clear_line, run_script
 from tests.faults.checkpoint_mutations import signed
 from tests.pretrained import LENGTH, fresh_model, train_own_tokenizer, write_model
@@ -115,6 +121,39 @@ def test_with_steps_the_same_command_gives_the_same_bits(corpora, folders, tmp_p
     initial = restore_initial_model(first, "cpu").state_dict()
     untouched = first.model["gpt_neox.embed_in.weight"] == initial["gpt_neox.embed_in.weight"]
     assert 0.1 < untouched.float().mean() < 1
+
+
+class StoppedAtStep2(ResumeFile):
+    """A resume file after whose second writing the training ends, as if the power were cut."""
+
+    def save(self, identity, **state):
+        super().save(identity, **state)
+        if state["step"] == 2:
+            raise InterruptedError
+
+
+def test_a_stopped_training_goes_on_with_the_same_bits(corpora, folders, tmp_path):
+    typed = ["--preset", "smoke", "--seq_length", str(LENGTH), "--threads", "1", "--max_steps", "4"]
+    arguments = parse_training_flags("", "k1", typed).resolve(stage=1)
+    initial = load_pretrained(str(folders["gpt2"]), seed=0)
+    dataset = DataLoader(str(corpora[0]), arguments).tokenize(initial.tokenizer)
+    models = [initial.build("cpu") for _ in range(4)]
+    sample = sample_batches(dataset, replace(arguments, importance_batches=2))
+    for model in models:
+        enter_eigenbasis(model, sample, arguments.max_basis_dim)
+    whole, begun, resumed, other = models
+    train(whole, dataset, arguments)
+    output = tmp_path / "k1_dataset1.pt"
+    with pytest.raises(InterruptedError):
+        train(begun, dataset, arguments, resume_file=StoppedAtStep2(output, save_steps=1))
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-3)
+    with pytest.raises(K1Error, match="starting state"):
+        train(other, dataset, arguments, resume_file=ResumeFile(output))
+    train(resumed, dataset, arguments, resume_file=ResumeFile(output))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    assert resumed.lm_head.weight is resumed.transformer.wte.weight
 
 
 def test_runs_from_different_models_are_not_compared(untrained, tmp_path, folders):
