@@ -55,7 +55,7 @@ def format_report(report: dict) -> str:
 
 def start_text(report: dict) -> str:
     """Which pretrained model the runs started from, as an end of a sentence; empty for fresh weights."""
-    start = report["start"]
+    start = report.get("start")  # recorded reports may be older
     if start is None:
         return ""
     revision = f", revision {start['revision'][:12]}" if start["revision"] else ""

@@ -94,9 +94,8 @@ def test_the_newest_version_is_taken_and_its_commit_recorded(server, versions, t
         ("checksum", "files", "wrong checksum of"),
     ],
 )
-def test_a_hub_that_fails_is_one_clear_line_and_nothing_half_is_used_later(
-    fault, place, message, server, versions, monkeypatch, capfd
-):
+def test_a_hub_that_fails_is_one_clear_line(fault, place, message, server, versions, monkeypatch, capfd):
+    """And what came before it failed does no harm later."""
     monkeypatch.setenv("HF_TOKEN", token(fault, place))
     with pytest.raises(K1Error) as refused:
         load_pretrained(NAME, seed=0)

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
+from random import Random
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from k1.sparse.selection import budget_of, module_group
 from k1.training.history import changed_fractions, copy_parameters
 from k1.training.loop import accumulate_gradients
 from k1.training.optimization import build_optimizer
+from tests.faults.mutations import BYTES
 from tests.pretrained import (
     CONFIGS,
     END,
@@ -161,6 +164,23 @@ def test_a_hostile_folder_is_refused_with_one_clear_line(kind, llama, capfd):
     assert len(str(refused.value).splitlines()) == 1
     assert capfd.readouterr() == ("", "")
     assert not list(llama.glob("*.was-run"))
+
+
+@pytest.mark.parametrize("damage", BYTES)
+def test_damaged_files_are_refused_with_one_clear_line_or_read(damage, folders, tmp_path, capfd):
+    outcomes = Counter()
+    for seed in range(6):
+        folder = shutil.copytree(folders["llama"], tmp_path / str(seed))
+        BYTES[damage](folder, Random(seed))
+        try:
+            load_pretrained(str(folder), seed=0)
+            outcomes["read"] += 1
+        except K1Error as error:
+            assert len(str(error).splitlines()) == 1 and str(folder) in str(error)
+            outcomes["refused"] += 1
+    assert outcomes["refused"] > 0
+    printed = capfd.readouterr()
+    assert printed.out == "" and all(line.startswith("warning: no layer of") for line in printed.err.splitlines())
 
 
 def test_a_model_that_looks_ahead_is_refused(folders, tmp_path, tokenizer):

@@ -227,4 +227,6 @@ VALUES: dict[str, tuple[str, object]] = {
     "arguments of a wrong type": ("arguments/seq_length", "128"),
     "importance of nothing known": ("importance", {"a": torch.zeros(2)}),
     "versions of numbers": ("versions", {"torch": 2}),
+    "a start of text": ("start", "text"),
+    "a start without SHA-256": ("start", {"name": "owner/model", "revision": ""}),
 }

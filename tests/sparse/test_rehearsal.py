@@ -14,6 +14,7 @@ from k1.arguments import parse_training_flags
 from k1.checkpoints.storage import load_checkpoint, restore_model
 from k1.data.loader import DataLoader
 from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer
+from k1.errors import K1Error
 from k1.model import build_model
 from k1.sparse.eigenbasis import enter_eigenbasis
 from k1.sparse.importance import fisher_information, sample_batches
@@ -112,6 +113,19 @@ def test_a_step_adds_both_losses_each_as_a_mean(tiny_model):
     assert drift > 1e-3
     for parameter, gradient in zip(tiny_model.parameters(), expected):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_a_model_that_changes_what_its_output_layer_gives_is_refused():
+    config = {
+        "model_type": "gemma2", "vocab_size": 37, "hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 6, "final_logit_softcapping": 1.0,
+        "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+    }  # fmt: skip
+    model = build_model(config, seed=0)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(100)
+    with pytest.raises(K1Error, match="use --rehearsal 0"):
+        write_rehearsal(model, TOKENIZER, arguments_of("--seq_length", "16", "--rehearsal_sequences", "4"))
 
 
 def test_a_model_that_rehearses_stays_nearer_to_what_it_was(tiny_model):

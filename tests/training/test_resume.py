@@ -66,7 +66,7 @@ def trained_parameters(model, arguments, resume_file=None, later_stage=False):
         batches = list(torch.randint(0, 37, (3, 4, 8), generator=torch.Generator().manual_seed(5)))
         enter_eigenbasis(model, batches, 100)
         importance, responsibility = fisher_information(model, batches), fisher_information(model, batches[:1])
-    rehearsal = write_rehearsal(model, SimpleNamespace(token_to_id=lambda token: 0), arguments)
+    rehearsal = write_rehearsal(model, SimpleNamespace(token_to_id=lambda token: 0, post_processor=None), arguments)
     history = train(model, dataset_of(10), arguments, importance, responsibility, rehearsal, resume_file)
     return dict(model.named_parameters()), [(entry["step"], entry["loss"]) for entry in history]
 
