@@ -51,7 +51,10 @@ def write_corpus(folder: Path, name: str, documents: int = 60) -> Path:
 
 
 # Files whose tests share a fixture that takes long, and so stay in one of several test processes.
-SHARED = ("test_hub.py", "test_study.py", "test_parallel.py")
+SHARED = (
+    "test_hub.py", "test_study.py", "test_stream.py", "test_unseen.py", "test_parallel.py", "test_report.py",
+    "test_plots.py",
+)  # fmt: skip
 # Files with long tests: they come first, so that at the end no process is left alone with one.
 FIRST = (*SHARED, "test_resume.py")
 
