@@ -45,6 +45,7 @@ class Arguments:
     interpolation: float
     rehearsal: float
     rehearsal_sequences: int
+    rehearsal_interval: int
     rehearsal_weight: float
     rehearsal_on_top: bool
     gain_floor: float
@@ -86,7 +87,8 @@ MODEL_SHAPE = ("hidden_size", "intermediate_size", "layers", "heads", "vocabular
 MINIMUM = {
     "max_documents": 1, "max_steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "seq_length": 2,
     "warmup_steps": 0, "weight_decay": 0, "seed": 0, "threads": 1,
-    "save_steps": 1, "rehearsal_sequences": 1, "rehearsal_weight": 0, "consolidation": 0, "gain_floor": 0, "importance_batches": 1, "max_basis_dim": 0,
+    "save_steps": 1, "rehearsal_sequences": 1, "rehearsal_interval": 0, "rehearsal_weight": 0, "consolidation": 0,
+    "gain_floor": 0, "importance_batches": 1, "max_basis_dim": 0,
 }  # fmt: skip
 
 
@@ -161,7 +163,8 @@ class Flags(argparse.Namespace):
                 name: value(name, getattr(preset, name))
                 for name in (
                     "max_documents", "seq_length", "batch_size", "gradient_accumulation_steps", "max_grad_norm",
-                    "rehearsal_sequences", "rehearsal_weight", "gain_floor", "importance_batches", "max_basis_dim",
+                    "rehearsal_sequences", "rehearsal_interval", "rehearsal_weight", "gain_floor", "importance_batches",
+                    "max_basis_dim",
                 )
             },
         )  # fmt: skip

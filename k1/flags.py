@@ -53,6 +53,9 @@ class TrainingFlags:
         "(default: K-1 by preset, baseline 0)"
     )
     rehearsal_sequences: int | None = flag("sequences that the model writes before a stage (default: by preset)")
+    rehearsal_interval: int | None = flag(
+        "steps after which the model in training writes anew what it rehearses (default: by preset); 0: never"
+    )
     rehearsal_weight: float | None = flag(
         "weight of the divergence on rehearsed text against the loss on new text (default: by preset)"
     )

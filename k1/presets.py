@@ -32,6 +32,7 @@ class Preset:
     interpolation: tuple[float, float, float] = (1.0, 1.0, 1.0)
     rehearsal: float = 0.25
     rehearsal_sequences: int = 512
+    rehearsal_interval: int = 25
     rehearsal_weight: float = 2.0
     gain_floor: float = 0.1
     importance_batches: int = 80

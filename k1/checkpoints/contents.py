@@ -14,7 +14,7 @@ from k1.model import library_versions
 from k1.parallel import require_identical
 from k1.training.resume import HistoryEntry
 
-FORMAT = 4
+FORMAT = 5
 
 
 class DatasetRecord(TypedDict):

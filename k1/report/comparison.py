@@ -65,7 +65,9 @@ def require_comparable(k1: list[Checkpoint], other: list[Checkpoint], arm: str) 
         "evaluated text": settings("evaluation_tokens", "seq_length"),
     }  # fmt: skip
     if arm == "baseline_rehearsal":
-        must_agree["rehearsal"] = settings("rehearsal", "rehearsal_sequences", "rehearsal_weight", "rehearsal_on_top")
+        must_agree["rehearsal"] = settings(
+            "rehearsal", "rehearsal_sequences", "rehearsal_interval", "rehearsal_weight", "rehearsal_on_top"
+        )
     different = [label for label, value in must_agree.items() if value(k1) != value(other)]
     if different:
         raise K1Error(

@@ -1,12 +1,16 @@
-"""Rehearsal: a model writes text before it learns a new dataset, and is held to its own predictions on it.
+"""Rehearsal: a model writes text before and while it learns a new dataset, and is held to what it predicted before.
 
 No text of an old dataset is read: what a model has learned is in what it writes
 (LAMOL, arXiv:1909.03329; self-synthesized rehearsal, arXiv:2403.01244) and in
-how it predicts it (learning without forgetting, arXiv:1606.09282).
+how it predicts it (learning without forgetting, arXiv:1606.09282). The model in
+training goes on with that text in its own words, so that it is held to its old
+predictions where it would begin to go astray (on-policy distillation,
+arXiv:2306.13649).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from tokenizers import Tokenizer
@@ -21,7 +25,7 @@ from k1.data.batches import shuffled
 from k1.data.tokenizer import END_OF_DOCUMENT
 from k1.errors import K1Error
 from k1.parallel import copy_from_main_process
-from k1.sparse.selection import Tensors
+from k1.sparse.eigenbasis import folded_copy
 
 # generate() has advice on stderr for library users.
 logging.set_verbosity_error()
@@ -29,36 +33,81 @@ logging.set_verbosity_error()
 DOCUMENTS = 128  # written side by side
 # Keeps the seeds of one stage's sequences apart from those of other stages.
 SEEDS_PER_STAGE = 1_000_003
-ROWS = 32  # predicted at a time
+# Of a rewritten sequence this part is the teacher's.
+BEGINNING = 1 / 4
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rehearsal:
-    """Text that a model wrote, and what it predicts in it, in a compact form.
+    """Text that is rehearsed during a stage, and the model whose predictions in it are kept.
 
-    `sequences` are token ids, (count, length); `states` the inputs of the model's
-    output layer at every position but the last, (count, length - 1, width), and
-    `weight`, (vocabulary, width), and `bias` the output layer as it was. So a
-    prediction takes 4 x width bytes a token instead of 4 x vocabulary.
+    `teacher` is the model as it was before the stage, frozen; `written` is what it
+    wrote, token ids (count, length); `end` the end-of-document token. `sequences`,
+    (rows, length), is what is rehearsed: the same or, with
+    `arguments.rehearsal_interval`, what the model in training makes of it, see
+    `rewrite`.
     """
 
+    teacher: PreTrainedModel
+    written: Tensor
+    end: int
+    arguments: Arguments
     sequences: Tensor
-    states: Tensor
-    weight: Tensor
-    bias: Tensor | None = None
 
+    def is_due(self, step: int) -> bool:
+        """Whether the sequences are written anew before `step`, the first one included."""
+        interval = self.arguments.rehearsal_interval
+        return interval > 0 and (step - 1) % interval == 0
+
+    @torch.no_grad()
+    def rewrite(self, model: PreTrainedModel, step: int) -> None:
+        """Let the `model` in training write the sequences of the next `rehearsal_interval` steps.
+
+        Each begins with a quarter of a sequence that the teacher wrote, from anywhere
+        in it; the rest is sampled from the model, seeded.
+        """
+        seed = self.arguments.stage_seed + SEEDS_PER_STAGE * step
+        generator = torch.Generator().manual_seed(seed)
+        rows, length = self._rows_of_interval, self.written.shape[1]
+        kept = max(1, int(BEGINNING * length))
+        chosen = torch.randint(len(self.written), (rows, 1), generator=generator)
+        starts = torch.randint(length - kept + 1, (rows, 1), generator=generator)
+        beginnings = self.written[chosen.to(self.written.device), (starts + torch.arange(kept)).to(self.written.device)]
+        model.eval()
+        # The weights L Theta R^T are multiplied out once, not again at every token.
+        with parametrize.cached():
+            self.sequences = sample_tokens(model, beginnings, length - kept, seed, self.end)
+        model.train()
+        copy_from_main_process(self.sequences)
+
+    @property
+    def _rows_of_interval(self) -> int:
+        arguments = self.arguments
+        return arguments.rehearsed_rows * arguments.gradient_accumulation_steps * arguments.rehearsal_interval
+
+    @torch.no_grad()
     def logits(self, rows: list[int]) -> Tensor:
-        """What the model predicted in the sequences `rows`, (rows, length - 1, vocabulary)."""
-        return functional.linear(self.states[rows], self.weight, self.bias)
+        """What the teacher predicts in the sequences `rows` at every position but the last, (rows, length - 1, vocabulary)."""
+        return self.teacher(input_ids=self.sequences[rows]).logits[:, :-1]
 
-    def batches(self, size: int, seed: int, skip: int = 0) -> Iterator[list[int]]:
-        """Numbers of sequences, `size` at a time without end, see `k1.data.batches.shuffled`."""
-        return shuffled(len(self.sequences), size, seed, skip)
+    def restore(self, sequences: Tensor) -> None:
+        """Go on with the `sequences` of a training that was stopped; raises `ValueError` where they do not fit."""
+        shape = (self._rows_of_interval or len(self.written), self.written.shape[1])
+        in_vocabulary = (0 <= sequences) & (sequences < self.teacher.config.vocab_size)
+        if sequences.shape != shape or sequences.dtype != self.written.dtype or not in_vocabulary.all():
+            raise ValueError("other rehearsed sequences")
+        self.sequences = sequences.to(self.written.device)
 
-    def tensors(self) -> Tensors:
-        """All of it by name."""
-        found = {"sequences": self.sequences, "states": self.states, "weight": self.weight}
-        return found if self.bias is None else {**found, "bias": self.bias}
+    def batches(self, skip: int = 0) -> Iterator[list[int]]:
+        """The numbers of the sequences of each forward pass, without end; the first `skip` passes are left out.
+
+        In order where they are written anew, else shuffled, see `k1.data.batches.shuffled`.
+        """
+        size = self.arguments.rehearsed_rows
+        if not self.arguments.rehearsal_interval:
+            return shuffled(len(self.sequences), size, self.arguments.stage_seed, skip)
+        passes = self._rows_of_interval // size
+        return (list(range(size * (number % passes), size * (number % passes + 1))) for number in count(skip))
 
 
 @torch.no_grad()
@@ -66,23 +115,18 @@ def write_rehearsal(model: PreTrainedModel, tokenizer: Tokenizer, arguments: Arg
     """Let `model` write what it rehearses during the stage of `arguments`; None where that is nothing.
 
     `arguments.rehearsal_sequences` sequences of `seq_length` tokens, see
-    `write_sequences`. Of several processes all take those of the main one. Raises `K1Error`
-    where the predictions are not finite.
+    `write_sequences`; a copy of the model is kept as the teacher. Of several processes all
+    take the sequences of the main one. Raises `K1Error` where the predictions are not finite.
     """
     if not arguments.rehearsed_rows:
         return None
-    model.eval()
-    # The weights L Theta R^T are multiplied out once, not again at every token.
-    with parametrize.cached():
-        sequences = write_sequences(model, tokenizer.token_to_id(END_OF_DOCUMENT), arguments)
-        copy_from_main_process(sequences)
-        states = output_layer_inputs(model, sequences)
-        copy_from_main_process(states)
-        if not torch.isfinite(states).all():
-            raise K1Error("the model that should rehearse is not finite: it diverged; train its stage again")
-        output = model.get_output_embeddings()
-        bias = getattr(output, "bias", None)
-        return Rehearsal(sequences, states, output.weight.detach().clone(), bias if bias is None else bias.clone())
+    teacher = folded_copy(model)
+    end = tokenizer.token_to_id(END_OF_DOCUMENT)
+    written = write_sequences(teacher, end, arguments)
+    copy_from_main_process(written)
+    if not torch.isfinite(teacher(input_ids=written[:1]).logits).all():
+        raise K1Error("the model that should rehearse is not finite: it diverged; train its stage again")
+    return Rehearsal(teacher, written, end, arguments, sequences=written)
 
 
 def write_sequences(model: PreTrainedModel, end: int, arguments: Arguments) -> Tensor:
@@ -107,11 +151,12 @@ def write_sequences(model: PreTrainedModel, end: int, arguments: Arguments) -> T
 def sample_tokens(model: PreTrainedModel, prompts: Tensor, new_tokens: int, seed: int, end: int) -> Tensor:
     """Continue `prompts`, (rows, length) token ids, by `new_tokens`, sampled with a seed; returns both together.
 
-    A row goes on beyond the token `end`, into the next document.
+    A row goes on beyond the token `end`, into the next document. What a model that
+    diverged predicts is not noticed here, but in the loss.
     """
     config = GenerationConfig(
         max_new_tokens=new_tokens, do_sample=True, temperature=1.0, top_k=0, pad_token_id=end, eos_token_id=None,
-        use_cache=True,
+        use_cache=True, remove_invalid_values=True,
     )  # fmt: skip
     devices = [prompts.device] if prompts.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -119,24 +164,11 @@ def sample_tokens(model: PreTrainedModel, prompts: Tensor, new_tokens: int, seed
         return model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=config)
 
 
-def output_layer_inputs(model: PreTrainedModel, sequences: Tensor) -> Tensor:
-    """The inputs of the output layer at every position but the last of `sequences`, (count, length - 1, width)."""
-    states = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(
-        lambda layer, inputs: states.append(inputs[0][:, :-1].float())
-    )
-    try:
-        for rows in sequences.split(ROWS):
-            model(input_ids=rows)
-    finally:
-        hook.remove()
-    return torch.cat(states)
-
-
 def divergence(logits: Tensor, target: Tensor) -> Tensor:
-    """Kullback-Leibler divergence, in nats, of the distribution of `logits` from that of `target`, at each position.
+    """Kullback-Leibler divergence, in nats, of the distribution of `target` from that of `logits`, at each position.
 
-    Both are (sequences, length, vocabulary), the result is (sequences, length).
+    KL(`logits` || `target`), which weighs most what a model has come to say and would not
+    have said before (arXiv:2306.08543). Both are (sequences, length, vocabulary), the result is (sequences, length).
     """
     predicted, wanted = (torch.log_softmax(values.float(), dim=-1) for values in (logits, target))
-    return functional.kl_div(predicted, wanted, reduction="none", log_target=True).sum(-1)
+    return functional.kl_div(wanted, predicted, reduction="none", log_target=True).sum(-1)

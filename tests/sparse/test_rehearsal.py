@@ -1,5 +1,6 @@
 """Rehearsal: what the model writes, what it predicted in it, and what holding it to that does."""
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -40,12 +41,71 @@ def model(request, tiny_model):
     return tiny_model
 
 
-def test_the_kept_predictions_are_those_of_the_writer(model):
+def test_the_kept_predictions_are_those_of_the_model_before_the_stage(model):
     rehearsal = write_rehearsal(model, TOKENIZER, arguments_of())
     assert rehearsal.sequences.shape == (6, 8)
     with torch.no_grad():
         expected = model(input_ids=rehearsal.sequences).logits[:, :-1]
+        for parameter in model.parameters():
+            parameter.zero_()
     torch.testing.assert_close(rehearsal.logits([4, 1]), expected[[4, 1]], rtol=1e-5, atol=1e-6)
+
+
+def rewritten(model, *argv, steps=(1,)):
+    """What the rehearsal of `model` holds after it was written anew before each of `steps`, and the rehearsal."""
+    rehearsal = write_rehearsal(model, TOKENIZER, arguments_of("--rehearsal", "0.5", *argv))
+    found = []
+    for step in steps:
+        rehearsal.rewrite(model, step)
+        found.append(rehearsal.sequences)
+    return found, rehearsal
+
+
+def test_a_model_in_training_goes_on_from_beginnings_that_the_teacher_wrote(model):
+    (first, other, again), rehearsal = rewritten(model, "--rehearsal_interval", "20", steps=(1, 21, 1))
+    assert first.shape == (2 * 20, 8) and model.training
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    beginnings = {tuple(row[start : start + 2].tolist()) for row in rehearsal.written for start in range(7)}
+    found = {tuple(row[:2].tolist()) for row in first}
+    assert found <= beginnings and len(found) > 10
+
+
+def test_the_rest_is_in_its_own_words(tiny_model, monkeypatch):
+    monkeypatch.setattr("k1.sparse.rehearsal.sample_tokens", count_up)
+    (sequences,), _ = rewritten(tiny_model, "--rehearsal_interval", "20")
+    assert torch.equal(sequences[:, 2:], (sequences[:, 1:2] + torch.arange(1, 7)) % 37)
+
+
+@pytest.mark.parametrize(("interval", "due"), [(3, [1, 4, 7, 10]), (1, list(range(1, 11))), (0, [])])
+def test_it_is_written_anew_before_the_first_step_and_after_every_interval(tiny_model, interval, due):
+    rehearsal = write_rehearsal(tiny_model, TOKENIZER, arguments_of("--rehearsal_interval", str(interval)))
+    assert [step for step in range(1, 11) if rehearsal.is_due(step)] == due
+
+
+def test_what_was_written_is_rehearsed_once_in_order(tiny_model):
+    flags = ("--rehearsal", "0.5", "--rehearsal_interval", "3", "--gradient_accumulation_steps", "2")
+    rehearsal = write_rehearsal(tiny_model, TOKENIZER, arguments_of(*flags))
+    batches = rehearsal.batches(skip=1)
+    passes = [next(batches) for _ in range(11)]
+    assert passes == [[2, 3], [4, 5], [6, 7], [8, 9], [10, 11], [0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11]]
+
+
+def test_what_is_never_written_anew_is_shuffled(tiny_model):
+    rehearsal = write_rehearsal(tiny_model, TOKENIZER, arguments_of("--rehearsal", "0.5", "--rehearsal_interval", "0"))
+    batches = rehearsal.batches()
+    passes = [next(batches) for _ in range(6)]
+    assert all(sorted(sum(epoch, [])) == list(range(6)) for epoch in (passes[:3], passes[3:]))
+    assert rehearsal.sequences is rehearsal.written
+
+
+def test_a_model_that_diverged_is_noticed_in_the_loss_not_while_it_writes(tiny_model):
+    arguments = arguments_of("--rehearsal", "0.5")
+    rehearsal = write_rehearsal(tiny_model, TOKENIZER, arguments)
+    with torch.no_grad():
+        tiny_model.model.norm.weight.fill_(torch.nan)
+    rehearsal.rewrite(tiny_model, 1)
+    losses = accumulate_gradients(tiny_model, iter([(token_ids(2), [0, 1])]), arguments, rehearsal)
+    assert all(math.isnan(loss) for loss in losses)
 
 
 def test_sequences_are_drawn_from_the_models_whole_distribution(tiny_model, monkeypatch):
@@ -69,12 +129,12 @@ def test_a_document_goes_on_in_the_next_sequence(tiny_model, monkeypatch):
 
 
 def count_up(model, prompts, new_tokens, seed, end):
-    return (prompts + torch.arange(new_tokens + 1)) % 37
+    return torch.cat([prompts, (prompts[:, -1:] + torch.arange(1, new_tokens + 1)) % 37], dim=1)
 
 
 def test_the_same_seed_writes_the_same_and_another_stage_or_seed_does_not(tiny_model):
     first, again = (write_rehearsal(tiny_model, TOKENIZER, arguments_of()) for _ in range(2))
-    assert torch.equal(first.sequences, again.sequences) and torch.equal(first.states, again.states)
+    assert torch.equal(first.sequences, again.sequences)
     for other in (arguments_of("--seed", "1"), arguments_of(stage=3)):
         assert not torch.equal(first.sequences, write_rehearsal(tiny_model, TOKENIZER, other).sequences)
 
@@ -88,7 +148,7 @@ def test_the_divergence_is_kullback_and_leiblers():
     generator = torch.Generator().manual_seed(0)
     wanted, predicted = (torch.randn(2, 3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
     p, q = log_softmax(wanted, -1), log_softmax(predicted, -1)
-    by_hand = sum(p[..., token].exp() * (p[..., token] - q[..., token]) for token in range(5))
+    by_hand = sum(q[..., token].exp() * (q[..., token] - p[..., token]) for token in range(5))
     torch.testing.assert_close(divergence(predicted, wanted), by_hand.float(), rtol=1e-5, atol=1e-6)
     assert divergence(wanted, wanted).abs().max() < 1e-6
 
@@ -168,9 +228,10 @@ def test_rehearsed_rows_take_the_place_of_new_ones_unless_on_top(argv, new, old)
         (["--rehearsal", "0.01"], "no whole sequence"),
         (["--rehearsal", "0.99"], "no whole sequence"),
         (["--rehearsal_sequences", "0"], "--rehearsal_sequences must be at least 1"),
+        (["--rehearsal_interval", "-1"], "--rehearsal_interval must be at least 0"),
         (["--rehearsal_weight", "-1"], "--rehearsal_weight must be at least 0"),
     ],
-    ids=["all", "negative", "too little", "too much", "no sequences", "negative weight"],
+    ids=["all", "negative", "too little", "too much", "no sequences", "negative interval", "negative weight"],
 )
 def test_a_rehearsal_that_cannot_be_is_refused(trained, tmp_path, argv, message):
     shutil.copy(trained.models_dir / "k1_dataset1.pt", tmp_path)

@@ -80,9 +80,10 @@ def trained_parameters(model, arguments, resume_file=None, later_stage=False):
         {"selection": "gradient"},
         {"selection": "random", "interpolation": 0.5},
         {"selection": "gain", "stage": 2, "consolidation": 1.7, "interpolation": 0.9, "weight_decay": 0.0},
-        {"selection": "error_feedback", "stage": 2, "consolidation": 1.7, "rehearsal": 0.5, "rehearsal_sequences": 5},
+        {"selection": "error_feedback", "stage": 2, "consolidation": 1.7, "rehearsal": 0.5, "rehearsal_interval": 4},
+        {"stage": 2, "method": "baseline", "rehearsal": 0.5, "rehearsal_sequences": 5, "rehearsal_interval": 0},
     ],
-    ids=["baseline", "error_feedback", "gradient", "random", "gain", "rehearsal"],
+    ids=["baseline", "error_feedback", "gradient", "random", "gain", "rehearsal", "rehearsal as written"],
 )
 def test_a_stopped_training_ends_with_the_same_bits(tiny_model, tmp_path, settings, step):
     arguments = arguments_of(**settings)
@@ -100,7 +101,7 @@ def test_a_stopped_training_ends_with_the_same_bits(tiny_model, tmp_path, settin
     output = tmp_path / "k1_dataset1.pt"
     with pytest.raises(Killed):
         trained_parameters(fresh_model(), arguments, KilledAfter(output, step), later_stage)
-    assert read_content(resume_path(output), "resume file", 2, "")["step"] == step
+    assert read_content(resume_path(output), "resume file", 3, "")["step"] == step
     found, losses_found = trained_parameters(fresh_model(), arguments, ResumeFile(output), later_stage)
     assert losses_found == losses
     for name, parameter in expected.items():
@@ -230,7 +231,7 @@ def test_a_signal_saves_first_and_the_next_start_goes_on(trained, tmp_path, numb
     assert stderr.splitlines()[-1].startswith("error: ")
     if "stopped at step" in stderr:
         assert f"goes on from {resume}" in stderr
-    content = read_content(resume, "resume file", 2, "")
+    content = read_content(resume, "resume file", 3, "")
     finished = run_script("train_baseline_all.py", *flags)
     assert finished.status == 0, finished.stderr
     assert f"going on from {resume}, step {content['step']} of 20" in finished.stderr
