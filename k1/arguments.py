@@ -148,7 +148,7 @@ class Flags(argparse.Namespace):
             update_fraction=update_fraction,
             selection=selection,
             consolidation=consolidation,
-            interpolation=value("interpolation", preset.interpolation[size] if consolidates else 1.0),
+            interpolation=value("interpolation", preset.interpolation if consolidates else 1.0),
             rehearsal=rehearsal,
             rehearsal_on_top=bool(rehearsal and self.rehearsal_on_top),
             # Decay to zero and consolidation towards the start would pull against each other.
