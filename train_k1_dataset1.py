@@ -22,6 +22,7 @@ from k1 import (
     stage_checkpoint,
     train,
     train_tokenizer,
+    write_rehearsal,
 )
 
 
@@ -43,11 +44,12 @@ def main() -> None:
     sample = sample_batches(dataset, arguments)
     enter_eigenbasis(model, sample, arguments.max_basis_dim)
     importance = fisher_information(model, sample)
+    written = write_rehearsal(model, dataset, tokenizer, arguments)
     after = evaluate(model, [dataset], arguments)
 
     checkpoint = stage_checkpoint(
         model, tokenizer, dataset, arguments,
-        untrained=untrained, before=untrained, after=after, history=history, importance=importance,
+        untrained=untrained, before=untrained, after=after, history=history, importance=importance, written=written,
     )  # fmt: skip
     save_checkpoint(output, checkpoint)
     resume_file.remove()

@@ -8,6 +8,7 @@ from k1 import (
     DataLoader,
     ResumeFile,
     add_importance,
+    begin_rehearsal,
     build_model,
     command,
     configure_torch,
@@ -49,14 +50,15 @@ def main() -> None:
     before = evaluate(model, [dataset], arguments)
     sample = sample_batches(dataset, arguments)
     responsibility = fisher_information(model, sample)
-    rehearsal = write_rehearsal(model, tokenizer, arguments)
+    rehearsal = begin_rehearsal(model, previous.written, tokenizer, arguments)
     history = train(model, dataset, arguments, previous.importance, responsibility, rehearsal, resume_file)
     importance = add_importance(previous.importance, fisher_information(model, sample))
+    written = write_rehearsal(model, dataset, tokenizer, arguments, previous.written)
     after = evaluate(model, [*learned, dataset], arguments)
 
     checkpoint = stage_checkpoint(
         model, tokenizer, dataset, arguments, previous=previous,
-        untrained=untrained, before=before, after=after, history=history, importance=importance,
+        untrained=untrained, before=before, after=after, history=history, importance=importance, written=written,
     )  # fmt: skip
     save_checkpoint(output, checkpoint)
     resume_file.remove()

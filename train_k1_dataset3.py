@@ -8,6 +8,7 @@ from k1 import (
     DataLoader,
     ResumeFile,
     add_importance,
+    begin_rehearsal,
     build_model,
     command,
     configure_torch,
@@ -25,7 +26,6 @@ from k1 import (
     save_checkpoint,
     stage_checkpoint,
     train,
-    write_rehearsal,
 )
 
 
@@ -49,7 +49,7 @@ def main() -> None:
     before = evaluate(model, [dataset], arguments)
     sample = sample_batches(dataset, arguments)
     responsibility = fisher_information(model, sample)
-    rehearsal = write_rehearsal(model, tokenizer, arguments)
+    rehearsal = begin_rehearsal(model, previous.written, tokenizer, arguments)
     history = train(model, dataset, arguments, previous.importance, responsibility, rehearsal, resume_file)
     importance = add_importance(previous.importance, fisher_information(model, sample))
     after = evaluate(model, [*learned, dataset], arguments)

@@ -87,7 +87,7 @@ MODEL_SHAPE = ("hidden_size", "intermediate_size", "layers", "heads", "vocabular
 MINIMUM = {
     "max_documents": 1, "max_steps": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "seq_length": 2,
     "warmup_steps": 0, "weight_decay": 0, "seed": 0, "threads": 1,
-    "save_steps": 1, "rehearsal_sequences": 1, "rehearsal_interval": 0, "rehearsal_weight": 0, "consolidation": 0,
+    "save_steps": 1, "rehearsal_sequences": 1, "rehearsal_interval": 1, "rehearsal_weight": 0, "consolidation": 0,
     "gain_floor": 0, "importance_batches": 1, "max_basis_dim": 0,
 }  # fmt: skip
 
@@ -129,7 +129,6 @@ class Flags(argparse.Namespace):
         batch_size = value("batch_size", preset.batch_size)
         if batch_size % process_count():
             raise UsageError(f"--batch_size {batch_size} cannot be shared evenly by {process_count()} processes")
-        device = resolve_device(self.device)
         selection = self._selection(stage, previous)
         update_fraction = 1.0 if selection == "all" else value("update_fraction", UPDATE_FRACTION)
         consolidates = self.method == "k1" and stage > 1
@@ -154,7 +153,7 @@ class Flags(argparse.Namespace):
             # Decay to zero and consolidation towards the start would pull against each other.
             weight_decay=value("weight_decay", 0.0 if consolidation else preset.weight_decay),
             seed=value("seed", 0),
-            device=device,
+            device=(device := resolve_device(self.device)),
             precision=resolve_precision(self.precision, device),
             threads=value("threads", available_cores()),
             evaluation_tokens=preset.evaluation_tokens,

@@ -33,7 +33,11 @@ def inconsistency(checkpoint: Checkpoint) -> str | None:
         tokens = load_tokenizer(checkpoint.tokenizer).get_vocab_size()
     except K1Error:
         return "the tokenizer cannot be read"
-    return None if tokens <= checkpoint.model_config.get("vocab_size", 0) else "more tokens than the model knows"
+    known, written = checkpoint.model_config.get("vocab_size", 0), checkpoint.written
+    if tokens > known:
+        return "more tokens than the model knows"
+    is_text = written.dtype == torch.int32 and written.dim() == 2 and ((0 <= written) & (written < known)).all()
+    return None if is_text else "what it wrote is no text"
 
 
 def require_shapes(config: dict, state: dict[str, Tensor]) -> None:

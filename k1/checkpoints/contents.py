@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TypedDict
 
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -50,7 +51,8 @@ class Checkpoint:
     `initial_evaluation` is the same for the untrained model. `history` has the
     entries of this stage. `importance` is Omega, the Fisher information of all
     datasets so far by parameter name; the baseline, which does not look at it,
-    has none. The bases of K-1 are buffers in `model`. `arguments` are those of
+    has none. `written` is text by the models of the stages so far, (sequences,
+    length) token ids, which later stages rehearse. The bases of K-1 are buffers in `model`. `arguments` are those of
     `k1.arguments.Arguments`. `sha256` is the digest of all else, once written.
     """
 
@@ -66,6 +68,7 @@ class Checkpoint:
     initial_evaluation: Evaluation
     history: list[HistoryEntry]
     importance: dict[str, Tensor] = field(default_factory=dict)
+    written: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int32))
     versions: dict[str, str] = field(default_factory=library_versions)
     format: int = FORMAT
     sha256: str = ""
@@ -82,13 +85,15 @@ def stage_checkpoint(
     after: dict,
     history: list[dict],
     importance: dict[str, Tensor] | None = None,
+    written: Tensor | None = None,
     previous: Checkpoint | None = None,
 ) -> Checkpoint:
     """The checkpoint of a stage that has just been trained.
 
     `untrained`, `before` and `after` are evaluations (see `k1.evaluate`)
     of the model with its initial weights and before and after this stage;
-    `importance` is that of all datasets so far (see `k1.sparse.importance`);
+    `importance` is that of all datasets so far (see `k1.sparse.importance`) and
+    `written` what later stages rehearse (see `k1.sparse.rehearsal`);
     `previous` is the checkpoint that the stage continued, None for stage 1.
     """
     evaluations = [dict(row) for row in previous.evaluations] if previous else []
@@ -110,4 +115,5 @@ def stage_checkpoint(
         initial_evaluation={**(previous.initial_evaluation if previous else {}), **untrained},
         history=history,
         importance=importance,
+        **({} if written is None else {"written": written}),
     )

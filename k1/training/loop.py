@@ -41,9 +41,8 @@ def train(
 
     `importance` is the Fisher information of all earlier datasets and
     `responsibility` that of `dataset` at the start (see `k1.sparse.importance`): what
-    the selection `gain` and consolidation go by. `rehearsal` is the text that takes
-    the share `arguments.rehearsal` of each batch. At the end the model keeps the
-    share `arguments.interpolation` of its change.
+    the selection `gain` and consolidation go by. `rehearsal` takes the share
+    `arguments.rehearsal` of each batch. At the end the model keeps the share `arguments.interpolation` of its change.
 
     With a `resume_file` the training goes on from it, saves itself there while it
     runs, at the end and before Ctrl-C or SIGTERM end it, and comes out with the
