@@ -33,7 +33,7 @@ class Preset:
     rehearsal: float = 0.25
     rehearsal_sequences: int = 512
     rehearsal_interval: int = 25
-    rehearsal_weight: float = 2.0
+    rehearsal_weight: float = 3.0
     gain_floor: float = 0.1
     importance_batches: int = 80
     max_basis_dim: int = 2_048
