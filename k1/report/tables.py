@@ -1,6 +1,7 @@
 """Tables of results, as text."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from k1.checkpoints.contents import Checkpoint
 from k1.parallel import is_main_process
@@ -8,6 +9,13 @@ from k1.parallel import is_main_process
 LABELS = {"k1": "K-1", "baseline": "baseline", "baseline_rehearsal": "baseline + rehearsal"}
 # Of generated text, see `k1.report.quality`.
 SCORES = {"domain": "domain", "fluency": "fluency", "distinct_2": "distinct-2"}
+
+
+class Table(NamedTuple):
+    """A table of the report: its first row is the head, its first column names the rows."""
+
+    caption: str
+    rows: list[list[str]]
 
 
 def dataset_label(name: str) -> str:
