@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from k1.report.continuations import Continuations
+from k1.report.continuations import Continuation, Continuations
 from k1.report.plots import accuracy_figure, learning_figure, picture_address, selection_figure
 from k1.report.tables import LABELS, Table, dataset_label
 from k1.report.text import about_dataset, about_generation, about_run, generation_tables, result_tables
@@ -30,11 +31,12 @@ class Cell(NamedTuple):
     pieces: list[tuple[str, bool]]
     marked: int
     words: int
+    is_blank: bool
 
 
-def printable(text: object) -> object:
-    """A text with what a page cannot hold shown as the replacement character; other values as they are."""
-    return UNPRINTABLE.sub("\ufffd", text) if isinstance(text, str) else text
+def printable(value: object) -> object:
+    """A text with what a page cannot hold shown as the replacement character; HTML and other values as they are."""
+    return UNPRINTABLE.sub("\ufffd", value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def format_page(report: dict, continuations: Continuations, new: list[set[str]]) -> str:
@@ -80,11 +82,12 @@ def question(report: dict) -> str:
 def answer(report: dict) -> str:
     """What the report found, in one sentence."""
     forgotten = {arm: result["average_forgetting_percent"] for arm, result in report["models"].items()}
-    said = [f"{'the ' if arm != 'k1' else ''}{LABELS[arm]} {value:.1f}%" for arm, value in forgotten.items()]
+    others = [f"the {LABELS[arm]} {value:.1f}%" for arm, value in forgotten.items() if arm != "k1"]
     met = sum(item["met"] for item in report["criteria"])
     return (
-        f"{'Yes' if forgotten['k1'] < forgotten['baseline'] else 'No'}: of the accuracy on earlier datasets is forgotten "
-        f"by {', by '.join(said[:-1])} and by {said[-1]}; {met} of {len(report['criteria'])} success criteria are met."
+        f"{'Yes' if forgotten['k1'] < forgotten['baseline'] else 'No'}: K-1 forgets {forgotten['k1']:.1f}% of its "
+        f"accuracy on earlier datasets, {' and '.join(others)}; {met} of {len(report['criteria'])} success criteria "
+        "are met."
     )
 
 
@@ -161,7 +164,8 @@ def domains(report: dict, continuations: Continuations, new: list[set[str]]) -> 
     return found
 
 
-def cell(model: str, continuation, new: set[str]) -> Cell:
+def cell(model: str, continuation: Continuation, new: set[str]) -> Cell:
     """What is shown of a continuation."""
     pieces = continuation.pieces(new)
-    return Cell(model, pieces, sum(marked for _, marked in pieces), len(continuation.words))
+    marked = sum(is_marked for _, is_marked in pieces)
+    return Cell(model, pieces, marked, len(continuation.words), not continuation.text.strip())
