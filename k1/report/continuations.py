@@ -98,7 +98,7 @@ def without_known(words: set[str], documents: Iterable[str]) -> set[str]:
     """Those of `words`, in lower case, that none of `documents` has; reads no further than it must."""
     left = set(words)
     for text in documents:
+        left.difference_update(map(str.casefold, WORD.findall(text)))
         if not left:
             break
-        left.difference_update(map(str.casefold, WORD.findall(text)))
     return left

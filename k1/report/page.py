@@ -53,6 +53,7 @@ def format_page(report: dict, continuations: Continuations, new: list[set[str]])
         finalize=printable,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     accuracy, loss, forgetting, transfer, selection = result_tables(report)
     return environment.get_template("page.html.jinja").render(

@@ -33,10 +33,9 @@ def plot_report(report: dict, folder: Path) -> None:
 
 def stage_labels(report: dict, width: int) -> list[str]:
     """The datasets as `1: name`, numbered by stage, in up to three lines of about `width` characters."""
-    return [
-        textwrap.fill(f"{stage}: {dataset_label(dataset['name'])}", width, max_lines=3, placeholder="…")
-        for stage, dataset in enumerate(report["datasets"], start=1)
-    ]
+    names = [f"{stage}: {dataset_label(dataset['name'])}" for stage, dataset in enumerate(report["datasets"], start=1)]
+    # A pair of unescaped dollar signs would be read as a formula.
+    return [textwrap.fill(name, width, max_lines=3, placeholder="…").replace("$", r"\$") for name in names]
 
 
 def heat_map(

@@ -19,8 +19,12 @@ class Table(NamedTuple):
 
 
 def dataset_label(name: str) -> str:
-    """How a dataset is called in tables: a local one by its file name, without the folders."""
-    return Path(name).name if Path(name).is_absolute() else name
+    """How a dataset is called in tables: a local one by its file name, without the folders.
+
+    A file name may hold line breaks and what no text may; the replacement character stands for them.
+    """
+    label = Path(name).name if Path(name).is_absolute() else name
+    return "".join(character if character.isprintable() else "\ufffd" for character in label)
 
 
 def print_evaluation(checkpoint: Checkpoint) -> None:

@@ -5,12 +5,10 @@ from k1.report.tables import LABELS, Table, dataset_label, format_table
 
 def format_report(report: dict) -> str:
     """The report as Markdown text."""
-    tables = [section for table in result_tables(report) for section in (table.caption, format_table(table.rows))]
-    generation = [section for table in generation_tables(report) for section in (table.caption, format_table(table.rows))]
     sections = [
-        *tables,
+        *captioned(result_tables(report)),
         about_generation(report),
-        *generation,
+        *captioned(generation_tables(report)),
         "\n".join(
             f"{item['criterion']}: {'met' if item['met'] else 'NOT MET'} ({item['figures']})"
             for item in report["criteria"]
@@ -19,6 +17,11 @@ def format_report(report: dict) -> str:
         about_run(report),
     ]
     return "\n\n".join(sections)
+
+
+def captioned(tables: list[Table]) -> list[str]:
+    """Each caption and then its table, as Markdown."""
+    return [section for table in tables for section in (table.caption, format_table(table.rows))]
 
 
 def about_dataset(dataset: dict) -> str:
@@ -38,6 +41,7 @@ def result_tables(report: dict) -> list[Table]:
     """Accuracy, loss, forgetting, transfer and selection, in this order."""
     models = report["models"]
     names = [dataset["name"] for dataset in report["datasets"]]
+    chance = models["k1"]["selection"]["overlap_by_chance"]
 
     def arrow(result: dict, name: str, score: str, scale: float, digits: int) -> str:
         own, final = scale * result["own"][name][score], scale * result["final"][name][score]
@@ -75,7 +79,7 @@ def result_tables(report: dict) -> list[Table]:
         ),
         Table(
             "Where K-1's updates go: share of each module group that a step changes, in %, and of what stage 2 changed "
-            f"the share that stage 3 changed too (by chance {100 * models['k1']['selection']['overlap_by_chance']:.0f}%)",
+            f"the share that stage 3 changed too (by chance {100 * chance:.0f}%)",
             selection_rows(models["k1"]["selection"], names),
         ),
     ]
@@ -93,8 +97,8 @@ def generation_tables(report: dict) -> list[Table]:
     """A table for each score of generated text."""
     return [
         Table(
-            "Domain: share of the texts that a classifier of character n-grams assigns to the dataset, in %; it is right "
-            f"about {100 * report['judges']['classifier_accuracy']:.1f}% of real test text, by chance "
+            "Domain: share of the texts that a classifier of character n-grams assigns to the dataset, in %; it is "
+            f"right about {100 * report['judges']['classifier_accuracy']:.1f}% of real test text, by chance "
             f"{100 / len(report['datasets']):.0f}%",
             generation_rows(report, "domain", scale=100, digits=1),
         ),

@@ -4,6 +4,7 @@ import base64
 import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -12,6 +13,8 @@ from pathlib import Path
 from k1.errors import K1Error
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+# Seconds without a word of the browser after which it counts as hanging; the machine may be busy with others.
+PATIENCE = 300
 
 
 def find_chromium() -> str:
@@ -28,6 +31,8 @@ class Chromium:
     def __enter__(self) -> "Chromium":
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._number = 0
+        self._session: str | None = None
+        self._received = b""
         self.events: list[dict] = []
         from_here, self._to = os.pipe()
         self._from, to_here = os.pipe()
@@ -46,16 +51,19 @@ class Chromium:
         )
         os.close(from_here)
         os.close(to_here)
-        self._input = os.fdopen(self._from, "rb")
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Network", "Log", "Accessibility"):
-            self.call(f"{domain}.enable")
+        try:
+            target = self.call("Target.createTarget", url="about:blank")["targetId"]
+            self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+            for domain in ("Page", "Network"):
+                self.call(f"{domain}.enable")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_) -> None:
         os.close(self._to)
-        self._input.close()
+        os.close(self._from)
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
@@ -67,7 +75,7 @@ class Chromium:
         """The result of a method of the protocol; raises `RuntimeError` where the browser refuses it."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
-        if hasattr(self, "_session"):
+        if self._session:
             message["sessionId"] = self._session
         os.write(self._to, json.dumps(message).encode() + b"\0")
         while (answer := self._read()).get("id") != self._number:
@@ -78,11 +86,14 @@ class Chromium:
 
     def _read(self) -> dict:
         """The next message of the browser."""
-        message = bytearray()
-        while (byte := self._input.read(1)) != b"\0":
-            if not byte:
+        while b"\0" not in self._received:
+            if not select.select([self._from], [], [], PATIENCE)[0]:
+                raise TimeoutError(f"the browser has said nothing for {PATIENCE} s")
+            received = os.read(self._from, 1 << 20)
+            if not received:
                 raise RuntimeError("the browser has ended")
-            message += byte
+            self._received += received
+        message, _, self._received = self._received.partition(b"\0")
         return json.loads(message)
 
     def open(self, page: Path, width: int, scheme: str = "light") -> None:
@@ -105,7 +116,3 @@ class Chromium:
         clip = {"x": 0, "y": top, "width": width, "height": height, "scale": 1}
         taken = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
         return base64.b64decode(taken["data"])
-
-    def pdf(self) -> bytes:
-        """The page as it would be printed."""
-        return base64.b64decode(self.call("Page.printToPDF", printBackground=False, preferCSSPageSize=True)["data"])

@@ -1,4 +1,4 @@
-"""python3 -m tests.report.screenshots PAGE DIR: pictures of the report's page in a headless Chromium, as DIR/page-*.png.
+"""python3 -m tests.report.screenshots PAGE DIR: the report's page in a headless Chromium, as pictures DIR/page-*.png.
 
 The browser is $CHROMIUM, else `chromium`, `chromium-browser`, `google-chrome` or
 `chrome` on the PATH; Debian has it as the package chromium. What could go wrong on
@@ -16,7 +16,6 @@ from k1.errors import K1Error, command
 from k1.files import write_atomically
 from tests.report.chromium import Chromium
 
-COLORS = 128
 MAX_BYTES = 300_000
 
 
@@ -57,7 +56,7 @@ def take(browser: Chromium, page: Path, view: View) -> bytes:
     top = browser.evaluate(f"document.querySelector('{view.start}').getBoundingClientRect().top + window.scrollY")
     picture = Image.open(io.BytesIO(browser.screenshot(int(top), min(view.height, bottom - int(top)), view.width)))
     small = io.BytesIO()
-    picture.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    picture.convert("RGB").save(small, "png", optimize=True)
     if small.tell() > MAX_BYTES:
         raise K1Error(f"the picture of view '{view.name}' has {small.tell():,} bytes; lower its height in VIEWS")
     return small.getvalue()
