@@ -14,15 +14,15 @@ TRAINING_CODE = $(wildcard k1/*.py k1/data/*.py k1/sparse/*.py k1/training/*.py 
 # A training that was interrupted goes on, unless what it depends on was edited since.
 OVERWRITE = $$(for file in $^; do [ $(@:.pt=.resume.pt) -nt $$file ] || { echo --overwrite; break; }; done)
 
-.PHONY: all report seeds unseen study stream record costs test kills fuzz faults clean FORCE
+.PHONY: all report seeds unseen study stream record costs screenshots test kills fuzz faults clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
 all: k1_output.txt baseline_output.txt models/baseline_rehearsal_final.pt
-	@$(RUN) -m k1.report
+	@$(RUN) -m k1.report --html models/report.html
 
 report: .venv/.installed
-	@$(RUN) -m k1.report
+	@$(RUN) -m k1.report --html models/report.html
 
 .venv/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -138,6 +138,10 @@ costs: .venv/.installed
 	mv models/costs.md results/costs.md
 	$(RUN) -m k1.study.readme
 
+# What models/report.html looks like; needs Chromium (Debian: apt-get install chromium), or another one in $CHROMIUM.
+screenshots: .venv/.installed-dev
+	$(RUN) -m tests.report.screenshots models/report.html results
+
 test: .venv/.installed-dev
 	$(RUN) -m pytest --numprocesses 2 --dist loadgroup
 
@@ -152,6 +156,6 @@ faults: .venv/.installed-dev
 	$(RUN) -m tests.data.hub_faults
 
 clean:
-	rm -f models/*.pt models/.settings models/.*.lock k1_output.txt baseline_output.txt
+	rm -f models/*.pt models/report.html models/.settings models/.*.lock k1_output.txt baseline_output.txt
 
 FORCE:

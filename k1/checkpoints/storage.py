@@ -65,6 +65,16 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         checkpoint.sha256 = write_content(path, content)
 
 
+def require_file(path: Path, method: str) -> None:
+    """Raise `K1Error`, naming the script of `method` that writes it, where there is no checkpoint at `path`."""
+    if not path.exists():
+        hint = next(
+            (SCRIPTS[arm][files.index(path.name)] for arm, files in ARM_FILES.items() if path.name in files),
+            f"one of {', '.join(dict.fromkeys(SCRIPTS[method]))}",
+        )
+        raise K1Error(f"{path} does not exist; run {hint} first")
+
+
 def load_checkpoint(path: Path, method: str, stage: int | None = None) -> Checkpoint:
     """Read the checkpoint at `path`.
 
@@ -72,12 +82,7 @@ def load_checkpoint(path: Path, method: str, stage: int | None = None) -> Checkp
     it), damaged, not a checkpoint, of another format version, of another method
     than `method` or of another stage than `stage` (where one is asked for).
     """
-    if not path.exists():
-        hint = next(
-            (SCRIPTS[arm][files.index(path.name)] for arm, files in ARM_FILES.items() if path.name in files),
-            f"one of {', '.join(dict.fromkeys(SCRIPTS[method]))}",
-        )
-        raise K1Error(f"{path} does not exist; run {hint} first")
+    require_file(path, method)
     content = read_content(path, "checkpoint", FORMAT, REMEDY)
     fields = get_type_hints(Checkpoint)
     missing = [name for name in fields if name not in content]
