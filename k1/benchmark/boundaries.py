@@ -1,0 +1,124 @@
+"""What goes on between the trainings of two stages: importance, bases, rehearsed text, evaluation, checkpoints."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from k1.benchmark.setting import SHAPES, Setting
+from k1.checkpoints.contents import stage_checkpoint
+from k1.checkpoints.storage import save_checkpoint
+from k1.sparse.eigenbasis import enter_eigenbasis
+from k1.sparse.importance import add_importance, fisher_information, sample_batches
+from k1.sparse.rehearsal import write_rehearsal
+from k1.training.evaluation import evaluate
+
+# Where the stages themselves are not measured, a later one needs something to go on from, however rough.
+ROUGH_BATCHES = 2
+
+
+class Stopwatch:
+    """Calls functions and keeps in `seconds` how long each took, by what it does."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, what: str, function: Callable, *arguments) -> object:
+        started = time.perf_counter()
+        result = function(*arguments)
+        self.seconds[what] = time.perf_counter() - started
+        return result
+
+
+def first_stage(setting: Setting) -> dict:
+    """Write what a later stage of K-1 goes on from, and where the shape says so measure all that goes into it.
+
+    Training itself is left out: the time of what is measured does not depend on
+    what a model has learned. Returns `seconds` of each part, `checkpoint_bytes` of
+    both methods, and `rewritings`, how often a later stage writes its text anew;
+    nothing where the shape does not measure stages.
+    """
+    setting.begin()
+    measures = SHAPES[setting.shape].stages
+    arguments, later = setting.arguments("k1", 1), setting.arguments("k1", 2)
+    if not measures:
+        arguments, later = (replace(each, importance_batches=ROUGH_BATCHES) for each in (arguments, later))
+    model, dataset, watch = setting.fresh_model(), setting.dataset, Stopwatch()
+    scores, sizes = {}, {}
+    if measures:
+        scores = watch("evaluation", evaluate, model, [dataset], arguments)
+        baseline = setting.arguments("baseline", 1)
+        sizes["baseline"] = checkpoint_bytes(setting, "baseline", model, baseline, scores, None, watch)
+    sample = sample_batches(dataset, arguments)
+    watch("eigenbasis", enter_eigenbasis, model, sample, arguments.max_basis_dim)
+    importance = watch("importance", fisher_information, model, sample)
+    responsibility = fisher_information(model, sample_batches(dataset, later))
+    state = {"model": model.state_dict(), "importance": importance, "responsibility": responsibility}
+    torch.save(state, setting.first_stage)
+    if not measures:
+        return {}
+    watch("summing importance", add_importance, importance, responsibility)
+    watch("evaluation in the eigenbasis", evaluate, model, [dataset], arguments)
+    rehearsal = watch("writing rehearsed text", write_rehearsal, model, setting.tokenizer, later)
+    rewritings = 0
+    if rehearsal.is_due(1):
+        watch("rewriting rehearsed text", rehearsal.rewrite, model, 1)
+        rewritings = sum(map(rehearsal.is_due, range(1, later.max_steps + 1)))
+    sizes["k1"] = checkpoint_bytes(setting, "k1", model, arguments, scores, importance, watch)
+    return {"seconds": watch.seconds, "checkpoint_bytes": sizes, "rewritings": rewritings}
+
+
+def checkpoint_bytes(setting, method, model, arguments, scores, importance, watch: Stopwatch) -> int:
+    """The size of the checkpoint of a stage, which is left in the folder of `setting`."""
+
+    def save() -> None:
+        checkpoint = stage_checkpoint(
+            model, setting.tokenizer, setting.dataset, arguments,
+            untrained=scores, before=scores, after=scores, history=[], importance=importance,
+        )  # fmt: skip
+        save_checkpoint(setting.checkpoint(method), checkpoint)
+
+    watch(f"checkpoint of {method}", save)
+    return setting.checkpoint(method).stat().st_size
+
+
+def stage_seconds(seconds: dict[str, float], rewritings: int, step: dict[str, float], steps: tuple[int, ...]) -> dict:
+    """Seconds of the first two stages of both methods: `training`, `rewriting`, and `boundaries` by kind.
+
+    `seconds` and `rewritings` are those of `first_stage`, `step` the seconds of a
+    step of the baseline, of K-1's first stage (`k1_first`) and of its later ones (`k1_later`).
+    """
+    plain, folded = seconds["evaluation"], seconds["evaluation in the eigenbasis"]
+    saved = {method: seconds[f"checkpoint of {method}"] for method in ("k1", "baseline")}
+    return {
+        "K-1, stage 1": {
+            "training": steps[0] * step["k1_first"],
+            "rewriting": 0.0,
+            "boundaries": {
+                "evaluation": plain + folded, "eigenbasis": seconds["eigenbasis"], "importance": seconds["importance"],
+                "rehearsed text": 0.0, "checkpoint": saved["k1"],
+            },
+        },
+        "K-1, stage 2": {
+            "training": steps[1] * step["k1_later"],
+            "rewriting": rewritings * seconds.get("rewriting rehearsed text", 0.0),
+            # Untrained, before the stage, and after it on both datasets.
+            "boundaries": {
+                "evaluation": plain + 3 * folded, "eigenbasis": 0.0,
+                "importance": 2 * seconds["importance"] + seconds["summing importance"],
+                "rehearsed text": seconds["writing rehearsed text"], "checkpoint": saved["k1"],
+            },
+        },
+        **{
+            f"baseline, stage {stage}": {
+                "training": steps[stage - 1] * step["baseline"],
+                "rewriting": 0.0,
+                "boundaries": {
+                    "evaluation": (2 + stage) * plain, "eigenbasis": 0.0, "importance": 0.0, "rehearsed text": 0.0,
+                    "checkpoint": saved["baseline"],
+                },
+            }
+            for stage in (1, 2)
+        },
+    }  # fmt: skip
