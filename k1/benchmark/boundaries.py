@@ -1,18 +1,24 @@
 """What goes on between the trainings of two stages: importance, bases, rehearsed text, evaluation, checkpoints."""
 
+import io
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import replace
 
 import torch
+from transformers import PreTrainedModel
 
+from k1.arguments import Arguments
 from k1.benchmark.setting import SHAPES, Setting
 from k1.checkpoints.contents import stage_checkpoint
 from k1.checkpoints.storage import save_checkpoint
 from k1.sparse.eigenbasis import enter_eigenbasis
 from k1.sparse.importance import add_importance, fisher_information, sample_batches
 from k1.sparse.rehearsal import write_rehearsal
+from k1.sparse.selection import Tensors
 from k1.training.evaluation import evaluate
+from k1.training.loop import train
 
 # Where the stages themselves are not measured, a later one needs something to go on from, however rough.
 ROUGH_BATCHES = 2
@@ -46,10 +52,13 @@ def first_stage(setting: Setting) -> dict:
         arguments, later = (replace(each, importance_batches=ROUGH_BATCHES) for each in (arguments, later))
     model, dataset, watch = setting.fresh_model(), setting.dataset, Stopwatch()
     scores, sizes = {}, {}
+    history = []
     if measures:
+        # A checkpoint without a history is refused.
+        with redirect_stderr(io.StringIO()):
+            history = train(model, dataset, replace(arguments, max_steps=1))
         scores = watch("evaluation", evaluate, model, [dataset], arguments)
-        baseline = setting.arguments("baseline", 1)
-        sizes["baseline"] = checkpoint_bytes(setting, "baseline", model, baseline, scores, None, watch)
+        sizes["baseline"] = checkpoint_bytes(setting, setting.arguments("baseline", 1), model, scores, history, watch)
     sample = sample_batches(dataset, arguments)
     watch("eigenbasis", enter_eigenbasis, model, sample, arguments.max_basis_dim)
     importance = watch("importance", fisher_information, model, sample)
@@ -65,22 +74,31 @@ def first_stage(setting: Setting) -> dict:
     if rehearsal.is_due(1):
         watch("rewriting rehearsed text", rehearsal.rewrite, model, 1)
         rewritings = sum(map(rehearsal.is_due, range(1, later.max_steps + 1)))
-    sizes["k1"] = checkpoint_bytes(setting, "k1", model, arguments, scores, importance, watch)
+    sizes["k1"] = checkpoint_bytes(setting, arguments, model, scores, history, watch, importance)
     return {"seconds": watch.seconds, "checkpoint_bytes": sizes, "rewritings": rewritings}
 
 
-def checkpoint_bytes(setting, method, model, arguments, scores, importance, watch: Stopwatch) -> int:
-    """The size of the checkpoint of a stage, which is left in the folder of `setting`."""
+def checkpoint_bytes(
+    setting: Setting,
+    arguments: Arguments,
+    model: PreTrainedModel,
+    scores: dict,
+    history: list[dict],
+    watch: Stopwatch,
+    importance: Tensors | None = None,
+) -> int:
+    """The size of the checkpoint of a first stage, which is left in the folder of `setting`."""
+    path = setting.checkpoint(arguments.method)
 
     def save() -> None:
         checkpoint = stage_checkpoint(
             model, setting.tokenizer, setting.dataset, arguments,
-            untrained=scores, before=scores, after=scores, history=[], importance=importance,
+            untrained=scores, before=scores, after=scores, history=history, importance=importance,
         )  # fmt: skip
-        save_checkpoint(setting.checkpoint(method), checkpoint)
+        save_checkpoint(path, checkpoint)
 
-    watch(f"checkpoint of {method}", save)
-    return setting.checkpoint(method).stat().st_size
+    watch(f"checkpoint of {arguments.method}", save)
+    return path.stat().st_size
 
 
 def stage_seconds(seconds: dict[str, float], rewritings: int, step: dict[str, float], steps: tuple[int, ...]) -> dict:

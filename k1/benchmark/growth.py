@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from k1.benchmark.setting import CHARACTERS_PER_EVALUATED_TOKEN, SHAPES, Setting
 from k1.data.batches import batches_of_blocks
 from k1.data.loader import DataLoader
 from k1.errors import K1Error
+from k1.presets import MAXIMUM
 
 FACTORS = 1, 10, 50
 FIRST_BATCHES = 10
@@ -39,7 +41,7 @@ def growth(setting: Setting, factor: int) -> dict:
     packing over `Tokenizer.encode_batch` of the same documents, in characters a second.
     """
     setting.begin()
-    arguments, tokenizer = setting.arguments("k1", 1), setting.tokenizer
+    arguments, tokenizer = replace(setting.arguments("k1", 1), max_documents=MAXIMUM), setting.tokenizer
     seconds, started = {}, time.perf_counter()
 
     def lap(what: str) -> None:
