@@ -61,20 +61,20 @@ class Turnstile:
 
 
 def alternate(
-    steps: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+    steps: dict[str, Callable[[], object]], rounds: int, warm_up: int = WARM_UP
 ) -> dict[str, list[float]]:
     """Seconds of each of `steps` in each of `rounds` rounds, in which every one is called once.
 
-    The rounds begin with another one each time, so that none always follows the same. `WARM_UP` rounds go before.
+    Each round begins with another of them, so that none is always the first. `warm_up` rounds go before, uncounted.
     """
     names, seconds = list(steps), {name: [] for name in steps}
-    for number in range(WARM_UP + rounds):
+    for number in range(warm_up + rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            started = clock()
+            started = time.perf_counter()
             steps[name]()
-            seconds[name].append(clock() - started)
-    return {name: values[WARM_UP:] for name, values in seconds.items()}
+            seconds[name].append(time.perf_counter() - started)
+    return {name: values[warm_up:] for name, values in seconds.items()}
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 from k1.benchmark.growth import ROOT
 from k1.benchmark.pacing import alternate, spread
@@ -27,5 +28,6 @@ def start_up(rounds: int, without: set[str]) -> dict[str, dict[str, float]]:
         if finished.returncode:
             raise K1Error(f"{name} does not start: {finished.stderr.strip()[-200:]}")
 
-    seconds = alternate({name: lambda name=name: run(name) for name in COMMANDS if name not in without}, rounds)
+    runs = {name: partial(run, name) for name in COMMANDS if name not in without}
+    seconds = alternate(runs, rounds, warm_up=0)
     return {name: spread(values) for name, values in seconds.items()}
