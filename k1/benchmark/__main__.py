@@ -47,7 +47,8 @@ def measure_training(setting: Setting, rounds: int, names: list[str]) -> dict:
     """What a shape records of whole training steps: contestants by name, and what lies between stages."""
     shape = SHAPES[setting.shape]
     progress(f"{setting.shape}: a first stage for K-1 to go on from")
-    write_corpus(setting.folder / f"{setting.shape}.jsonl", shape.size.evaluation_tokens * CHARACTERS_PER_EVALUATED_TOKEN)
+    characters = shape.size.evaluation_tokens * CHARACTERS_PER_EVALUATED_TOKEN
+    write_corpus(setting.folder / f"{setting.shape}.jsonl", characters)
     stages = measure(first_stage, setting)
     progress(f"{setting.shape}: {len(names)} contestants take {rounds} steps in turn")
     contestants = measure(race, setting, names, rounds)

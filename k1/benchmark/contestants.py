@@ -29,7 +29,9 @@ class Contestant:
     """A model and the loop that trains it, see `k1.benchmark.pacing.Turnstile`.
 
     `parameters` is the number of the model's parameters, without adapters;
-    `importance` what the loop was given besides; `loss` works out a batch's loss in nats per token.
+    `importance` what the loop was given besides; `loss` works out a batch's loss in
+    nats per token. Where `is_deterministic`, torch's deterministic algorithms are on, as in
+    the scripts; others use what torch does by default.
     """
 
     model: nn.Module
@@ -37,6 +39,7 @@ class Contestant:
     parameters: int
     loss: Callable[[Tensor], Tensor]
     importance: dict = field(default_factory=dict)
+    is_deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def own_loop(setting: Setting, method: str, stage: int, *flags: str) -> Contesta
         blocks = {**setting.dataset.blocks, "train": WaitingBlocks(setting.dataset.blocks["train"], wait)}
         train(model, replace(setting.dataset, blocks=blocks), arguments, rehearsal=rehearsal, **first)
 
-    return Contestant(model, loop, count_parameters(model), partial(library_loss, model), first)
+    return Contestant(model, loop, count_parameters(model), partial(library_loss, model), first, is_deterministic=True)
 
 
 def bare_loop(setting: Setting, model: nn.Module, parameters: int, loss: Callable[[Tensor], Tensor]) -> Contestant:

@@ -69,7 +69,7 @@ def growth(setting: Setting, factor: int) -> dict:
 
 
 def seconds_of_encode_batch(loader: DataLoader, tokenizer) -> float:
-    """Seconds that `Tokenizer.encode_batch` alone takes for the documents of `loader`, about a million characters a call."""
+    """Seconds that `Tokenizer.encode_batch` takes for the documents of `loader`, about a million characters a call."""
     total, texts, characters = 0.0, [], 0
 
     def encode() -> float:

@@ -1,4 +1,4 @@
-"""What the contestants of a benchmark share: the shape of the model, the text, and a first stage that K-1 goes on from."""
+"""What the contestants of a benchmark share: the shape of the model, the text, and a first stage to go on from."""
 
 import json
 import random
@@ -27,7 +27,7 @@ CHARACTERS_PER_EVALUATED_TOKEN = 80
 
 @dataclass(frozen=True)
 class Shape:
-    """A size of the model: `preset` with all widths times `width`, and batches of `batch_size`, by default the preset's.
+    """A size of the model: `preset` with all widths times `width`, and `batch_size`, by default the preset's.
 
     `rounds` is how often each contestant has its turn. `trains` says whether whole
     training steps are measured, `optimizer_alone` the optimizer by itself, and
@@ -82,6 +82,10 @@ class Setting:
     def begin(self) -> None:
         """Configure torch in the process that measures."""
         configure_torch(self.threads)
+
+    def read(self) -> TokenizedDataset:
+        """Read text and tokenizer now, so that neither time nor memory of it is counted later."""
+        return self.dataset
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

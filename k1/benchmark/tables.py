@@ -95,14 +95,16 @@ def optimizer_title(name: str, found: dict) -> str:
     parameters = found["kinds"][REFERENCE]["parameters"]
     return (
         f"The optimizer alone, shape `{name}`: {parameters:,} parameters, {found['rounds']} steps each in turn with "
-        f"torch.optim.AdamW(fused=True); a token of a forward pass adds {found['bytes_per_token']:,.0f} bytes in float32"
+        f"torch.optim.AdamW(fused=True); a token of a forward pass adds {found['bytes_per_token']:,.0f} bytes in "
+        "float32"
     )
 
 
 def optimizer_table(found: dict) -> str:
     """Kinds of training by the time and memory of their optimizer."""
     kinds = list(found["kinds"][REFERENCE]["kept_bytes"])
-    rows = [["Training", "Step, ms per million parameters", "Step time / AdamW's", "Peak bytes a parameter", "Kept", *kinds]]
+    head = ["Training", "Step, ms per million parameters", "Step time / AdamW's", "Peak bytes a parameter", "Kept"]
+    rows = [[*head, *kinds]]
     for name, record in found["kinds"].items():
         rows.append([
             name, with_spread(record["milliseconds_per_million"], 1), with_spread(record["time_ratio"], 1),
@@ -122,7 +124,8 @@ def surroundings_sections(found: dict) -> list[str]:
     rows = [["Text", "MB", *(f"{part}, s" for part in texts[0]["seconds"]), "Memory MB", "Speed / encode_batch's"]]
     for factor, record in found["growth"].items():
         rows.append([
-            f"{factor}x", f"{record['bytes'] / MEGABYTE:.1f}", *(f"{value:.2f}" for value in record["seconds"].values()),
+            f"{factor}x", f"{record['bytes'] / MEGABYTE:.1f}",
+            *(f"{value:.2f}" for value in record["seconds"].values()),
             f"{record['peak_bytes'] / MEGABYTE:.0f}", f"{record['encode_batch_ratio']:.2f}",
         ])  # fmt: skip
     return [

@@ -2,6 +2,7 @@
 
 import io
 from contextlib import closing, redirect_stderr
+from functools import partial
 
 import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
@@ -18,6 +19,12 @@ def held_out_loss(contestant: Contestant, input_ids: torch.Tensor) -> float:
     return float(contestant.loss(input_ids))
 
 
+def take_turn(turnstile: Turnstile, is_deterministic: bool) -> None:
+    """One step of a contestant, under its own choice of algorithms."""
+    torch.use_deterministic_algorithms(is_deterministic, warn_only=True)
+    turnstile.step()
+
+
 def race(setting: Setting, names: list[str], rounds: int) -> dict[str, dict]:
     """Let the contestants `names`, the baseline among them, take `rounds` steps in turn.
 
@@ -32,7 +39,11 @@ def race(setting: Setting, names: list[str], rounds: int) -> dict[str, dict]:
         held_out = setting.held_out()
         losses = {name: [held_out_loss(contestant, held_out)] for name, contestant in contestants.items()}
         turnstiles = {name: Turnstile(contestant.loop) for name, contestant in contestants.items()}
-        seconds = alternate({name: turnstile.step for name, turnstile in turnstiles.items()}, rounds)
+        turns = {
+            name: partial(take_turn, turnstile, contestants[name].is_deterministic)
+            for name, turnstile in turnstiles.items()
+        }
+        seconds = alternate(turns, rounds)
         for name, turnstile in turnstiles.items():
             turnstile.close()
             losses[name].append(held_out_loss(contestants[name], held_out))
@@ -58,7 +69,7 @@ def memory(setting: Setting, name: str) -> dict:
     `k1.benchmark.memory.kept_bytes`, when the optimizer takes its last step.
     """
     setting.begin()
-    setting.dataset, setting.tokenizer  # read before, so that their memory is not counted
+    setting.read()
     before, found = resident_bytes(), {}
     with redirect_stderr(io.StringIO()):
         contestant = build(name, setting)

@@ -16,7 +16,8 @@ OPERATIONS = 6
 
 def format_speed(results: dict) -> str:
     """The table of the README: step times as multiples of the baseline's, a row for each shape that was trained."""
-    trained = {name: found["training"]["contestants"] for name, found in results["shapes"].items() if "training" in found}
+    shapes = results["shapes"]
+    trained = {name: found["training"]["contestants"] for name, found in shapes.items() if "training" in found}
     names = [name for name in next(iter(trained.values()), {}) if name != REFERENCE]
     rows = [["[Step time](k1/training/README.md#speed) / baseline's", *names]]
     for shape, contestants in trained.items():
