@@ -8,7 +8,6 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-import k1
 from k1.benchmark.memory import AnonymousPeak
 from k1.benchmark.setting import CHARACTERS_PER_EVALUATED_TOKEN, SHAPES, Setting, write_corpus
 from k1.data.batches import batches_of_blocks
@@ -19,7 +18,7 @@ from k1.presets import MAXIMUM
 FACTORS = 1, 10, 50
 FIRST_BATCHES = 10
 CHARACTERS_PER_CALL = 1_000_000
-ROOT = Path(k1.__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "train_k1_dataset1.py"
 TRAINING_BEGINS = "stage 1:"
 
