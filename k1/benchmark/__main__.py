@@ -11,9 +11,6 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
 from k1.benchmark.boundaries import first_stage
@@ -23,6 +20,7 @@ from k1.benchmark.growth import FACTORS, growth, starts
 from k1.benchmark.memory import resident_bytes
 from k1.benchmark.optimizer import ACTIVATION_TOKENS, KINDS, activation_bytes, optimizer_alone
 from k1.benchmark.pacing import progress
+from k1.benchmark.processes import measure
 from k1.benchmark.setting import CHARACTERS_PER_EVALUATED_TOKEN, SHAPES, Setting, write_corpus
 from k1.benchmark.startup import start_up
 from k1.benchmark.tables import format_benchmark
@@ -32,15 +30,6 @@ from k1.files import write_text
 from k1.model import library_versions
 
 START_UPS = 3
-
-
-def measure(function: Callable, *arguments: object) -> object:
-    """What `function` returns in a process of its own."""
-    # A fork of a server that has only imported the libraries starts at once, and has none of the memory used here.
-    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-    context.set_forkserver_preload(["k1.benchmark.training", "k1.benchmark.generation", "k1.benchmark.growth"])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def measure_training(setting: Setting, rounds: int, names: list[str]) -> dict:
