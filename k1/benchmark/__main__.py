@@ -75,6 +75,7 @@ def run(shapes: list[str], steps: int | None, threads: int, folder: Path) -> dic
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[variable] = str(threads)
     os.environ["K1_CACHE"] = str(folder / "cache")
+    os.environ["TMPDIR"] = str(folder)  # a process that is ended leaves its temporary files behind
     missing = missing_packages()
     names = [name for name in CONTESTANTS if name not in missing]
     results = {

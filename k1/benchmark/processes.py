@@ -30,9 +30,10 @@ def measure(function: Callable, *arguments: object) -> object:
             f"measuring {function.__name__} ended with status {process.exitcode}, for lack of memory perhaps; "
             "choose smaller --shapes"
         )
-    finally:
+    except BaseException:
         process.terminate()
-        process.join()
+        raise
+    process.join()
     if not is_result:
         raise value
     return value
