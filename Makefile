@@ -14,7 +14,7 @@ TRAINING_CODE = $(wildcard k1/*.py k1/data/*.py k1/sparse/*.py k1/training/*.py 
 # A training that was interrupted goes on, unless what it depends on was edited since.
 OVERWRITE = $$(for file in $^; do [ $(@:.pt=.resume.pt) -nt $$file ] || { echo --overwrite; break; }; done)
 
-.PHONY: all report seeds unseen study stream record costs screenshots test kills fuzz faults clean FORCE
+.PHONY: all report seeds unseen study stream benchmark record screenshots test kills fuzz faults clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -119,23 +119,22 @@ study: .venv/.installed-dev
 stream: $(UNSEEN) .venv/.installed-dev
 	$(RUN) -m k1.study.stream --out models/stream
 
-# What the pages show, from make, make seeds, make unseen, make study and make stream; a test compares them with
-# results/. Of what was not run here the record stays as it is.
+# Time and memory beside other ways to train, on an otherwise idle machine.
+benchmark: .venv/.installed-dev
+	$(RUN) -m k1.benchmark --json models/benchmark.json
+
+# What the pages show, from make, make seeds, make unseen, make study, make stream and make benchmark; a test compares
+# them with results/. Of what was not run here the record stays as it is.
 RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) unseen/report.md:unseen.md \
 	study/results.json:study.json study/results.md:study.md study/frontier.png:frontier.png \
 	study/shares.md:shares.md study/shares.png:shares.png \
-	stream/results.json:stream.json stream/results.md:stream.md stream/stream.png:stream.png
+	stream/results.json:stream.json stream/results.md:stream.md stream/stream.png:stream.png \
+	benchmark.json:benchmark.json
 record: .venv/.installed
 	$(RUN) -m k1.report --json results/report.json --plots results > results/report.md
 	for pair in $(RECORDED); do \
 		[ ! -e models/$${pair%:*} ] || cp models/$${pair%:*} results/$${pair#*:} || exit 1; done
 	$(RUN) -m k1.study.seeds results/seed*.json > results/seeds.md
-	$(RUN) -m k1.study.readme
-
-# Memory and time of the optimizer, on an otherwise idle machine.
-costs: .venv/.installed
-	$(RUN) -m tests.training.costs > models/costs.md
-	mv models/costs.md results/costs.md
 	$(RUN) -m k1.study.readme
 
 # What models/report.html looks like; needs Chromium (Debian: apt-get install chromium), or another one in $CHROMIUM.

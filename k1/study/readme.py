@@ -23,10 +23,10 @@ from k1.presets import PRESETS, UPDATE_FRACTION
 from k1.report.metrics import mean
 from k1.report.tables import LABELS, dataset_label, format_table
 from k1.report.text import format_report
-from k1.study.costs import format_costs
 from k1.study.frontier import losses, mean_and_interval, points_of
 from k1.study.seeds import format_seeds, load_reports
 from k1.study.shares import format_shares
+from k1.study.speed import format_benchmark_page, format_speed
 from k1.study.tables import equal_learning_table, paragraph, study_tables
 from k1.study.tuning import best_of, format_generated_text, format_rehearsal, format_sweep, format_tuning
 
@@ -78,6 +78,11 @@ class Results:
     def study(self) -> dict:
         """The settings and runs of the study."""
         return self.json("study.json")
+
+    @cached_property
+    def benchmark(self) -> dict | None:
+        """What the benchmark measured, None where it was not recorded."""
+        return self.json("benchmark.json") if (self.folder / "benchmark.json").exists() else None
 
 
 def own_and_final(reports: list[dict], method: str, name: str) -> str:
@@ -231,7 +236,8 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "generated_text": lambda results: format_generated_text(results.json("generated_text.json")),
     "error_feedback": format_error_feedback,
     "model": format_model,
-    "costs": lambda results: format_costs(results.text("costs.md").strip()),
+    "speed": lambda results: format_speed(results.benchmark) if results.benchmark else "",
+    "benchmark": lambda results: format_benchmark_page(results.benchmark) if results.benchmark else "",
 }
 
 

@@ -227,4 +227,7 @@ VALUES: dict[str, tuple[str, object]] = {
     "arguments of a wrong type": ("arguments/seq_length", "128"),
     "importance of nothing known": ("importance", {"a": torch.zeros(2)}),
     "versions of numbers": ("versions", {"torch": 2}),
+    "written text of fractions": ("written", torch.zeros(2, 3)),
+    "written text in one row": ("written", torch.zeros(3, dtype=torch.int32)),
+    "negative tokens written": ("written", torch.full((2, 3), -1, dtype=torch.int32)),
 }

@@ -85,7 +85,6 @@ CHANGED_PAGES = {
     "sweep.json": {"results/tuning.md", "k1/sparse/README.md"},
     "tuning.json": {"results/tuning.md"},
     "unseen.md": {"results/README.md"},
-    "costs.md": {"k1/training/README.md"},
 }
 
 
