@@ -14,7 +14,7 @@ TRAINING_CODE = $(wildcard k1/*.py k1/data/*.py k1/sparse/*.py k1/training/*.py 
 # A training that was interrupted goes on, unless what it depends on was edited since.
 OVERWRITE = $$(for file in $^; do [ $(@:.pt=.resume.pt) -nt $$file ] || { echo --overwrite; break; }; done)
 
-.PHONY: all report seeds unseen study stream benchmark record screenshots test kills fuzz faults clean FORCE
+.PHONY: all report seeds unseen study stream benchmark record screenshots test harness kills fuzz faults clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -143,6 +143,15 @@ screenshots: .venv/.installed-dev
 
 test: .venv/.installed-dev
 	$(RUN) -m pytest --numprocesses 2 --dist loadgroup
+
+# lm-evaluation-harness on an exported model; its packages lie apart, so that those of the tests stay as they are.
+harness: .venv/.installed-harness
+	PYTHONPATH=.venv/harness $(RUN) -m pytest tests/export/test_harness.py -s
+
+.venv/.installed-harness: tests/export/requirements-harness.txt .venv/.installed-dev
+	rm -rf .venv/harness
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/harness -r $<
+	touch $@
 
 # What is too slow for the tests: 100 kills, 1,000 damaged files, all faults of a hub at their real time-outs.
 kills: .venv/.installed-dev

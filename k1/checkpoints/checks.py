@@ -9,6 +9,7 @@ from k1.checkpoints.contents import Checkpoint
 from k1.data.tokenizer import load_tokenizer
 from k1.errors import K1Error
 from k1.files import conforms
+from k1.presets import FILES
 
 # Settings of a model configuration that make transformers load code, or compute otherwise.
 CODE_SETTINGS = {"auto_map", "quantization_config", "attn_implementation", "_attn_implementation"}
@@ -16,6 +17,8 @@ CODE_SETTINGS = {"auto_map", "quantization_config", "attn_implementation", "_att
 
 def inconsistency(checkpoint: Checkpoint) -> str | None:
     """What is wrong with the values of a checkpoint whose fields have the right types; None where nothing is."""
+    if checkpoint.method not in FILES:
+        return "unknown method"
     if not conforms(checkpoint.arguments, Arguments):
         return "incomplete arguments"
     for part in ("model", "importance"):
