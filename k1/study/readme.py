@@ -122,9 +122,22 @@ def format_answer(results: Results) -> str:
     values = [f"{label(method)} {mean_and_interval(values, 1)}%" for method, values in averages.items()]
     summary = (
         f"Forgetting of the first two datasets on average: {', '.join(values)}. K-1 forgets less than the baseline at "
-        f"{fewer} of {len(reports)} seeds."
+        f"{fewer} of {len(reports)} seeds. {format_criteria(reports)}"
     )
     return f"{paragraph(caption)}\n\n{format_table(rows)}\n\n{paragraph(summary)}"
+
+
+def format_criteria(reports: list[dict]) -> str:
+    """At how many seeds each of the report's success criteria is met; those that all seeds meet in one sentence."""
+    met = [sum(report["criteria"][number]["met"] for report in reports) for number in range(len(reports[0]["criteria"]))]
+    always = [str(number) for number, count in enumerate(met, start=1) if count == len(reports)]
+    others = [
+        f"criterion {number} at {count} of {len(reports)}"
+        for number, count in enumerate(met, start=1)
+        if count < len(reports)
+    ]
+    sentences = [f"Success criteria met at all seeds: {', '.join(always)}"] if always else []
+    return "; ".join([*sentences, *others]) + "."
 
 
 def format_time(results: Results) -> str:
