@@ -184,7 +184,7 @@ def test_criteria_are_counted_over_the_seeds():
 
 def test_what_the_readme_says_of_the_criterion_that_is_not_always_met_is_what_the_reports_found(results):
     failed = [item for report in results.seeds for item in report["criteria"] if not item["met"]]
-    assert failed and all(item["criterion"].startswith("K-1's generated text stays good") for item in failed)
+    assert failed and all("generated text stays good" in item["criterion"] for item in failed)
     for item in failed:
         assert min(scores["domain"] for scores in item["values"]["k1"].values()) < 0.9
     prose = " ".join((ROOT / "README.md").read_text().split())
