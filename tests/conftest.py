@@ -68,6 +68,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """The id of a long or unreadable text is the name of its argument; pytest numbers those that are the same."""
+    is_readable = not isinstance(val, bytes) and (
+        not isinstance(val, str) or len(val) <= 60 and val.isascii() and val.isprintable()
+    )
+    return None if is_readable else argname
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory):
     """Keep what tests derive out of the user's cache, and the user's hub settings out of the tests."""

@@ -25,7 +25,7 @@ from k1.sparse.eigenbasis import enter_eigenbasis
 from k1.sparse.importance import fisher_information
 from k1.sparse.rehearsal import begin_rehearsal, write_rehearsal
 from k1.training.loop import train
-from k1.training.resume import ResumeFile, first_difference, resume_path
+from k1.training.resume import FORMAT, ResumeFile, first_difference, resume_path
 from tests.conftest import ROOT, assert_one_clear_line, run_script, start_script
 from tests.faults import kills
 from tests.processes import ServerProcess
@@ -101,7 +101,7 @@ def test_a_stopped_training_ends_with_the_same_bits(tiny_model, tmp_path, settin
     output = tmp_path / "k1_dataset1.pt"
     with pytest.raises(Killed):
         trained_parameters(fresh_model(), arguments, KilledAfter(output, step), later_stage)
-    assert read_content(resume_path(output), "resume file", 3, "")["step"] == step
+    assert read_content(resume_path(output), "resume file", FORMAT, "")["step"] == step
     found, losses_found = trained_parameters(fresh_model(), arguments, ResumeFile(output), later_stage)
     assert losses_found == losses
     for name, parameter in expected.items():
@@ -231,7 +231,7 @@ def test_a_signal_saves_first_and_the_next_start_goes_on(trained, tmp_path, numb
     assert stderr.splitlines()[-1].startswith("error: ")
     if "stopped at step" in stderr:
         assert f"goes on from {resume}" in stderr
-    content = read_content(resume, "resume file", 3, "")
+    content = read_content(resume, "resume file", FORMAT, "")
     finished = run_script("train_baseline_all.py", *flags)
     assert finished.status == 0, finished.stderr
     assert f"going on from {resume}, step {content['step']} of 20" in finished.stderr
