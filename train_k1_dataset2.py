@@ -1,7 +1,8 @@
 """K-1, stage 2: go on from models/k1_dataset1.pt and learn dataset 2, updating 51% of the parameters.
 
-Before training, the 51% are chosen that help dataset 2 most for what changing
-them would cost the datasets before it; the other 49% stay as they are.
+A part of every batch is text that the models of earlier stages wrote; on it the
+model is held to what it predicted before. Parameters that are important for
+earlier datasets are held near where the stage began.
 """
 
 from k1 import (
