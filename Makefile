@@ -14,15 +14,15 @@ TRAINING_CODE = $(wildcard k1/*.py k1/data/*.py k1/sparse/*.py k1/training/*.py 
 # A training that was interrupted goes on, unless what it depends on was edited since.
 OVERWRITE = $$(for file in $^; do [ $(@:.pt=.resume.pt) -nt $$file ] || { echo --overwrite; break; }; done)
 
-.PHONY: all report seeds unseen study stream record costs test kills fuzz faults clean FORCE
+.PHONY: all report seeds unseen study stream benchmark record screenshots test harness kills fuzz faults clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
 all: k1_output.txt baseline_output.txt models/baseline_rehearsal_final.pt
-	@$(RUN) -m k1.report
+	@$(RUN) -m k1.report --html models/report.html
 
 report: .venv/.installed
-	@$(RUN) -m k1.report
+	@$(RUN) -m k1.report --html models/report.html
 
 .venv/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -119,12 +119,17 @@ study: .venv/.installed-dev
 stream: $(UNSEEN) .venv/.installed-dev
 	$(RUN) -m k1.study.stream --out models/stream
 
-# What the pages show, from make, make seeds, make unseen, make study and make stream; a test compares them with
-# results/. Of what was not run here the record stays as it is.
+# Time and memory beside other ways to train, on an otherwise idle machine.
+benchmark: .venv/.installed-dev
+	$(RUN) -m k1.benchmark --json models/benchmark.json
+
+# What the pages show, from make, make seeds, make unseen, make study, make stream and make benchmark; a test compares
+# them with results/. Of what was not run here the record stays as it is.
 RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) unseen/report.md:unseen.md \
 	study/results.json:study.json study/results.md:study.md study/frontier.png:frontier.png \
 	study/shares.md:shares.md study/shares.png:shares.png \
-	stream/results.json:stream.json stream/results.md:stream.md stream/stream.png:stream.png
+	stream/results.json:stream.json stream/results.md:stream.md stream/stream.png:stream.png \
+	benchmark.json:benchmark.json
 record: .venv/.installed
 	$(RUN) -m k1.report --json results/report.json --plots results > results/report.md
 	for pair in $(RECORDED); do \
@@ -132,14 +137,21 @@ record: .venv/.installed
 	$(RUN) -m k1.study.seeds results/seed*.json > results/seeds.md
 	$(RUN) -m k1.study.readme
 
-# Memory and time of the optimizer, on an otherwise idle machine.
-costs: .venv/.installed
-	$(RUN) -m tests.training.costs > models/costs.md
-	mv models/costs.md results/costs.md
-	$(RUN) -m k1.study.readme
+# What models/report.html looks like; needs Chromium (Debian: apt-get install chromium), or another one in $CHROMIUM.
+screenshots: .venv/.installed-dev
+	$(RUN) -m tests.report.screenshots models/report.html results
 
 test: .venv/.installed-dev
 	$(RUN) -m pytest --numprocesses 2 --dist loadgroup
+
+# lm-evaluation-harness on an exported model; its packages lie apart, so that those of the tests stay as they are.
+harness: .venv/.installed-harness
+	PYTHONPATH=.venv/harness $(RUN) -m pytest tests/export/test_harness.py -s
+
+.venv/.installed-harness: tests/export/requirements-harness.txt .venv/.installed-dev
+	rm -rf .venv/harness
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/harness -r $<
+	touch $@
 
 # What is too slow for the tests: 100 kills, 1,000 damaged files, all faults of a hub at their real time-outs.
 kills: .venv/.installed-dev
@@ -152,6 +164,6 @@ faults: .venv/.installed-dev
 	$(RUN) -m tests.data.hub_faults
 
 clean:
-	rm -f models/*.pt models/.settings models/.*.lock k1_output.txt baseline_output.txt
+	rm -f models/*.pt models/report.html models/.settings models/.*.lock k1_output.txt baseline_output.txt
 
 FORCE:

@@ -3,6 +3,7 @@
 from k1 import (
     DataLoader,
     ResumeFile,
+    begin_rehearsal,
     command,
     configure_torch,
     evaluate,
@@ -36,24 +37,28 @@ def main() -> None:
     initial = initial_model(flags.init_from, arguments, data_loaders[0].text("train"))
     tokenizer, model = initial.tokenizer, initial.build(arguments.device)
 
-    checkpoint, learned = None, []
+    checkpoint, written, learned = None, None, []
     for stage, (data_loader, output) in enumerate(zip(data_loaders, outputs), start=1):
         arguments = flags.resolve(stage, previous=checkpoint.arguments if checkpoint else None)
         dataset = data_loader.tokenize(tokenizer)
         learned.append(dataset)
         if stage < resume_file.stage or is_shared(flags.arm, output):
             checkpoint, model = load_finished_stage(output, dataset, arguments, flags.arm, initial.start)
+            written = checkpoint.written
             continue
 
         untrained = evaluate(initial.build(arguments.device), [dataset], arguments)
         before = evaluate(model, [dataset], arguments)
-        rehearsal = write_rehearsal(model, tokenizer, arguments)
+        rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
         history = train(model, dataset, arguments, rehearsal=rehearsal, resume_file=resume_file)
+        # The baseline rehearses nothing; with --rehearsal it goes on from the first stage of the one without.
+        if stage == 1 or arguments.rehearsal:
+            written = write_rehearsal(model, dataset, tokenizer, arguments, written)
         after = evaluate(model, learned, arguments)
 
         checkpoint = stage_checkpoint(
             model, tokenizer, dataset, arguments, previous=checkpoint,
-            untrained=untrained, before=before, after=after, history=history, start=initial.start,
+            untrained=untrained, before=before, after=after, history=history, written=written, start=initial.start,
         )  # fmt: skip
         save_checkpoint(output, checkpoint)
         print_evaluation(checkpoint)

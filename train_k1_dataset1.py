@@ -21,6 +21,7 @@ from k1 import (
     save_checkpoint,
     stage_checkpoint,
     train,
+    write_rehearsal,
 )
 
 
@@ -42,11 +43,12 @@ def main() -> None:
     sample = sample_batches(dataset, arguments)
     enter_eigenbasis(model, sample, arguments.max_basis_dim)
     importance = fisher_information(model, sample)
+    written = write_rehearsal(model, dataset, tokenizer, arguments)
     after = evaluate(model, [dataset], arguments)
 
     checkpoint = stage_checkpoint(
         model, tokenizer, dataset, arguments,
-        untrained=untrained, before=untrained, after=after, history=history, importance=importance,
+        untrained=untrained, before=untrained, after=after, history=history, importance=importance, written=written,
         start=initial.start,
     )  # fmt: skip
     save_checkpoint(output, checkpoint)

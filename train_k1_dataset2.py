@@ -1,13 +1,15 @@
 """K-1, stage 2: go on from models/k1_dataset1.pt and learn dataset 2, updating 51% of the parameters.
 
-Before training, the 51% are chosen that help dataset 2 most for what changing
-them would cost the datasets before it; the other 49% stay as they are.
+A part of every batch is text that the models of earlier stages wrote; on it the
+model is held to what it predicted before. Parameters that are important for
+earlier datasets are held near where the stage began.
 """
 
 from k1 import (
     DataLoader,
     ResumeFile,
     add_importance,
+    begin_rehearsal,
     command,
     configure_torch,
     evaluate,
@@ -49,14 +51,15 @@ def main() -> None:
     before = evaluate(model, [dataset], arguments)
     sample = sample_batches(dataset, arguments)
     responsibility = fisher_information(model, sample)
-    rehearsal = write_rehearsal(model, tokenizer, arguments)
+    rehearsal = begin_rehearsal(model, previous.written, tokenizer, arguments)
     history = train(model, dataset, arguments, previous.importance, responsibility, rehearsal, resume_file)
     importance = add_importance(previous.importance, fisher_information(model, sample))
+    written = write_rehearsal(model, dataset, tokenizer, arguments, previous.written)
     after = evaluate(model, [*learned, dataset], arguments)
 
     checkpoint = stage_checkpoint(
         model, tokenizer, dataset, arguments, previous=previous,
-        untrained=untrained, before=before, after=after, history=history, importance=importance,
+        untrained=untrained, before=before, after=after, history=history, importance=importance, written=written,
     )  # fmt: skip
     save_checkpoint(output, checkpoint)
     resume_file.remove()

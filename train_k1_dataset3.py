@@ -1,13 +1,15 @@
 """K-1, stage 3: go on from models/k1_dataset2.pt and learn dataset 3, updating 51% of the parameters.
 
-Before training, the 51% are chosen that help dataset 3 most for what changing
-them would cost the datasets before it; the other 49% stay as they are.
+A part of every batch is text that the models of earlier stages wrote; on it the
+model is held to what it predicted before. Parameters that are important for
+earlier datasets are held near where the stage began.
 """
 
 from k1 import (
     DataLoader,
     ResumeFile,
     add_importance,
+    begin_rehearsal,
     command,
     configure_torch,
     evaluate,
@@ -25,7 +27,6 @@ from k1 import (
     save_checkpoint,
     stage_checkpoint,
     train,
-    write_rehearsal,
 )
 
 
@@ -49,7 +50,7 @@ def main() -> None:
     before = evaluate(model, [dataset], arguments)
     sample = sample_batches(dataset, arguments)
     responsibility = fisher_information(model, sample)
-    rehearsal = write_rehearsal(model, tokenizer, arguments)
+    rehearsal = begin_rehearsal(model, previous.written, tokenizer, arguments)
     history = train(model, dataset, arguments, previous.importance, responsibility, rehearsal, resume_file)
     importance = add_importance(previous.importance, fisher_information(model, sample))
     after = evaluate(model, [*learned, dataset], arguments)

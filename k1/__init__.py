@@ -13,7 +13,7 @@ PUBLIC = {
     "k1.data.tokenizer": ("load_tokenizer",),
     "k1.sparse.eigenbasis": ("enter_eigenbasis",),
     "k1.sparse.importance": ("add_importance", "fisher_information", "sample_batches"),
-    "k1.sparse.rehearsal": ("write_rehearsal",),
+    "k1.sparse.rehearsal": ("begin_rehearsal", "write_rehearsal"),
     "k1.training.evaluation": ("evaluate",),
     "k1.training.loop": ("train",),
     "k1.training.resume": ("ResumeFile",),

@@ -45,6 +45,7 @@ class Arguments:
     interpolation: float
     rehearsal: float
     rehearsal_sequences: int
+    rehearsal_interval: int
     rehearsal_weight: float
     rehearsal_on_top: bool
     gain_floor: float
@@ -86,7 +87,8 @@ MODEL_SHAPE = ("hidden_size", "intermediate_size", "layers", "heads", "vocabular
 MINIMUM = {
     "max_documents": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "seq_length": 2,
     "warmup_steps": 0, "weight_decay": 0, "seed": 0, "threads": 1,
-    "save_steps": 1, "rehearsal_sequences": 1, "rehearsal_weight": 0, "consolidation": 0, "gain_floor": 0, "importance_batches": 1, "max_basis_dim": 0,
+    "save_steps": 1, "rehearsal_sequences": 1, "rehearsal_interval": 1, "rehearsal_weight": 0, "consolidation": 0,
+    "gain_floor": 0, "importance_batches": 1, "max_basis_dim": 0,
 }  # fmt: skip
 
 
@@ -133,7 +135,6 @@ class Flags(argparse.Namespace):
         batch_size = value("batch_size", preset.batch_size)
         if batch_size % process_count():
             raise UsageError(f"--batch_size {batch_size} cannot be shared evenly by {process_count()} processes")
-        device = resolve_device(self.device)
         selection = self._selection(stage, previous)
         update_fraction = 1.0 if selection == "all" else value("update_fraction", UPDATE_FRACTION)
         consolidates = self.method == "k1" and stage > 1
@@ -152,13 +153,13 @@ class Flags(argparse.Namespace):
             update_fraction=update_fraction,
             selection=selection,
             consolidation=consolidation,
-            interpolation=value("interpolation", preset.interpolation[size] if consolidates else 1.0),
+            interpolation=value("interpolation", preset.interpolation if consolidates else 1.0),
             rehearsal=rehearsal,
             rehearsal_on_top=bool(rehearsal and self.rehearsal_on_top),
             # Decay to zero and consolidation towards the start would pull against each other.
             weight_decay=value("weight_decay", 0.0 if consolidation else preset.weight_decay),
             seed=value("seed", 0),
-            device=device,
+            device=(device := resolve_device(self.device)),
             precision=resolve_precision(self.precision, device),
             threads=value("threads", available_cores()),
             evaluation_tokens=preset.evaluation_tokens,
@@ -167,7 +168,8 @@ class Flags(argparse.Namespace):
                 name: value(name, getattr(preset, name))
                 for name in (
                     "max_documents", "seq_length", "batch_size", "gradient_accumulation_steps", "max_grad_norm",
-                    "rehearsal_sequences", "rehearsal_weight", "gain_floor", "importance_batches", "max_basis_dim",
+                    "rehearsal_sequences", "rehearsal_interval", "rehearsal_weight", "gain_floor", "importance_batches",
+                    "max_basis_dim",
                 )
             },
         )  # fmt: skip

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
 import types
 import warnings
 import zipfile
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO, Union, get_args, get_origin, get_type_hints, i
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from torch import Tensor
 
 from k1.errors import K1Error
@@ -65,6 +67,28 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a new folder beside `folder`, flush it to the disk and give it the name `folder`.
+
+    `folder` may exist if it is empty. Raises `K1Error` when the disk does not take
+    it or something has come to lie at `folder`, which is then as it was.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        temporary.mkdir()
+        write(temporary)
+        for file in temporary.iterdir():
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        flush_folder(temporary)
+        os.replace(temporary, folder)
+        flush_folder(folder.parent)
+    except (OSError, SafetensorError) as error:
+        raise K1Error(f"cannot write {folder} ({error}); free some space or choose another place")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def flush_folder(folder: Path) -> None:

@@ -59,7 +59,10 @@ class TrainingFlags:
         "share of each batch, from stage 2, that is text written by the model of the stage before; 0 switches it off "
         "(default: K-1 by preset, baseline 0)"
     )
-    rehearsal_sequences: int | None = flag("sequences that the model writes before a stage (default: by preset)")
+    rehearsal_sequences: int | None = flag("sequences that the model writes at the end of a stage, for later ones (default: by preset)")
+    rehearsal_interval: int | None = flag(
+        "steps after which the model in training writes anew what it rehearses (default: by preset)"
+    )
     rehearsal_weight: float | None = flag(
         "weight of the divergence on rehearsed text against the loss on new text (default: by preset)"
     )

@@ -29,10 +29,11 @@ class Preset:
     evaluation_tokens: int
     max_documents: int
     consolidation: float
-    interpolation: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    interpolation: float = 1.0
     rehearsal: float = 0.25
     rehearsal_sequences: int = 512
-    rehearsal_weight: float = 2.0
+    rehearsal_interval: int = 25
+    rehearsal_weight: float = 3.0
     gain_floor: float = 0.1
     importance_batches: int = 80
     max_basis_dim: int = 2_048

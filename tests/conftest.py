@@ -51,7 +51,10 @@ def write_corpus(folder: Path, name: str, documents: int = 60) -> Path:
 
 
 # Files whose tests share a fixture that takes long, and so stay in one of several test processes.
-SHARED = ("test_hub.py", "test_study.py", "test_parallel.py")
+SHARED = (
+    "test_hub.py", "test_study.py", "test_stream.py", "test_unseen.py", "test_parallel.py", "test_report.py",
+    "test_plots.py", "test_benchmark.py",
+)  # fmt: skip
 # Files with long tests: they come first, so that at the end no process is left alone with one.
 FIRST = (*SHARED, "test_resume.py")
 
@@ -63,6 +66,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name in SHARED:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """The id of a long or unreadable text is the name of its argument; pytest numbers those that are the same."""
+    is_readable = not isinstance(val, bytes) and (
+        not isinstance(val, str) or len(val) <= 60 and val.isascii() and val.isprintable()
+    )
+    return None if is_readable else argname
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 
-from tests.conftest import ROOT
+import pytest
+
+from tests.conftest import ROOT, SHARED
 
 # What differs from one collection to the next: bytes, temporary paths, addresses in memory.
 UNSTABLE = re.compile(r"\\x[0-9a-f]{2}|/tmp|pytest-of-| at 0x")
@@ -29,3 +31,10 @@ def test_two_processes_collect_the_same_tests_at_different_seconds():
     assert len(ids[0]) > 500
     assert ids[0] == ids[1]
     assert not [name for name in ids[0] if UNSTABLE.search(name) or len(name) > MAX_ID_LENGTH]
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="there is one test process")
+def test_files_that_share_a_fixture_stay_in_one_of_several_processes(request):
+    """pytest-xdist tells a group by the end of the test's id, which not every version of pytest lets it change."""
+    shared = [item for item in request.session.items if item.path.name in SHARED]
+    assert all(item.nodeid.endswith(f"@{item.path.stem}") for item in shared) and shared

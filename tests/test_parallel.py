@@ -19,6 +19,7 @@ from k1.checkpoints.storage import load_checkpoint
 from k1.errors import K1Error, UsageError
 from k1.files import read_content
 from k1.presets import FILES
+from k1.training.resume import FORMAT
 from tests.conftest import ROOT, run_script
 
 
@@ -116,7 +117,7 @@ def test_a_process_that_dies_ends_the_run_with_a_clear_line_and_a_good_resume_fi
     lines = [line for line in stderr.splitlines() if line.startswith("error: process 0: ")]
     assert len(lines) == 1
     assert "another process of the training ended" in lines[0] or "stopped at step" in lines[0]
-    content = read_content(resume, "resume file", 2, "")
+    content = read_content(resume, "resume file", FORMAT, "")
     assert content["identity"]["processes"] == 2 and 1 <= content["step"] < 3000
     refused = run_script("train_k1_dataset1.py", *flags, "--max_steps", 3000)
     assert refused.status == 1 and "processes 2, not 1" in refused.stderr

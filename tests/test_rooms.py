@@ -15,7 +15,8 @@ from tests.conftest import ROOT
 # Modules at the top and rooms, in the order in which they may build on each other.
 ORDER = (
     "errors", "presets", "flags", "files", "parallel", "arguments", "model",
-    "data", "sparse", "training", "checkpoints", "report", "study",
+    "data", "sparse", "training", "checkpoints", "report", "export", "benchmark",
+    "study",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "huggingface_hub", "matplotlib", "peft"}
 

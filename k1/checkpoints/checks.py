@@ -1,5 +1,6 @@
 """What is checked before a checkpoint is used."""
 
+import torch
 from torch import Tensor
 
 from k1.arguments import Arguments
@@ -8,10 +9,13 @@ from k1.data.tokenizer import load_tokenizer, vocabulary_size
 from k1.errors import K1Error
 from k1.files import conforms
 from k1.model import empty_model
+from k1.presets import FILES
 
 
 def inconsistency(checkpoint: Checkpoint) -> str | None:
     """What is wrong with the values of a checkpoint whose fields have the right types; None where nothing is."""
+    if checkpoint.method not in FILES:
+        return "unknown method"
     if not conforms(checkpoint.arguments, Arguments):
         return "incomplete arguments"
     for part in ("model", "importance"):
@@ -30,8 +34,11 @@ def inconsistency(checkpoint: Checkpoint) -> str | None:
         tokens = vocabulary_size(load_tokenizer(checkpoint.tokenizer))
     except K1Error:
         return "the tokenizer cannot be read"
-    rows = checkpoint.model_config.get("vocab_size")
-    return None if isinstance(rows, int) and tokens <= rows else "more tokens than the model knows"
+    known, written = checkpoint.model_config.get("vocab_size"), checkpoint.written
+    if not isinstance(known, int) or tokens > known:
+        return "more tokens than the model knows"
+    is_text = written.dtype == torch.int32 and written.dim() == 2 and ((0 <= written) & (written < known)).all()
+    return None if is_text else "what it wrote is no text"
 
 
 def require_shapes(config: dict, state: dict[str, Tensor]) -> None:

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TypedDict
 
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -14,7 +15,7 @@ from k1.model import library_versions
 from k1.parallel import require_identical
 from k1.training.resume import HistoryEntry
 
-FORMAT = 4
+FORMAT = 5
 
 
 class DatasetRecord(TypedDict):
@@ -59,7 +60,8 @@ class Checkpoint:
     pretrained one that `start` describes. `history` has the entries of this stage, none where
     stage 1 had no steps. `importance` is Omega, the Fisher information of all
     datasets so far by parameter name; the baseline, which does not look at it,
-    has none. The bases of K-1 are buffers in `model`. `arguments` are those of
+    has none. `written` is text by the models of the stages so far, (sequences,
+    length) token ids, which later stages rehearse. The bases of K-1 are buffers in `model`. `arguments` are those of
     `k1.arguments.Arguments`. `sha256` is the digest of all else, once written.
     """
 
@@ -75,6 +77,7 @@ class Checkpoint:
     initial_evaluation: Evaluation
     history: list[HistoryEntry]
     importance: dict[str, Tensor] = field(default_factory=dict)
+    written: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int32))
     start: Start | None = None
     versions: dict[str, str] = field(default_factory=library_versions)
     format: int = FORMAT
@@ -92,6 +95,7 @@ def stage_checkpoint(
     after: dict,
     history: list[dict],
     importance: dict[str, Tensor] | None = None,
+    written: Tensor | None = None,
     previous: Checkpoint | None = None,
     start: Start | None = None,
 ) -> Checkpoint:
@@ -99,7 +103,8 @@ def stage_checkpoint(
 
     `untrained`, `before` and `after` are evaluations (see `k1.evaluate`)
     of the model with its initial weights and before and after this stage;
-    `importance` is that of all datasets so far (see `k1.sparse.importance`);
+    `importance` is that of all datasets so far (see `k1.sparse.importance`) and
+    `written` what later stages rehearse (see `k1.sparse.rehearsal`);
     `previous` is the checkpoint that the stage continued, None for stage 1;
     `start` is the pretrained model that stage 1 started from, None for fresh weights.
     """
@@ -122,5 +127,6 @@ def stage_checkpoint(
         initial_evaluation={**(previous.initial_evaluation if previous else {}), **untrained},
         history=history,
         importance=importance,
+        **({} if written is None else {"written": written}),
         start=previous.start if previous else start,
     )

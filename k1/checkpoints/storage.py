@@ -66,19 +66,25 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         checkpoint.sha256 = write_content(path, content)
 
 
-def load_checkpoint(path: Path, method: str, stage: int | None = None) -> Checkpoint:
+def require_file(path: Path, method: str | None = None) -> None:
+    """Raise `K1Error`, naming the script that writes it (of `method`, where given), if `path` does not exist."""
+    if not path.exists():
+        scripts = SCRIPTS[method] if method else [script for arm in FILES for script in SCRIPTS[arm]]
+        hint = next(
+            (SCRIPTS[arm][files.index(path.name)] for arm, files in ARM_FILES.items() if path.name in files),
+            f"one of {', '.join(dict.fromkeys(scripts))}",
+        )
+        raise K1Error(f"{path} does not exist; run {hint} first")
+
+
+def load_checkpoint(path: Path, method: str | None = None, stage: int | None = None) -> Checkpoint:
     """Read the checkpoint at `path`.
 
     Raises `K1Error`, one line, when it is missing (naming the script that writes
     it), damaged, not a checkpoint, of another format version, of another method
     than `method` or of another stage than `stage` (where one is asked for).
     """
-    if not path.exists():
-        hint = next(
-            (SCRIPTS[arm][files.index(path.name)] for arm, files in ARM_FILES.items() if path.name in files),
-            f"one of {', '.join(dict.fromkeys(SCRIPTS[method]))}",
-        )
-        raise K1Error(f"{path} does not exist; run {hint} first")
+    require_file(path, method)
     # Files that were written before there were pretrained starts do not have the key.
     content = {"start": None, **read_content(path, "checkpoint", FORMAT, REMEDY)}
     fields = get_type_hints(Checkpoint)
@@ -90,7 +96,7 @@ def load_checkpoint(path: Path, method: str, stage: int | None = None) -> Checkp
     problem = f"{', '.join(wrong)} of another type" if wrong else inconsistency(checkpoint)
     if problem:
         raise K1Error(f"{path} is not a valid checkpoint ({problem}); {REMEDY}")
-    if checkpoint.method != method:
+    if method is not None and checkpoint.method != method:
         raise K1Error(f"{path} is a checkpoint of method '{checkpoint.method}', not '{method}'; name another file")
     if stage is not None and checkpoint.stage != stage:
         raise K1Error(f"{path} is a checkpoint of stage {checkpoint.stage}, not {stage}; name another file")

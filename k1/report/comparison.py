@@ -66,7 +66,9 @@ def require_comparable(k1: list[Checkpoint], other: list[Checkpoint], arm: str) 
         "evaluated text": settings("evaluation_tokens", "seq_length"),
     }  # fmt: skip
     if arm == "baseline_rehearsal":
-        must_agree["rehearsal"] = settings("rehearsal", "rehearsal_sequences", "rehearsal_weight", "rehearsal_on_top")
+        must_agree["rehearsal"] = settings(
+            "rehearsal", "rehearsal_sequences", "rehearsal_interval", "rehearsal_weight", "rehearsal_on_top"
+        )
     different = [label for label, value in must_agree.items() if value(k1) != value(other)]
     if different:
         raise K1Error(
@@ -106,11 +108,21 @@ def results_of(run: list[Checkpoint], generation: dict) -> dict:
     }
 
 
-def build_report(models_dir: Path, device: str) -> dict:
-    """Everything the report shows, as plain values; raises `K1Error` where the runs cannot be compared."""
+def load_runs(models_dir: Path) -> dict[str, list[Checkpoint]]:
+    """The checkpoints of every arm; raises `K1Error` where the runs cannot be compared."""
     runs = {arm: load_run(models_dir, arm) for arm in arms_in(models_dir)}
     for arm, run in runs.items():
         require_comparable(runs["k1"], run, arm)
+    return runs
+
+
+def build_report(models_dir: Path, device: str) -> dict:
+    """Everything the report shows, as plain values; raises `K1Error` where the runs cannot be compared."""
+    return report_of(load_runs(models_dir), device)
+
+
+def report_of(runs: dict[str, list[Checkpoint]], device: str) -> dict:
+    """Everything the report shows of runs that `load_runs` has found comparable, as plain values."""
     final = runs["k1"][-1]
     configure_torch(final.arguments["threads"])
     test = prepare_test(final, device)

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 
 import torch
 from tokenizers import Tokenizer
@@ -10,7 +11,7 @@ from transformers.utils import logging
 
 from k1.arguments import resolve_device
 from k1.checkpoints.contents import Checkpoint
-from k1.checkpoints.storage import load_checkpoint, restore_model
+from k1.checkpoints.storage import load_checkpoint, require_file, restore_model
 from k1.data.tokenizer import end_of_document, load_tokenizer, vocabulary_size
 from k1.errors import K1Error
 from k1.model import configure_torch, known_positions
@@ -67,6 +68,24 @@ def generate(
     return continuations
 
 
+def continue_prompts(
+    checkpoint: Checkpoint, prompts: list[str], arguments: argparse.Namespace, device: str
+) -> Iterator[str]:
+    """The continuation of each of `prompts` by the model of `checkpoint`, with the settings of a generate script."""
+    model = restore_model(checkpoint, device, fold=True)
+    tokenizer = load_tokenizer(checkpoint.tokenizer)
+    for position, prompt in enumerate(prompts):
+        # An empty prompt is the beginning of a document.
+        ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [end_of_document(tokenizer)]
+        check_length(len(ids) + arguments.max_new_tokens, checkpoint)
+        # A seed of its own for each prompt: its continuation does not depend on the prompts before it.
+        (continuation,) = generate(
+            model, tokenizer, [ids], arguments.max_new_tokens, arguments.temperature, arguments.top_k,
+            seed=PROMPTS_PER_SEED * arguments.seed + position,
+        )  # fmt: skip
+        yield tokenizer.decode(continuation)
+
+
 def print_continuations(method: str, arguments: argparse.Namespace) -> None:
     """Print the continuation of every prompt by every checkpoint of `arguments`, on stdout.
 
@@ -75,24 +94,18 @@ def print_continuations(method: str, arguments: argparse.Namespace) -> None:
     """
     device = resolve_device(arguments.device)
     configure_torch()
+    for path in arguments.checkpoints:
+        require_file(path, method)
     for number, path in enumerate(arguments.checkpoints, start=1):
         checkpoint = load_checkpoint(path, method)
         print(f"{path}: stage {checkpoint.stage}", file=sys.stderr)
         if len(arguments.checkpoints) > 1:
             print(f"##### checkpoint {number}, after {dataset_label(checkpoint.datasets[-1]['name'])}")
-        model = restore_model(checkpoint, device, fold=True)
-        tokenizer = load_tokenizer(checkpoint.tokenizer)
-        for position, (domain, index, prompt) in enumerate(prompts_of(checkpoint.datasets, arguments.prompt)):
-            # An empty prompt is the beginning of a document.
-            ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [end_of_document(tokenizer)]
-            check_length(len(ids) + arguments.max_new_tokens, checkpoint)
-            # A seed of its own for each prompt: its continuation does not depend on the prompts before it.
-            (continuation,) = generate(
-                model, tokenizer, [ids], arguments.max_new_tokens, arguments.temperature, arguments.top_k,
-                seed=PROMPTS_PER_SEED * arguments.seed + position,
-            )  # fmt: skip
+        prompts = prompts_of(checkpoint.datasets, arguments.prompt)
+        continuations = continue_prompts(checkpoint, [prompt for *_, prompt in prompts], arguments, device)
+        for (domain, index, prompt), continuation in zip(prompts, continuations):
             print(f"=== {domain} {index}: " + prompt.replace("\n", "\\n"))
-            print(tokenizer.decode(continuation), end="\n\n")
+            print(continuation, end="\n\n")
 
 
 def check_length(tokens: int, checkpoint: Checkpoint) -> None:

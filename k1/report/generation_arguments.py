@@ -18,6 +18,10 @@ def parse_generation_arguments(description: str, method: str, argv: list[str] | 
     parser.add_argument(
         "checkpoints", nargs="*", type=Path, help=f"checkpoint files (default: {FILES[method][-1]} in --models_dir)"
     )
+    parser.add_argument(
+        "--stages", action="store_true",
+        help=f"the checkpoints of all stages in --models_dir, one after the other: {', '.join(FILES[method])}",
+    )  # fmt: skip
     parser.add_argument("--prompt", action="append", help="text to continue; may be repeated (default: fixed prompts)")
     parser.add_argument("--max_new_tokens", type=int, default=60, help="tokens to generate (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="0 is greedy (default: %(default)s)")
@@ -36,5 +40,8 @@ def parse_generation_arguments(description: str, method: str, argv: list[str] | 
         # The shell hands over bytes that are no UTF-8 as lone surrogates.
         if not prompt.isascii() and re.search("[\ud800-\udfff]", prompt):
             parser.error("--prompt must be UTF-8 text")
-    arguments.checkpoints = arguments.checkpoints or [arguments.models_dir / FILES[method][-1]]
+    if arguments.stages and arguments.checkpoints:
+        parser.error("--stages names the checkpoints itself; leave the files out, or --stages")
+    files = FILES[method] if arguments.stages else FILES[method][-1:]
+    arguments.checkpoints = arguments.checkpoints or [arguments.models_dir / file for file in files]
     return arguments

@@ -1,10 +1,12 @@
 """The figures of the report: accuracy, what K-1 selects, learning curves; legible in black and white."""
 
+import base64
 import io
 import textwrap
 from itertools import cycle
 from pathlib import Path
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -31,10 +33,9 @@ def plot_report(report: dict, folder: Path) -> None:
 
 def stage_labels(report: dict, width: int) -> list[str]:
     """The datasets as `1: name`, numbered by stage, in up to three lines of about `width` characters."""
-    return [
-        textwrap.fill(f"{stage}: {dataset_label(dataset['name'])}", width, max_lines=3, placeholder="…")
-        for stage, dataset in enumerate(report["datasets"], start=1)
-    ]
+    names = [f"{stage}: {dataset_label(dataset['name'])}" for stage, dataset in enumerate(report["datasets"], start=1)]
+    # A pair of unescaped dollar signs would be read as a formula.
+    return [textwrap.fill(name, width, max_lines=3, placeholder="…").replace("$", r"\$") for name in names]
 
 
 def heat_map(
@@ -82,7 +83,8 @@ def accuracy_figure(report: dict) -> Figure:
         axes.set_title(LABELS[method], fontsize="medium")
     for axes in panels.flat[len(by_method) :]:
         axes.remove()
-    figure.supxlabel("after stage (0: untrained; hatched: not measured)", fontsize="medium")
+    beginning = "pretrained" if report.get("start") else "untrained"
+    figure.supxlabel(f"after stage (0: {beginning}; hatched: not measured)", fontsize="medium")
     figure.colorbar(image, ax=panels, label="next-token accuracy\non test text (%)")
     return figure
 
@@ -141,8 +143,17 @@ def learning_figure(report: dict) -> Figure:
     return figure
 
 
-def write_figure(path: Path, figure: "Figure", dpi: int) -> None:
+def write_figure(path: Path, figure: Figure, dpi: int) -> None:
     """Write a matplotlib `figure` to `path` as PNG, atomically; the same figure gives the same bytes."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=dpi, metadata={"Software": None})
     write_atomically(path, lambda file: file.write(picture.getvalue()))
+
+
+def picture_address(figure: Figure) -> str:
+    """A matplotlib `figure` as an SVG image in a `data:` URL; the same figure gives the same text."""
+    picture = io.BytesIO()
+    # Without a salt the names inside the picture are drawn at random.
+    with matplotlib.rc_context({"svg.hashsalt": "k1"}):
+        figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(picture.getvalue()).decode()}"

@@ -1,6 +1,6 @@
 """The quality of generated text, right after a dataset's own stage and at the end, and how much of it is kept."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -56,20 +56,22 @@ class GenerationTest:
     tokenizer: Tokenizer
     new_tokens: int
     seed: int
+    known: dict[tuple[str, int], dict[str, np.ndarray]] = field(default_factory=dict)
 
     def score_model(self, checkpoint: Checkpoint, indices: list[int], device: str) -> list[dict[str, np.ndarray]]:
         """The scores of what the model of `checkpoint` generates for the datasets number `indices`."""
-        model = restore_model(checkpoint, device, fold=True)
-        scores = []
-        for index in indices:
+        # Two arms may share a checkpoint.
+        missing = [index for index in indices if (checkpoint.sha256, index) not in self.known]
+        model = restore_model(checkpoint, device, fold=True) if missing else None
+        for index in missing:
             passages = self.passages[index]
             prompts = passages.tokens[:, : passages.prompt_length]
             continuations = generate(
                 model, self.tokenizer, prompts.tolist(), self.new_tokens, TEMPERATURE, TOP_K, self.seed,
                 stop_at_end=False,
             )  # fmt: skip
-            scores.append(self.score(index, np.hstack([prompts, continuations])))
-        return scores
+            self.known[checkpoint.sha256, index] = self.score(index, np.hstack([prompts, continuations]))
+        return [self.known[checkpoint.sha256, index] for index in indices]
 
     def score(self, index: int, tokens: np.ndarray) -> dict[str, np.ndarray]:
         """The scores of continuations, means over groups of 8 successive ones.

@@ -1,6 +1,7 @@
 """Tables of results, as text."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from k1.checkpoints.contents import Checkpoint
 from k1.parallel import is_main_process
@@ -10,9 +11,20 @@ LABELS = {"k1": "K-1", "baseline": "baseline", "baseline_rehearsal": "baseline +
 SCORES = {"domain": "domain", "fluency": "fluency", "distinct_2": "distinct-2"}
 
 
+class Table(NamedTuple):
+    """A table of the report: its first row is the head, its first column names the rows."""
+
+    caption: str
+    rows: list[list[str]]
+
+
 def dataset_label(name: str) -> str:
-    """How a dataset is called in tables: a local one by its file name, without the folders."""
-    return Path(name).name if Path(name).is_absolute() else name
+    """How a dataset is called in tables: a local one by its file name, without the folders.
+
+    A file name may hold line breaks and what no text may; the replacement character stands for them.
+    """
+    label = Path(name).name if Path(name).is_absolute() else name
+    return "".join(character if character.isprintable() else "\ufffd" for character in label)
 
 
 def print_evaluation(checkpoint: Checkpoint) -> None:

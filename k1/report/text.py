@@ -1,24 +1,63 @@
-"""The report as Markdown."""
+"""The tables of the report, and all of it as Markdown."""
 
-from k1.report.tables import LABELS, dataset_label, format_table
+from k1.report.tables import LABELS, Table, dataset_label, format_table
 
 
 def format_report(report: dict) -> str:
     """The report as Markdown text."""
+    sections = [
+        *captioned(result_tables(report)),
+        about_generation(report),
+        *captioned(generation_tables(report)),
+        "\n".join(
+            f"{item['criterion']}: {'met' if item['met'] else 'NOT MET'} ({item['figures']})"
+            for item in report["criteria"]
+        ),
+        "\n".join(map(about_dataset, report["datasets"])),
+        about_run(report),
+    ]
+    return "\n\n".join(sections)
+
+
+def captioned(tables: list[Table]) -> list[str]:
+    """Each caption and then its table, as Markdown."""
+    return [section for table in tables for section in (table.caption, format_table(table.rows))]
+
+
+def about_dataset(dataset: dict) -> str:
+    """Which text a dataset is, in one line."""
+    return (
+        f"{dataset_label(dataset['name'])}: {dataset['source']} text, fingerprint {dataset['fingerprint'][:12]}, "
+        f"{dataset['tokens']['train']:,} training tokens"
+    )
+
+
+def about_run(report: dict) -> str:
+    """The size, seed and preset of the runs, and the pretrained model that they started from, in one line."""
+    run = f"{report['parameters']:,} parameters, seed {report['seed']}, preset {report['preset']}"
+    start = report.get("start")  # recorded reports may be older
+    if start is None:
+        return run
+    revision = f", revision {start['revision'][:12]}" if start["revision"] else ""
+    return f"{run}, started from {start['name']}{revision}, SHA-256 {start['sha256'][:12]}"
+
+
+def result_tables(report: dict) -> list[Table]:
+    """Accuracy, loss, forgetting, transfer and selection, in this order."""
     models = report["models"]
     names = [dataset["name"] for dataset in report["datasets"]]
+    chance = models["k1"]["selection"]["overlap_by_chance"]
 
     def arrow(result: dict, name: str, score: str, scale: float, digits: int) -> str:
         own, final = scale * result["own"][name][score], scale * result["final"][name][score]
         return f"{own:.{digits}f} -> {final:.{digits}f}"
 
-    def table(cell, last_column: str = "", last_cell=None) -> str:
-        head = ["Model", *map(dataset_label, names), *([last_column] if last_cell else [])]
-        rows = [
-            [LABELS[method], *(cell(result, name) for name in names), *([last_cell(result)] if last_cell else [])]
+    def rows(cell, last_column: str, last_cell) -> list[list[str]]:
+        head = ["Model", *map(dataset_label, names), last_column]
+        return [head] + [
+            [LABELS[method], *(cell(result, name) for name in names), last_cell(result)]
             for method, result in models.items()
         ]
-        return format_table([head, *rows])
 
     def average_forgetting(result: dict) -> str:
         return f"{result['average_forgetting_percent']:.1f}"
@@ -26,60 +65,62 @@ def format_report(report: dict) -> str:
     def average_loss(result: dict) -> str:
         return f"{result['mean_final_loss']:.3f}"
 
-    sections = [
-        "Next-token accuracy on test text in %: after the dataset's own stage -> at the end",
-        table(lambda result, name: arrow(result, name, "accuracy", 100, 1), "Forgetting %", average_forgetting),
-        "Nats per token on test text: after the dataset's own stage -> at the end",
-        table(lambda result, name: arrow(result, name, "loss", 1, 3), "Mean at the end", average_loss),
-        "Forgetting: share of the accuracy after the dataset's own stage that is lost at the end, in %",
-        table(lambda result, name: f"{result['forgetting_percent'][name]:.1f}", "Average", average_forgetting),
-        "Transfer in percentage points of accuracy, and the measured share of parameters that a step changes",
-        transfer_table(models),
-        "Where K-1's updates go: share of each module group that a step changes, in %, and of what stage 2 changed the "
-        f"share that stage 3 changed too (by chance {100 * models['k1']['selection']['overlap_by_chance']:.0f}%)",
-        selection_table(models["k1"]["selection"], names),
-        *generation_tables(report, names),
-        "\n".join(
-            f"{item['criterion']}: {'met' if item['met'] else 'NOT MET'} ({item['figures']})"
-            for item in report["criteria"]
-        ),
-        "\n".join(
-            f"{dataset_label(dataset['name'])}: {dataset['source']} text, fingerprint {dataset['fingerprint'][:12]}, "
-            f"{dataset['tokens']['train']:,} training tokens"
-            for dataset in report["datasets"]
-        ),
-        f"{report['parameters']:,} parameters, seed {report['seed']}, preset {report['preset']}" + start_text(report),
-    ]
-    return "\n\n".join(sections)
-
-
-def start_text(report: dict) -> str:
-    """Which pretrained model the runs started from, as an end of a sentence; empty for fresh weights."""
-    start = report.get("start")  # recorded reports may be older
-    if start is None:
-        return ""
-    revision = f", revision {start['revision'][:12]}" if start["revision"] else ""
-    return f", started from {start['name']}{revision}, SHA-256 {start['sha256'][:12]}"
-
-
-def generation_tables(report: dict, names: list[str]) -> list[str]:
-    """How generated text is scored, and a table for each of its scores."""
-    judges = report["judges"]
     return [
-        f"Generated text, at least {min(judges['continuations'].values())} continuations of test text a dataset: after "
-        "the dataset's own stage -> at the end (share that is kept, its 95% interval)",
-        "Domain: share of the texts that a classifier of character n-grams assigns to the dataset, in %; it is right "
-        f"about {100 * judges['classifier_accuracy']:.1f}% of real test text, by chance {100 / len(names):.0f}%",
-        generation_table(report, names, "domain", scale=100, digits=1),
-        "Fluency: nats per token under an n-gram model of the dataset's training text; less is better",
-        generation_table(report, names, "fluency", scale=1, digits=2),
-        "Distinct-2: share of different ones among the word pairs of neighbouring texts, in %",
-        generation_table(report, names, "distinct_2", scale=100, digits=1),
+        Table(
+            "Next-token accuracy on test text in %: after the dataset's own stage -> at the end",
+            rows(lambda result, name: arrow(result, name, "accuracy", 100, 1), "Forgetting %", average_forgetting),
+        ),
+        Table(
+            "Nats per token on test text: after the dataset's own stage -> at the end",
+            rows(lambda result, name: arrow(result, name, "loss", 1, 3), "Mean at the end", average_loss),
+        ),
+        Table(
+            "Forgetting: share of the accuracy after the dataset's own stage that is lost at the end, in %",
+            rows(lambda result, name: f"{result['forgetting_percent'][name]:.1f}", "Average", average_forgetting),
+        ),
+        Table(
+            "Transfer in percentage points of accuracy, and the measured share of parameters that a step changes",
+            transfer_rows(models),
+        ),
+        Table(
+            "Where K-1's updates go: share of each module group that a step changes, in %, and of what stage 2 changed "
+            f"the share that stage 3 changed too (by chance {100 * chance:.0f}%)",
+            selection_rows(models["k1"]["selection"], names),
+        ),
     ]
 
 
-def generation_table(report: dict, names: list[str], score: str, scale: float, digits: int) -> str:
+def about_generation(report: dict) -> str:
+    """What the tables of generated text are about."""
+    return (
+        f"Generated text, at least {min(report['judges']['continuations'].values())} continuations of test text a "
+        "dataset: after the dataset's own stage -> at the end (share that is kept, its 95% interval)"
+    )
+
+
+def generation_tables(report: dict) -> list[Table]:
+    """A table for each score of generated text."""
+    return [
+        Table(
+            "Domain: share of the texts that a classifier of character n-grams assigns to the dataset, in %; it is "
+            f"right about {100 * report['judges']['classifier_accuracy']:.1f}% of real test text, by chance "
+            f"{100 / len(report['datasets']):.0f}%",
+            generation_rows(report, "domain", scale=100, digits=1),
+        ),
+        Table(
+            "Fluency: nats per token under an n-gram model of the dataset's training text; less is better",
+            generation_rows(report, "fluency", scale=1, digits=2),
+        ),
+        Table(
+            "Distinct-2: share of different ones among the word pairs of neighbouring texts, in %",
+            generation_rows(report, "distinct_2", scale=100, digits=1),
+        ),
+    ]
+
+
+def generation_rows(report: dict, score: str, scale: float, digits: int) -> list[list[str]]:
     """A score of real text and of the text that each model generates, by dataset."""
+    names = [dataset["name"] for dataset in report["datasets"]]
 
     def number(value: float) -> str:
         return f"{scale * value:.{digits}f}"
@@ -94,22 +135,22 @@ def generation_table(report: dict, names: list[str], score: str, scale: float, d
         scores = [result["generation"][name][score] for name in names]
         # Nothing follows the last dataset.
         rows.append([LABELS[method], *map(cell, scores[:-1]), number(scores[-1]["final"])])
-    return format_table(rows)
+    return rows
 
 
-def transfer_table(models: dict) -> str:
+def transfer_rows(models: dict) -> list[list[str]]:
     """Backward and forward transfer, and the share of parameters that a step changes."""
     rows = [["Model", "Backward transfer", "Forward transfer", "Parameters changed per step %"]]
     for method, result in models.items():
         percent = [100 * result[name] for name in ("backward_transfer", "forward_transfer", "updated_fraction")]
         rows.append([LABELS[method], f"{percent[0]:+.2f}", f"{percent[1]:+.2f}", f"{percent[2]:.2f}"])
-    return format_table(rows)
+    return rows
 
 
-def selection_table(chosen: dict, names: list[str]) -> str:
+def selection_rows(chosen: dict, names: list[str]) -> list[list[str]]:
     """Which module groups K-1 changes, by stage, and what of it stages 2 and 3 share."""
     rows = [["Module group", *map(dataset_label, names), "Of stage 2, again in 3"]]
     for group, shares in {**chosen["share"], "all": chosen["share_overall"]}.items():
         values = [*shares, chosen["overlap_overall"] if group == "all" else chosen["overlap"][group]]
         rows.append([group, *("-" if value is None else f"{100 * value:.1f}" for value in values)])
-    return format_table(rows)
+    return rows

@@ -145,3 +145,16 @@ def fold_eigenbasis(model: PreTrainedModel) -> None:
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+
+
+@torch.no_grad()
+def folded_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A plain model, frozen and without bases, that computes what `model` does now; it shares no memory with it."""
+    # A deep copy would share the class of a parametrized layer, which folding changes.
+    with torch.random.fork_rng(devices=[]):
+        copy = type(model)(model.config).to(model.device)
+    for name, layer in copy.named_modules():
+        original = model.get_submodule(name)
+        for key, value in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
+            value.copy_(getattr(original, key))
+    return copy.eval().requires_grad_(False)

@@ -23,12 +23,12 @@ from k1.presets import PRESETS, UPDATE_FRACTION
 from k1.report.metrics import mean
 from k1.report.tables import LABELS, dataset_label, format_table
 from k1.report.text import format_report
-from k1.study.costs import format_costs
 from k1.study.frontier import losses, mean_and_interval, points_of
 from k1.study.seeds import format_seeds, load_reports
 from k1.study.shares import format_shares
+from k1.study.speed import format_benchmark_page, format_speed
 from k1.study.tables import equal_learning_table, paragraph, study_tables
-from k1.study.tuning import best_of, format_rehearsal, format_sweep, format_tuning
+from k1.study.tuning import best_of, format_generated_text, format_rehearsal, format_sweep, format_tuning
 
 PAGES = ("README.md", "results/README.md", "results/tuning.md", "k1/sparse/README.md", "k1/training/README.md")
 BLOCK = re.compile(r"(?P<begin>^<!-- begin (?P<name>\w+) -->\n).*?(?P<end>^<!-- end (?P=name) -->$)", re.M | re.S)
@@ -79,6 +79,11 @@ class Results:
         """The settings and runs of the study."""
         return self.json("study.json")
 
+    @cached_property
+    def benchmark(self) -> dict | None:
+        """What the benchmark measured, None where it was not recorded."""
+        return self.json("benchmark.json") if (self.folder / "benchmark.json").exists() else None
+
 
 def own_and_final(reports: list[dict], method: str, name: str) -> str:
     """Accuracy of a dataset in %, own -> end, means over `reports`."""
@@ -117,9 +122,22 @@ def format_answer(results: Results) -> str:
     values = [f"{label(method)} {mean_and_interval(values, 1)}%" for method, values in averages.items()]
     summary = (
         f"Forgetting of the first two datasets on average: {', '.join(values)}. K-1 forgets less than the baseline at "
-        f"{fewer} of {len(reports)} seeds."
+        f"{fewer} of {len(reports)} seeds. {format_criteria(reports)}"
     )
     return f"{paragraph(caption)}\n\n{format_table(rows)}\n\n{paragraph(summary)}"
+
+
+def format_criteria(reports: list[dict]) -> str:
+    """At how many seeds each of the report's success criteria is met; those that all seeds meet in one sentence."""
+    met = [sum(report["criteria"][number]["met"] for report in reports) for number in range(len(reports[0]["criteria"]))]
+    always = [str(number) for number, count in enumerate(met, start=1) if count == len(reports)]
+    others = [
+        f"criterion {number} at {count} of {len(reports)}"
+        for number, count in enumerate(met, start=1)
+        if count < len(reports)
+    ]
+    sentences = [f"Success criteria met at all seeds: {', '.join(always)}"] if always else []
+    return "; ".join([*sentences, *others]) + "."
 
 
 def format_time(results: Results) -> str:
@@ -228,9 +246,11 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "sweep": lambda results: format_sweep(results.json("sweep.json")),
     "tuning": lambda results: format_tuning(results.json("tuning.json"), results.json("sweep.json")),
     "rehearsal": lambda results: format_rehearsal(results.json("rehearsal.json")),
+    "generated_text": lambda results: format_generated_text(results.json("generated_text.json")),
     "error_feedback": format_error_feedback,
     "model": format_model,
-    "costs": lambda results: format_costs(results.text("costs.md").strip()),
+    "speed": lambda results: format_speed(results.benchmark) if results.benchmark else "",
+    "benchmark": lambda results: format_benchmark_page(results.benchmark) if results.benchmark else "",
 }
 
 

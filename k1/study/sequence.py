@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from datasets import interleave_datasets
+from transformers import PreTrainedModel
 
 from k1.arguments import Arguments, parse_training_flags
 from k1.checkpoints.contents import Checkpoint, stage_checkpoint
@@ -21,8 +22,8 @@ from k1.report.metrics import mean
 from k1.report.tables import dataset_label
 from k1.sparse.eigenbasis import enter_eigenbasis
 from k1.sparse.importance import add_importance, fisher_information, sample_batches
-from k1.sparse.rehearsal import write_rehearsal
-from k1.study.methods import METHODS
+from k1.sparse.rehearsal import begin_rehearsal, write_rehearsal
+from k1.study.methods import METHODS, Method
 from k1.training.evaluation import evaluate
 from k1.training.loop import train
 
@@ -64,6 +65,7 @@ def learn_first_dataset(first: str, seed: int, learning_rate: float, output: Pat
     checkpoint = stage_checkpoint(
         model, tokenizer, dataset, arguments,
         untrained=untrained, before=untrained, after=after, history=history,
+        written=write_rehearsal(model, dataset, tokenizer, arguments),
     )  # fmt: skip
     save_checkpoint(output, checkpoint)
     return record_of([after], history, started)
@@ -94,7 +96,7 @@ def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Pat
         return learn_all_at_once(previous, datasets, stages[-1], started)
 
     tokenizer = load_tokenizer(previous.tokenizer)
-    model = restore_model(previous, stages[0].device)
+    model, written = restore_model(previous, stages[0].device), previous.written
     evaluations, history, importance = [previous.evaluations[0]], [], None
     if not is_dense:
         sample = sample_batches(datasets[0], replace(stages[0], stage=1))
@@ -108,19 +110,28 @@ def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Pat
         responsibility = None if is_dense else fisher_information(model, sample)
         text = with_replay(dataset, learned, method.replay, arguments) if method.replay else dataset
         if method.adapter:
-            torch.manual_seed(arguments.stage_seed)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
-                adapted = method.adapter(model, **dial)
-            history += quietly_train(adapted, text, arguments)
-            model = adapted.merge_and_unload().requires_grad_(True)
+            model = train_adapter(method, dial, model, text, arguments, history)
         else:
-            rehearsal = write_rehearsal(model, tokenizer, arguments)
+            rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
             history += quietly_train(model, text, arguments, importance, responsibility, rehearsal)
+            if rehearsal:
+                written = write_rehearsal(model, dataset, tokenizer, arguments, written)
         if not is_dense:
             importance = add_importance(importance, fisher_information(model, sample))
         evaluations.append(evaluate(model, [*learned, dataset], arguments))
     return record_of(evaluations, history, started)
+
+
+def train_adapter(
+    method: Method, dial: dict, model: PreTrainedModel, text: TokenizedDataset, arguments: Arguments, history: list
+) -> PreTrainedModel:
+    """Train the adapter of `method` around `model`, adding to `history`; returns the model with it merged in."""
+    torch.manual_seed(arguments.stage_seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted = method.adapter(model, **dial)
+    history += quietly_train(adapted, text, arguments)
+    return adapted.merge_and_unload().requires_grad_(True)
 
 
 def learn_all_at_once(

@@ -129,3 +129,20 @@ def format_rehearsal(records: list[dict]) -> str:
             f"{100 * record['update_fraction']:.0f}", *(f"{loss:.3f}" for loss in found), *["-"] * (5 - len(found)),
         ])  # fmt: skip
     return f"{defaults}\n\n{format_table(rows)}"
+
+
+def format_generated_text(records: list[dict]) -> str:
+    """The runs by which generated text was mended: one row a run, at the end, on validation text."""
+    names = list(records[0]["validation"][-1])
+    old = [name for name in names if name in records[0]["quality"]]
+    scores = [(name, score) for name in old for score in ("domain", "fluency")]
+    head = ["Rehearsed text", "Divergence", "Weight", "Share", *map(dataset_label, names)]
+    rows = [[*head, *(f"{dataset_label(name)}: {score} kept %" for name, score in scores)]]
+    for record in records:
+        kept = [record["quality"][name][score] for name, score in scores]
+        rows.append([
+            record["rehearsed"], record["divergence"], f"{record['weight']:g}", f"{record['share']:g}",
+            *(f"{record['validation'][-1][name]:.3f}" for name in names),
+            *(f"{100 * found['kept']:.0f} ({' to '.join(f'{100 * end:.0f}' for end in found['interval'])})" for found in kept),
+        ])  # fmt: skip
+    return format_table(rows)

@@ -41,9 +41,8 @@ def train(
 
     `importance` is the Fisher information of all earlier datasets and
     `responsibility` that of `dataset` at the start (see `k1.sparse.importance`): what
-    the selection `gain` and consolidation go by. `rehearsal` is the text that takes
-    the share `arguments.rehearsal` of each batch. At the end the model keeps the
-    share `arguments.interpolation` of its change.
+    the selection `gain` and consolidation go by. `rehearsal` takes the share
+    `arguments.rehearsal` of each batch. At the end the model keeps the share `arguments.interpolation` of its change.
 
     With a `resume_file` the training goes on from it, saves itself there while it
     runs, at the end and before Ctrl-C or SIGTERM end it, and comes out with the
@@ -55,10 +54,10 @@ def train(
     start = copy_parameters(model) if arguments.interpolation != 1 else {}
     optimizer = build_optimizer(model, arguments, importance, responsibility)
     start_tensors = {"model": model.state_dict(), "importance": importance, "responsibility": responsibility}
-    start_tensors["rehearsal"] = rehearsal and rehearsal.tensors()
+    start_tensors["rehearsal"] = rehearsal and {"written": rehearsal.written}
     identity, old = begin_or_resume(resume_file, arguments, dataset, start_tensors)
     if old:
-        restore(model, optimizer, old, resume_file)
+        restore(model, optimizer, rehearsal, old, resume_file)
     done = old["step"] if old else 0
     history = History(arguments, old)
     schedule = warmup_and_cosine(optimizer, arguments.warmup_steps, arguments.max_steps, done)
@@ -69,6 +68,8 @@ def train(
     # Whatever ends the loop, the bar is closed first, so that an error stands on a line of its own.
     with progress, Interruption() if resume_file else nullcontext() as interruption:
         for step in progress:
+            if rehearsal and rehearsal.is_due(step):
+                rehearsal.rewrite(model, step)
             loss, drift = gradients(step)
             learning_rate = schedule.get_last_lr()[0]
             before = copy_parameters(model) if history.is_due(step) else None
@@ -83,7 +84,7 @@ def train(
                 if step == arguments.max_steps:  # no later step would notice that this one diverged
                     gradients(step)
                     optimizer.zero_grad()
-                save_or_stop(resume_file, identity, step, history, model, optimizer, interruption)
+                save_or_stop(resume_file, identity, step, history, model, optimizer, rehearsal, interruption)
     require_identical("update masks and moments", optimizer.state_dict())
     interpolate(model, start, arguments.interpolation)
     return history.entries
@@ -107,7 +108,7 @@ def text_of_steps(
     batches = batches_of_blocks(dataset.blocks["train"], arguments.new_rows, arguments.stage_seed, skipped)
     if rehearsal is None:
         return zip(batches, repeat([]))
-    return zip(batches, rehearsal.batches(arguments.rehearsed_rows, arguments.stage_seed, skipped))
+    return zip(batches, rehearsal.batches(skipped))
 
 
 def finite_gradients(
@@ -160,6 +161,7 @@ def save_or_stop(
     history: History,
     model: PreTrainedModel,
     optimizer: SparseAdamW,
+    rehearsal: Rehearsal | None,
     interruption: Interruption,
 ) -> None:
     """Write the resume file where it is due; where a signal has come, write it and raise what the signal stands for."""
@@ -169,13 +171,16 @@ def save_or_stop(
         resume_file.save(
             identity, step=step, history=history.entries, losses=history.losses, divergences=history.divergences,
             model=model.state_dict(), optimizer=optimizer.state_dict(),
+            rehearsed={"sequences": rehearsal.sequences} if rehearsal else {},
         )  # fmt: skip
     if is_stopped:
         place = f"step {step} of {max_steps}"
         interruption.end(f"stopped at {place}; the same command goes on from {resume_file.path}")
 
 
-def restore(model: PreTrainedModel, optimizer: SparseAdamW, old: dict, resume_file: ResumeFile) -> None:
+def restore(
+    model: PreTrainedModel, optimizer: SparseAdamW, rehearsal: Rehearsal | None, old: dict, resume_file: ResumeFile
+) -> None:
     """Put the state of a training that was stopped back; raises `K1Error` where it does not fit."""
     try:
         kinds = [
@@ -186,6 +191,8 @@ def restore(model: PreTrainedModel, optimizer: SparseAdamW, old: dict, resume_fi
             raise ValueError("other weights")
         model.load_state_dict(old["model"])
         optimizer.load_state_dict(old["optimizer"])
+        if rehearsal:
+            rehearsal.restore(old["rehearsed"]["sequences"])
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise K1Error(f"{resume_file.path} does not fit the model ({error!s:.100}); {START_ANEW}")
 
@@ -228,10 +235,11 @@ def mean_losses(
     share = process_count() / arguments.gradient_accumulation_steps
     with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
         logits = model(input_ids=tokens).logits[:, :-1].float()
+        target = rehearsal.logits(mine_old) if rehearsal else None
     length = logits.shape[1]
     new = cross_entropy(logits[: len(mine)].flatten(0, 1), mine[:, 1:].flatten(), reduction="sum")
     losses = [new * share / (len(rows) * length), new.new_zeros(())]
     if rehearsal is not None:
-        drift = divergence(logits[len(mine) :], rehearsal.logits(mine_old)).sum()
+        drift = divergence(logits[len(mine) :], target).sum()
         losses[1] = drift * share / (len(old) * length)
     return torch.stack(losses)

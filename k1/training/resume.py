@@ -15,7 +15,7 @@ from k1.model import library_versions
 from k1.parallel import is_main_process, process_count
 from k1.sparse.selection import Tensors
 
-FORMAT = 2
+FORMAT = 3
 SECONDS_BETWEEN_SAVES = 60
 START_ANEW = "add --overwrite to start anew"
 
@@ -34,7 +34,7 @@ class HistoryEntry(TypedDict):
 
 KEYS = {
     "identity": dict, "step": int, "history": list[HistoryEntry], "losses": list[float], "divergences": list[float], "model": dict[str, Tensor],
-    "optimizer": dict,
+    "optimizer": dict, "rehearsed": dict[str, Tensor],
 }  # fmt: skip
 
 

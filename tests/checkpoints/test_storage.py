@@ -13,7 +13,7 @@ from tests.faults.checkpoint_mutations import signed
 
 KEYS = {
     "format", "method", "stage", "model_config", "model", "tokenizer", "arguments", "seed", "start", "datasets",
-    "evaluations", "initial_evaluation", "history", "importance", "versions", "sha256",
+    "evaluations", "initial_evaluation", "history", "importance", "written", "versions", "sha256",
 }  # fmt: skip
 
 
@@ -140,6 +140,10 @@ def incomplete_arguments(content):
     del content["arguments"]["max_steps"]
 
 
+def unknown_token(content):
+    content["written"] = torch.full((2, 3), 10**6, dtype=torch.int32)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -149,6 +153,7 @@ def incomplete_arguments(content):
         (no_tokenizer, "the tokenizer cannot be read"),
         (text_as_loss, "evaluations of another type"),
         (incomplete_arguments, "incomplete arguments"),
+        (unknown_token, "what it wrote is no text"),
     ],
 )
 def test_values_that_cannot_be_are_refused_even_if_signed(trained, tmp_path, change, message):

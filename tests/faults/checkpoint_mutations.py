@@ -229,4 +229,7 @@ VALUES: dict[str, tuple[str, object]] = {
     "versions of numbers": ("versions", {"torch": 2}),
     "a start of text": ("start", "text"),
     "a start without SHA-256": ("start", {"name": "owner/model", "revision": ""}),
+    "written text of fractions": ("written", torch.zeros(2, 3)),
+    "written text in one row": ("written", torch.zeros(3, dtype=torch.int32)),
+    "negative tokens written": ("written", torch.full((2, 3), -1, dtype=torch.int32)),
 }

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from k1.data.tokenizer import END_OF_DOCUMENT, train_tokenizer
+from k1.presets import FILES
 from k1.report.generation import generate
 from k1.report.generation_arguments import parse_generation_arguments
 from tests.conftest import assert_one_clear_line, run_script
@@ -45,6 +46,29 @@ def test_a_continuation_does_not_depend_on_the_checkpoints_before_it(trained):
     assert len(re.findall("^##### checkpoint", both, re.M)) == 2
 
 
+@pytest.mark.parametrize("method", FILES)
+def test_stages_are_all_checkpoints_under_each_other(trained, method):
+    flags = ["--prompt", "River", "--max_new_tokens", 8]
+    by_name = run(f"generate_{method}.py", trained, *flags, *(trained.models_dir / file for file in FILES[method]))
+    stages = run(f"generate_{method}.py", trained, *flags, "--stages")
+    assert stages.stdout == by_name.stdout
+    headings = re.findall("^##### checkpoint (.*), after (.*)$", stages.stdout, re.M)
+    assert headings == [(str(stage), corpus.name) for stage, corpus in enumerate(trained.corpora, start=1)]
+
+
+def test_the_last_stage_reads_as_without_the_flag(trained):
+    flags = ["--prompt", "River", "--max_new_tokens", 8]
+    stages, last = run("generate_k1.py", trained, *flags, "--stages"), run("generate_k1.py", trained, *flags)
+    assert stages.stdout.endswith(f"\n{last.stdout}")
+
+
+def test_a_missing_stage_ends_the_script_before_anything_is_printed(trained, tmp_path):
+    for file in FILES["k1"][:2]:
+        (tmp_path / file).symlink_to(trained.models_dir / file)
+    finished = run_script("generate_k1.py", "--stages", "--models_dir", tmp_path)
+    assert_one_clear_line(finished, 1, "k1_final.pt does not exist; run train_k1_dataset3.py first")
+
+
 def test_prompts_with_newlines_stay_on_the_heading_line(trained):
     finished = run("generate_k1.py", trained, "--prompt", "a\nb", "--prompt", "", "--max_new_tokens", 5)
     assert headings(finished.stdout) == [("prompt", "1", "a\\nb"), ("prompt", "2", "")]
@@ -57,8 +81,12 @@ def test_text_longer_than_the_training_sequences_is_announced_on_stderr(trained)
 
 
 @pytest.mark.parametrize(
-    "flags", [["--temperature", "-1"], ["--temperature", "nan"], ["--max_new_tokens", "0"], ["--top_k", "-3"], ["--x"]]
-)
+    "flags",
+    [
+        ["--temperature", "-1"], ["--temperature", "nan"], ["--max_new_tokens", "0"], ["--top_k", "-3"], ["--x"],
+        ["--stages", "a.pt"],
+    ],
+)  # fmt: skip
 def test_flags_out_of_range_are_usage_errors(capsys, flags):
     with pytest.raises(SystemExit) as ended:
         parse_generation_arguments("", "k1", flags)

@@ -15,7 +15,14 @@ from k1.checkpoints.contents import Checkpoint
 from k1.checkpoints.storage import restore_model
 from k1.errors import K1Error
 from k1.model import build_model, count_parameters
-from k1.sparse.eigenbasis import Eigenbasis, enter_eigenbasis, fold_eigenbasis, linear_layers, restore_eigenbasis
+from k1.sparse.eigenbasis import (
+    Eigenbasis,
+    enter_eigenbasis,
+    fold_eigenbasis,
+    folded_copy,
+    linear_layers,
+    restore_eigenbasis,
+)
 from k1.training.loop import train
 
 VOCABULARY, WIDTH, INNER, LENGTH = 37, 12, 20, 16
@@ -270,3 +277,19 @@ def test_a_model_that_has_diverged_is_refused_with_a_clear_line():
     model.lm_head.weight.data.fill_(float("nan"))
     with pytest.raises(K1Error, match="diverged.* lower --learning_rate"):
         enter_eigenbasis(model, batches(), ALL_SIDES)
+
+
+@every_model
+def test_a_folded_copy_computes_the_same_and_lives_on_its_own(kind):
+    model = model_of(kind)
+    enter_eigenbasis(model, batches(), ALL_SIDES)
+    random_state = torch.random.get_rng_state()
+    plain, expected = folded_copy(model), logits_of(model)
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+    assert not bases_of(plain) and bases_of(model)
+    assert not any(parameter.requires_grad for parameter in plain.parameters())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    torch.testing.assert_close(logits_of(plain), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(logits_of(model), expected, rtol=1e-2)

@@ -1,5 +1,6 @@
 """Rehearsal: what the model writes, what it predicted in it, and what holding it to that does."""
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from k1.errors import K1Error
 from k1.model import build_model
 from k1.sparse.eigenbasis import enter_eigenbasis
 from k1.sparse.importance import fisher_information, sample_batches
-from k1.sparse.rehearsal import divergence, write_rehearsal
+from k1.sparse.rehearsal import begin_rehearsal, divergence, write_rehearsal
 from k1.training.loop import accumulate_gradients, train
 from tests.conftest import assert_one_clear_line, run_script
 
@@ -34,6 +35,29 @@ def token_ids(count, length=8, seed=3):
     return torch.randint(0, 37, (count, length), generator=torch.Generator().manual_seed(seed))
 
 
+def dataset_of(rows):
+    table = datasets.Dataset.from_dict({"input_ids": rows.tolist()}).with_format("torch")
+    return SimpleNamespace(name="letters", blocks={"train": table})
+
+
+def written_by(model, *argv, rows=token_ids(5), **settings):
+    return write_rehearsal(model, dataset_of(rows), TOKENIZER, arguments_of(*argv, **settings))
+
+
+def rehearsal_of(model, *argv):
+    return begin_rehearsal(model, written_by(model, *argv), TOKENIZER, arguments_of("--rehearsal", "0.5", *argv))
+
+
+def rewritten(model, *argv, steps=(1,)):
+    """What the rehearsal of `model` holds after it was written anew before each of `steps`, and the rehearsal."""
+    rehearsal = rehearsal_of(model, *argv)
+    found = []
+    for step in steps:
+        rehearsal.rewrite(model, step)
+        found.append(rehearsal.sequences)
+    return found, rehearsal
+
+
 @pytest.fixture(params=["plain", "eigenbasis"])
 def model(request, tiny_model):
     if request.param == "eigenbasis":
@@ -41,55 +65,108 @@ def model(request, tiny_model):
     return tiny_model
 
 
-def test_the_kept_predictions_are_those_of_the_writer(model):
-    rehearsal = write_rehearsal(model, TOKENIZER, arguments_of())
-    assert rehearsal.sequences.shape == (6, 8)
-    with torch.no_grad():
-        expected = model(input_ids=rehearsal.sequences).logits[:, :-1]
-    torch.testing.assert_close(rehearsal.logits([4, 1]), expected[[4, 1]], rtol=1e-5, atol=1e-6)
+def count_up(model, prompts, new_tokens, seed, end):
+    return torch.cat([prompts, (prompts[:, -1:] + torch.arange(1, new_tokens + 1)) % 37], dim=1)
 
 
-def test_sequences_are_drawn_from_the_models_whole_distribution(tiny_model, monkeypatch):
-    """The first token has the frequencies that the model predicts after the end-of-document token."""
-    monkeypatch.setattr("k1.sparse.rehearsal.DOCUMENTS", 4000)
+def test_what_is_written_goes_on_from_training_text_and_holds_none_of_it(tiny_model, monkeypatch):
+    monkeypatch.setattr("k1.sparse.rehearsal.sample_tokens", count_up)
+    monkeypatch.setattr("k1.sparse.rehearsal.ROWS", 4)
+    rows = token_ids(5)
+    written = written_by(tiny_model, rows=rows)
+    assert written.shape == (6, 6) and written.dtype == torch.int32
+    # The six beginnings are those of all five blocks and, as they are too few, one more of them.
+    assert {int(row[0]) for row in written} == {int(row[1] + 1) % 37 for row in rows}
+    assert torch.equal(written, (written[:, :1] + torch.arange(6, dtype=torch.int32)) % 37)
+
+
+def test_text_is_drawn_from_the_models_whole_distribution(tiny_model):
+    """The first token has the frequencies that the model predicts after the beginning."""
     with torch.no_grad():
         tiny_model.lm_head.weight.mul_(20)
-        expected = tiny_model(input_ids=torch.zeros(1, 1, dtype=torch.long)).logits[0, 0].softmax(-1)
-    rehearsal = write_rehearsal(tiny_model, TOKENIZER, arguments_of("--rehearsal_sequences", "4000"))
-    found = torch.bincount(rehearsal.sequences[:, 0], minlength=37) / 4000
+        expected = tiny_model(input_ids=token_ids(1)[:, :2]).logits[0, -1].softmax(-1)
+    written = written_by(tiny_model, "--rehearsal_sequences", "4000", rows=token_ids(1))
+    found = torch.bincount(written[:, 0], minlength=37) / 4000
     assert expected.max() > 0.05
     assert (found - expected).abs().max() < 4 * (0.25 / 4000) ** 0.5
 
 
-def test_a_document_goes_on_in_the_next_sequence(tiny_model, monkeypatch):
-    """A model that nearly always says the next letter goes on with it where the sequence before it ended."""
-    monkeypatch.setattr("k1.sparse.rehearsal.DOCUMENTS", 2)
-    monkeypatch.setattr("k1.sparse.rehearsal.sample_tokens", count_up)
-    sequences = write_rehearsal(tiny_model, TOKENIZER, arguments_of("--rehearsal_sequences", "5")).sequences
-    assert sequences.tolist() == [[(8 * part + i + 1) % 37 for i in range(8)] for part in (0, 0, 1, 1, 2)]
+def test_every_dataset_has_its_part(tiny_model):
+    first = written_by(tiny_model)
+    both = write_rehearsal(tiny_model, dataset_of(token_ids(9)), TOKENIZER, arguments_of(stage=3), first)
+    assert both.shape == (12, 6) and torch.equal(both[:6], first)
 
 
-def count_up(model, prompts, new_tokens, seed, end):
-    return (prompts + torch.arange(new_tokens + 1)) % 37
-
-
-def test_the_same_seed_writes_the_same_and_another_stage_or_seed_does_not(tiny_model):
-    first, again = (write_rehearsal(tiny_model, TOKENIZER, arguments_of()) for _ in range(2))
-    assert torch.equal(first.sequences, again.sequences) and torch.equal(first.states, again.states)
-    for other in (arguments_of("--seed", "1"), arguments_of(stage=3)):
-        assert not torch.equal(first.sequences, write_rehearsal(tiny_model, TOKENIZER, other).sequences)
+def test_the_same_seed_writes_the_same_and_another_stage_or_seed_does_not(model):
+    assert torch.equal(written_by(model), written_by(model))
+    assert not torch.equal(written_by(model), written_by(model, "--seed", "1"))
+    assert not torch.equal(written_by(model), written_by(model, stage=3))
 
 
 @pytest.mark.parametrize("argv", [["--rehearsal", "0"], []], ids=["switched off", "stage 1"])
-def test_nothing_is_written_where_nothing_is_rehearsed(tiny_model, argv):
-    assert write_rehearsal(tiny_model, TOKENIZER, arguments_of(*argv, stage=2 if argv else 1)) is None
+def test_nothing_is_rehearsed_where_that_is_said(tiny_model, argv):
+    assert begin_rehearsal(tiny_model, None, TOKENIZER, arguments_of(*argv, stage=2 if argv else 1)) is None
+
+
+@pytest.mark.parametrize(
+    "written", [None, torch.empty(0, 0), torch.zeros(3, 1)], ids=["nothing", "no sequence", "too short"]
+)
+def test_a_stage_without_text_to_rehearse_is_refused(tiny_model, written):
+    with pytest.raises(K1Error, match="no text to rehearse; train its stage again, or add --rehearsal 0"):
+        begin_rehearsal(tiny_model, written, TOKENIZER, arguments_of())
+
+
+def test_the_kept_predictions_are_those_of_the_model_before_the_stage(model):
+    (sequences,), rehearsal = rewritten(model)
+    with torch.no_grad():
+        expected = model(input_ids=sequences).logits[:, :-1]
+        for parameter in model.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(rehearsal.logits([4, 1]), expected[[4, 1]], rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_in_training_goes_on_from_beginnings_that_were_written_before(model):
+    (first, other, again), rehearsal = rewritten(model, "--rehearsal_interval", "20", steps=(1, 21, 1))
+    assert first.shape == (2 * 20, 8) and model.training
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    beginnings = {tuple(row[start : start + 2].tolist()) for row in rehearsal.written for start in range(5)}
+    found = {tuple(row[:2].tolist()) for row in first}
+    assert found <= beginnings and len(found) > 10
+
+
+def test_the_rest_is_in_its_own_words(tiny_model, monkeypatch):
+    monkeypatch.setattr("k1.sparse.rehearsal.sample_tokens", count_up)
+    (sequences,), _ = rewritten(tiny_model, "--rehearsal_interval", "20")
+    assert torch.equal(sequences[:, 2:], (sequences[:, 1:2] + torch.arange(1, 7)) % 37)
+
+
+@pytest.mark.parametrize(("interval", "due"), [(3, [1, 4, 7, 10]), (1, list(range(1, 11)))])
+def test_it_is_written_anew_before_the_first_step_and_after_every_interval(tiny_model, interval, due):
+    rehearsal = rehearsal_of(tiny_model, "--rehearsal_interval", str(interval))
+    assert [step for step in range(1, 11) if rehearsal.is_due(step)] == due
+
+
+def test_what_was_written_is_rehearsed_once_in_order(tiny_model):
+    rehearsal = rehearsal_of(tiny_model, "--rehearsal_interval", "3", "--gradient_accumulation_steps", "2")
+    batches = rehearsal.batches(skip=1)
+    passes = [next(batches) for _ in range(11)]
+    assert passes == [[2, 3], [4, 5], [6, 7], [8, 9], [10, 11], [0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11]]
+
+
+def test_a_model_that_diverged_is_noticed_in_the_loss_not_while_it_writes(tiny_model):
+    rehearsal = rehearsal_of(tiny_model)
+    with torch.no_grad():
+        tiny_model.model.norm.weight.fill_(torch.nan)
+    rehearsal.rewrite(tiny_model, 1)
+    losses = accumulate_gradients(tiny_model, iter([(token_ids(2), [0, 1])]), rehearsal.arguments, rehearsal)
+    assert all(math.isnan(loss) for loss in losses)
 
 
 def test_the_divergence_is_kullback_and_leiblers():
     generator = torch.Generator().manual_seed(0)
     wanted, predicted = (torch.randn(2, 3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
     p, q = log_softmax(wanted, -1), log_softmax(predicted, -1)
-    by_hand = sum(p[..., token].exp() * (p[..., token] - q[..., token]) for token in range(5))
+    by_hand = sum(q[..., token].exp() * (q[..., token] - p[..., token]) for token in range(5))
     torch.testing.assert_close(divergence(predicted, wanted), by_hand.float(), rtol=1e-5, atol=1e-6)
     assert divergence(wanted, wanted).abs().max() < 1e-6
 
@@ -99,7 +176,8 @@ def test_a_step_adds_both_losses_each_as_a_mean(tiny_model):
     arguments = arguments_of("--rehearsal", "0.5", "--rehearsal_weight", "0.7")
     assert (arguments.new_rows, arguments.rehearsed_rows) == (2, 2)
     writer = build_model(tiny_model.config.to_dict(), seed=1)
-    rehearsal = write_rehearsal(writer, TOKENIZER, arguments)
+    rehearsal = begin_rehearsal(writer, written_by(writer), TOKENIZER, arguments)
+    rehearsal.rewrite(tiny_model, 1)
     rows, old = token_ids(2), [5, 0]
     loss = tiny_model(input_ids=rows, labels=rows).loss
     with torch.no_grad():
@@ -115,48 +193,34 @@ def test_a_step_adds_both_losses_each_as_a_mean(tiny_model):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
 
 
-def test_a_model_that_changes_what_its_output_layer_gives_is_refused():
-    config = {
-        "model_type": "gemma2", "vocab_size": 37, "hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 6, "final_logit_softcapping": 1.0,
-        "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
-    }  # fmt: skip
-    model = build_model(config, seed=0)
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(100)
-    with pytest.raises(K1Error, match="use --rehearsal 0"):
-        write_rehearsal(model, TOKENIZER, arguments_of("--seq_length", "16", "--rehearsal_sequences", "4"))
-
-
 def test_a_model_that_rehearses_stays_nearer_to_what_it_was(tiny_model):
     """Trained on other text, it forgets less of the text that it could predict before."""
 
     def blocks(first, last):
         # Texts of two domains: rising letters of either half of the alphabet.
         starts = torch.randint(first, last, (64, 1), generator=torch.Generator().manual_seed(first))
-        rows = first + (starts - first + torch.arange(16)) % (last - first)
-        return datasets.Dataset.from_dict({"input_ids": rows.tolist()}).with_format("torch")
+        return dataset_of(first + (starts - first + torch.arange(16)) % (last - first))
 
     def loss_on(model, dataset):
-        rows = dataset[:]["input_ids"]
+        rows = dataset.blocks["train"][:]["input_ids"]
         with torch.no_grad():
             return model(input_ids=rows, labels=rows).loss.item()
 
-    def learn(model, dataset, **settings):
+    def learn(model, dataset, written=None, **settings):
         arguments = replace(
             arguments_of("--seq_length", "16", "--batch_size", "8", "--rehearsal_sequences", "64", method="baseline"),
             learning_rate=1e-2, max_steps=60, warmup_steps=5, **settings,
         )  # fmt: skip
-        rehearsal = write_rehearsal(model, TOKENIZER, arguments)
-        train(model, SimpleNamespace(name="letters", blocks={"train": dataset}), arguments, rehearsal=rehearsal)
+        train(model, dataset, arguments, rehearsal=begin_rehearsal(model, written, TOKENIZER, arguments))
+        return write_rehearsal(model, dataset, TOKENIZER, arguments)
 
     old, new = blocks(1, 18), blocks(18, 36)
-    learn(tiny_model, old)
+    written = learn(tiny_model, old)
     learned = {name: value.clone() for name, value in tiny_model.state_dict().items()}
     before, after = loss_on(tiny_model, old), {}
     for share in (0.0, 0.5):
         tiny_model.load_state_dict(learned)
-        learn(tiny_model, new, rehearsal=share)
+        learn(tiny_model, new, written, rehearsal=share)
         after[share] = loss_on(tiny_model, old)
         assert loss_on(tiny_model, new) < 1
     assert before < 1
@@ -182,9 +246,10 @@ def test_rehearsed_rows_take_the_place_of_new_ones_unless_on_top(argv, new, old)
         (["--rehearsal", "0.01"], "no whole sequence"),
         (["--rehearsal", "0.99"], "no whole sequence"),
         (["--rehearsal_sequences", "0"], "--rehearsal_sequences must be at least 1"),
+        (["--rehearsal_interval", "0"], "--rehearsal_interval must be at least 1"),
         (["--rehearsal_weight", "-1"], "--rehearsal_weight must be at least 0"),
     ],
-    ids=["all", "negative", "too little", "too much", "no sequences", "negative weight"],
+    ids=["all", "negative", "too little", "too much", "no sequences", "no interval", "negative weight"],
 )
 def test_a_rehearsal_that_cannot_be_is_refused(trained, tmp_path, argv, message):
     shutil.copy(trained.models_dir / "k1_dataset1.pt", tmp_path)
@@ -207,7 +272,7 @@ def test_no_text_of_an_old_dataset_is_read(trained, tmp_path, monkeypatch):
         dataset = DataLoader(str(trained.corpora[1]), arguments).tokenize(tokenizer)
         model = restore_model(previous, "cpu")
         responsibility = fisher_information(model, sample_batches(dataset, arguments))
-        rehearsal = write_rehearsal(model, tokenizer, arguments)
+        rehearsal = begin_rehearsal(model, previous.written, tokenizer, arguments)
         train(model, dataset, arguments, previous.importance, responsibility, rehearsal)
     finally:
         shutil.move(tmp_path / old_text.name, old_text)

@@ -12,7 +12,7 @@ from k1.data.local_files import SECTION_CHARACTERS
 from k1.errors import K1Error
 from k1.presets import PRESETS, UPDATE_FRACTION
 from k1.report.text import format_report
-from k1.study.readme import BLOCK, BLOCKS, PAGES, Results, fill, render
+from k1.study.readme import BLOCK, BLOCKS, PAGES, Results, fill, format_criteria, render
 from k1.study.seeds import format_seeds
 from k1.study.tables import study_tables
 from k1.training.resume import SECONDS_BETWEEN_SAVES
@@ -85,7 +85,6 @@ CHANGED_PAGES = {
     "sweep.json": {"results/tuning.md", "k1/sparse/README.md"},
     "tuning.json": {"results/tuning.md"},
     "unseen.md": {"results/README.md"},
-    "costs.md": {"k1/training/README.md"},
 }
 
 
@@ -176,10 +175,17 @@ def test_every_other_figure_of_the_readme_is_that_of_the_code():
     assert re.findall(r"\S*\d\S*", re.sub(NAMES, "", prose)) == []
 
 
-def test_what_the_readme_says_of_the_criteria_is_what_the_report_found(results):
-    [failed] = [item for item in results.report["criteria"] if not item["met"]]
-    kept = failed["values"]["k1"].values()
-    wikitext, *_ = kept
-    assert wikitext["domain"] == min(share for scores in kept for share in scores.values())
+def test_criteria_are_counted_over_the_seeds():
+    reports = [{"criteria": [{"met": first}, {"met": True}, {"met": False}]} for first in (True, False)]
+    assert format_criteria(reports) == (
+        "Success criteria met at all seeds: 2; criterion 1 at 1 of 2; criterion 3 at 0 of 2."
+    )
+
+
+def test_what_the_readme_says_of_the_criterion_that_is_not_always_met_is_what_the_reports_found(results):
+    failed = [item for report in results.seeds for item in report["criteria"] if not item["met"]]
+    assert failed and all("generated text stays good" in item["criterion"] for item in failed)
+    for item in failed:
+        assert min(scores["domain"] for scores in item["values"]["k1"].values()) < 0.9
     prose = " ".join((ROOT / "README.md").read_text().split())
-    assert "K-1 fails one: some of its encyclopedia text slips into another domain" in prose
+    assert "The criterion that is not always met is that generated text stays in its domain." in prose

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from k1.arguments import parse_training_flags
 from k1.checkpoints.storage import load_checkpoint, restore_initial_model, restore_model
 from k1.data.initial import load_pretrained
 from k1.data.loader import DataLoader
+from k1.data.tokenizer import load_tokenizer
 from k1.errors import K1Error, UsageError
 from k1.presets import FILES
 from k1.report.comparison import load_run, require_comparable
@@ -20,7 +22,7 @@ from k1.training.loop import train
 from k1.training.resume import ResumeFile
 from tests.conftest import assert_one_clear_line, run_script
 from tests.faults.checkpoint_mutations import signed
-from tests.pretrained import LENGTH, fresh_model, train_own_tokenizer, write_model
+from tests.pretrained import END, LENGTH, fresh_model, train_own_tokenizer, write_model
 
 COMMON = ["--preset", "smoke", "--seq_length", LENGTH, "--threads", 1]
 
@@ -100,6 +102,27 @@ def test_the_report_compares_them(untrained, tmp_path):
     assert report["models"]["k1"]["selection"]["share_overall"][0] is None
     for result in report["models"].values():
         assert result["accuracy_matrix"][0][0] == pytest.approx(result["accuracy_matrix"][1][0], abs=1e-3)
+
+
+def test_the_end_can_be_exported_and_started_from_again(untrained, tmp_path):
+    models_dir, _ = untrained
+    finished = run_script("-m k1.export", models_dir / "k1_final.pt", tmp_path / "out")
+    assert finished.status == 0, finished.stderr
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    checkpoint = load_checkpoint(models_dir / "k1_final.pt", "k1", 3)
+    own = load_tokenizer(checkpoint.tokenizer)
+    text = "River water flows north."
+    assert tokenizer.eos_token == END and tokenizer(text)["input_ids"] == own.encode(text, add_special_tokens=False).ids
+    again = load_pretrained(str(tmp_path / "out"), seed=0)
+    assert again.tokenizer.to_str() == checkpoint.tokenizer
+    ids = torch.arange(LENGTH).unsqueeze(0)
+    models = (
+        again.build("cpu"), restore_model(checkpoint, "cpu"), AutoModelForCausalLM.from_pretrained(tmp_path / "out"),
+    )  # fmt: skip
+    with torch.no_grad():
+        first, *others = [model.eval()(input_ids=ids).logits for model in models]
+    for logits in others:
+        torch.testing.assert_close(logits, first, rtol=0, atol=1e-4)
 
 
 def test_text_is_generated_as_long_as_the_model_can(untrained):

@@ -23,9 +23,9 @@ from k1.files import lock, read_content, remove_leftovers
 from k1.presets import FILES
 from k1.sparse.eigenbasis import enter_eigenbasis
 from k1.sparse.importance import fisher_information
-from k1.sparse.rehearsal import write_rehearsal
+from k1.sparse.rehearsal import begin_rehearsal, write_rehearsal
 from k1.training.loop import train
-from k1.training.resume import ResumeFile, first_difference, resume_path
+from k1.training.resume import FORMAT, ResumeFile, first_difference, resume_path
 from tests.conftest import ROOT, assert_one_clear_line, run_script, start_script
 from tests.faults import kills
 from tests.processes import ServerProcess
@@ -66,7 +66,8 @@ def trained_parameters(model, arguments, resume_file=None, later_stage=False):
         batches = list(torch.randint(0, 37, (3, 4, 8), generator=torch.Generator().manual_seed(5)))
         enter_eigenbasis(model, batches, 100)
         importance, responsibility = fisher_information(model, batches), fisher_information(model, batches[:1])
-    rehearsal = write_rehearsal(model, SimpleNamespace(token_to_id=lambda token: 0, post_processor=None), arguments)
+    tokenizer = SimpleNamespace(token_to_id=lambda token: 0, post_processor=None)
+    rehearsal = begin_rehearsal(model, write_rehearsal(model, dataset_of(7), tokenizer, arguments), tokenizer, arguments)
     history = train(model, dataset_of(10), arguments, importance, responsibility, rehearsal, resume_file)
     return dict(model.named_parameters()), [(entry["step"], entry["loss"]) for entry in history]
 
@@ -80,7 +81,7 @@ def trained_parameters(model, arguments, resume_file=None, later_stage=False):
         {"selection": "gradient"},
         {"selection": "random", "interpolation": 0.5},
         {"selection": "gain", "stage": 2, "consolidation": 1.7, "interpolation": 0.9, "weight_decay": 0.0},
-        {"selection": "error_feedback", "stage": 2, "consolidation": 1.7, "rehearsal": 0.5, "rehearsal_sequences": 5},
+        {"selection": "error_feedback", "stage": 2, "consolidation": 1.7, "rehearsal": 0.5, "rehearsal_interval": 4},
     ],
     ids=["baseline", "error_feedback", "gradient", "random", "gain", "rehearsal"],
 )
@@ -100,7 +101,7 @@ def test_a_stopped_training_ends_with_the_same_bits(tiny_model, tmp_path, settin
     output = tmp_path / "k1_dataset1.pt"
     with pytest.raises(Killed):
         trained_parameters(fresh_model(), arguments, KilledAfter(output, step), later_stage)
-    assert read_content(resume_path(output), "resume file", 2, "")["step"] == step
+    assert read_content(resume_path(output), "resume file", FORMAT, "")["step"] == step
     found, losses_found = trained_parameters(fresh_model(), arguments, ResumeFile(output), later_stage)
     assert losses_found == losses
     for name, parameter in expected.items():
@@ -230,7 +231,7 @@ def test_a_signal_saves_first_and_the_next_start_goes_on(trained, tmp_path, numb
     assert stderr.splitlines()[-1].startswith("error: ")
     if "stopped at step" in stderr:
         assert f"goes on from {resume}" in stderr
-    content = read_content(resume, "resume file", 2, "")
+    content = read_content(resume, "resume file", FORMAT, "")
     finished = run_script("train_baseline_all.py", *flags)
     assert finished.status == 0, finished.stderr
     assert f"going on from {resume}, step {content['step']} of 20" in finished.stderr

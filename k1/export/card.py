@@ -1,0 +1,110 @@
+"""The model card: how the model was trained, on what, and what it scored after each stage."""
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from k1.checkpoints.contents import Checkpoint
+from k1.report.metrics import accuracy_matrix
+from k1.report.tables import LABELS, dataset_label, format_table
+
+METHODS = {
+    "k1": "K-1: sparse updates in the eigenbasis of the Fisher information, which is multiplied out in this folder",
+    "baseline": "baseline: every parameter updated at each step",
+}
+
+
+def model_card(checkpoint: Checkpoint, name: str, parameters: int) -> ModelCard:
+    """The card of the model of `checkpoint`, called `name`, which has `parameters` parameters."""
+    data = ModelCardData(
+        model_name=name,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["k1", "continual-learning"],
+        eval_results=evaluation_results(checkpoint),
+    )
+    stages = " -> ".join(dataset_label(dataset["name"]) for dataset in checkpoint.datasets)
+    sections = [
+        f"# {name}",
+        f"A causal language model with {parameters:,} parameters, trained by k1 on {len(checkpoint.datasets)} "
+        f"dataset(s), one after another: {stages}. Method: {METHODS[checkpoint.method]}.",
+        usage(name),
+        "## Accuracy after each stage",
+        "Next-token accuracy on test text in %, of the untrained model and after each stage; a dataset to the right "
+        "of the stage is not trained on yet:",
+        accuracy_table(checkpoint),
+        "At the end, on test text:",
+        final_table(checkpoint),
+        "## Datasets",
+        datasets_table(checkpoint),
+        "## Settings of the last stage",
+        format_table([["Setting", "Value"], *([key, text] for key, text in settings(checkpoint).items())]),
+        "## Versions",
+        format_table([["Library", "Version"], *map(list, checkpoint.versions.items())]),
+        f"SHA-256 of the checkpoint's content: `{checkpoint.sha256}`",
+    ]
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
+
+
+def evaluation_results(checkpoint: Checkpoint) -> list[EvalResult]:
+    """Accuracy and perplexity at the end on the test text of every dataset, as the hub reads them."""
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=dataset_label(dataset["name"]),
+            dataset_name=dataset_label(dataset["name"]),
+            dataset_split="test",
+            dataset_revision=dataset["fingerprint"],
+            metric_type=metric,
+            metric_value=checkpoint.evaluations[-1][dataset["name"]]["test"][metric],
+        )
+        for dataset in checkpoint.datasets
+        for metric in ("accuracy", "perplexity")
+    ]
+
+
+def usage(name: str) -> str:
+    """How to open the folder, as Markdown."""
+    code = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"tokenizer, model = AutoTokenizer.from_pretrained({name!r}), AutoModelForCausalLM.from_pretrained({name!r})",
+        'prompt = tokenizer(tokenizer.bos_token + "Once", split_special_tokens=False, return_tensors="pt")',
+        "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=50)[0]))",
+    ]
+    return "\n".join(["```python", *code, "```"])
+
+
+def accuracy_table(checkpoint: Checkpoint) -> str:
+    """The accuracy matrix in percent, one row a stage."""
+    labels = [dataset_label(dataset["name"]) for dataset in checkpoint.datasets]
+    rows = [["Stage", *labels]]
+    for stage, row in enumerate(accuracy_matrix(checkpoint)):
+        title = f"{stage}: {labels[stage - 1]}" if stage else "untrained"
+        rows.append([title, *("-" if value is None else f"{100 * value:.2f}" for value in row)])
+    return format_table(rows)
+
+
+def final_table(checkpoint: Checkpoint) -> str:
+    """Loss, perplexity and accuracy at the end on the test text of every dataset."""
+    rows = [["Dataset", "Nats per token", "Perplexity", "Accuracy %", "Predicted tokens"]]
+    for dataset in checkpoint.datasets:
+        scores = checkpoint.evaluations[-1][dataset["name"]]["test"]
+        figures = [f"{scores['loss']:.4f}", f"{scores['perplexity']:.2f}", f"{100 * scores['accuracy']:.2f}"]
+        rows.append([dataset_label(dataset["name"]), *figures, f"{scores['tokens']:,}"])
+    return format_table(rows)
+
+
+def datasets_table(checkpoint: Checkpoint) -> str:
+    """Source, size and fingerprint of every dataset."""
+    rows = [["Dataset", "Source", "Training tokens", "Fingerprint"]]
+    for dataset in checkpoint.datasets:
+        tokens = f"{dataset['tokens']['train']:,}"
+        rows.append([dataset_label(dataset["name"]), dataset["source"], tokens, f"`{dataset['fingerprint']}`"])
+    return format_table(rows)
+
+
+def settings(checkpoint: Checkpoint) -> dict[str, str]:
+    """The arguments of the last stage as text; a local dataset without the folders it lies in."""
+    own_name = checkpoint.arguments["dataset_name"]
+    shown = {**checkpoint.arguments, "method": LABELS[checkpoint.method]}
+    shown["dataset_name"] = dataset_label(own_name if own_name else checkpoint.datasets[-1]["name"])
+    return {name: str(value) for name, value in shown.items()}

@@ -1,0 +1,80 @@
+"""The exported folder: weights, configurations, tokenizer and model card."""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from k1.checkpoints.contents import Checkpoint
+from k1.checkpoints.storage import restore_model
+from k1.data.tokenizer import end_of_document, load_tokenizer
+from k1.errors import K1Error
+from k1.export.card import model_card
+from k1.files import write_folder_atomically
+from k1.report.generation_arguments import TEMPERATURE, TOP_K
+
+
+def require_free(folder: Path) -> None:
+    """Raise `K1Error` unless `folder` is empty or does not exist yet, in a folder that does."""
+    try:
+        # A link that leads nowhere does not exist either, and cannot be written.
+        is_free = not any(folder.iterdir()) if folder.is_dir() else not (folder.exists() or folder.is_symlink())
+        has_parent = folder.resolve().parent.is_dir()
+    except (OSError, ValueError) as error:
+        raise K1Error(f"{folder!s:.100} cannot be a folder ({getattr(error, 'strerror', error)}); name another one")
+    if not is_free:
+        raise K1Error(f"{folder} exists already and is not an empty folder; name a new one, or remove it")
+    if not has_parent:
+        raise K1Error(f"the folder {folder.resolve().parent} does not exist; make it first, or name another one")
+
+
+def export(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write `checkpoint`, of any method and stage, as a folder that `from_pretrained` opens.
+
+    It holds the weights as safetensors, with the eigenbasis multiplied out, the
+    configurations of model and generation, the tokenizer, and a model card.
+    Appears whole or not at all. Raises `K1Error` where `folder` exists and is not
+    empty, where the checkpoint does not fit together, and where the disk does not take it.
+    """
+    require_free(folder)
+    folder = folder.resolve()
+    model = restore_model(checkpoint, "cpu", fold=True)
+    tokenizer = load_tokenizer(checkpoint.tokenizer)
+    end = end_of_document(tokenizer)
+    # No padding token: the embedding of that one gets no gradient, and the end of a document needs its own.
+    model.config.bos_token_id = model.config.eos_token_id = end
+    model.config.use_cache = True
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=TEMPERATURE, top_k=TOP_K, bos_token_id=end, eos_token_id=end, pad_token_id=end
+    )
+    pretrained = pretrained_tokenizer(tokenizer, checkpoint.arguments["seq_length"])
+    card = model_card(checkpoint, folder.name, model.num_parameters())
+
+    def write(place: Path) -> None:
+        logging.disable_progress_bar()
+        model.save_pretrained(place)
+        pretrained.save_pretrained(place)
+        card.save(place / "README.md")
+
+    write_folder_atomically(folder, write)
+
+
+def pretrained_tokenizer(tokenizer: Tokenizer, seq_length: int) -> PreTrainedTokenizerFast:
+    """`tokenizer` for transformers, with the same token ids for the same text.
+
+    In training the end-of-document token stands between documents, so it also
+    begins one; nothing adds it by itself. The same token pads, as in GPT-2.
+    """
+    end = tokenizer.id_to_token(end_of_document(tokenizer))
+    tokenizer.post_processor = None  # what says so would add it
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=end,
+        eos_token=end,
+        pad_token=end,
+        model_max_length=seq_length,
+        # The characters of the token, inside a text, are no end of a document.
+        split_special_tokens=tokenizer.encode_special_tokens,
+        clean_up_tokenization_spaces=False,
+    )

@@ -1,0 +1,281 @@
+"""The page of the report: self-contained, escaped, the same each time, and with the texts that the scripts print."""
+
+import copy
+import io
+import json
+import os
+import re
+import tomllib
+from itertools import pairwise
+from shutil import which
+
+import pytest
+from PIL import Image
+
+from k1.checkpoints.storage import load_checkpoint
+from k1.errors import K1Error
+from k1.presets import FILES
+from k1.report.comparison import load_runs
+from k1.report.continuations import Continuation, continue_all, new_words, words_of
+from k1.report.page import answer, format_page
+from k1.report.tables import LABELS
+from k1.report.text import format_report
+from tests.conftest import ROOT, VOCABULARIES, assert_one_clear_line, run_script
+from tests.report.chromium import NAMES, Chromium, find_chromium
+from tests.report.markup import parse
+from tests.report.screenshots import VIEWS, take
+
+HOSTILE = "$_$</samp><script>alert('1')</script>&amp;\"<img src=x onerror=alert(1)>{{ 7 * 7 }}"
+
+
+@pytest.fixture(scope="module")
+def written(trained, tmp_path_factory):
+    """What the command printed, the report as JSON, and the page."""
+    folder = tmp_path_factory.mktemp("page")
+    flags = ["--json", folder / "report.json", "--html", folder / "report.html"]
+    finished = run_script("-m k1.report", "--models_dir", trained.models_dir, *flags)
+    assert finished.status == 0, finished.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "report.json"]
+    report = json.loads((folder / "report.json").read_text())
+    return finished, report, (folder / "report.html").read_bytes().decode()
+
+
+@pytest.fixture
+def report(written):
+    return copy.deepcopy(written[1])
+
+
+@pytest.fixture(scope="module")
+def page(written):
+    return parse(written[2])
+
+
+@pytest.fixture(scope="module")
+def continuations(trained):
+    return continue_all(load_runs(trained.models_dir), "cpu")
+
+
+def test_stdout_stays_the_report_and_stderr_says_where_the_page_is(written):
+    finished, report, _ = written
+    assert finished.stdout == format_report(report) + "\n"
+    assert re.fullmatch("the report as a page: .*report.html", finished.stderr.splitlines()[-1])
+
+
+def test_the_same_checkpoints_give_the_same_page(trained, written, report, continuations):
+    final = load_checkpoint(trained.models_dir / "k1_final.pt", "k1")
+    assert format_page(report, continuations, new_words(continuations, final)) == written[2]
+
+
+def test_nothing_is_loaded_and_nothing_runs(page):
+    assert page.all("script", "iframe", "object", "embed", "base", "form") == []
+    for element in page.all():
+        assert not [name for name in element.attributes if name.startswith("on")]
+        for name in ("src", "href", "srcset", "poster"):
+            assert (element.attributes.get(name) or "data:").startswith(("data:", "#"))
+    (style,) = page.all("style")
+    assert "url(" not in style.text and "@import" not in style.text
+    policies = [meta.attributes["content"] for meta in page.all("meta") if "http-equiv" in meta.attributes]
+    assert policies == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+
+
+def test_the_structure_is_one_that_a_screen_reader_can_follow(page):
+    (html,) = page.all("html")
+    assert html.attributes["lang"] == "en"
+    levels = [int(heading.tag[1]) for heading in page.all("h1", "h2", "h3", "h4", "h5", "h6")]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(later <= earlier + 1 for earlier, later in pairwise(levels))
+    names = [element.attributes["id"] for element in page.all() if "id" in element.attributes]
+    assert len(set(names)) == len(names)
+    links = [link.attributes["href"] for link in page.all("a")]
+    assert links[0] == "#main" and all(link.removeprefix("#") in names for link in links)
+    for table in page.all("table"):
+        assert len(table.all("caption")) == 1
+        assert {head.attributes["scope"] for head in table.all("thead")[0].all("th")} == {"col"}
+        for row in table.all("tbody")[0].all("tr"):
+            assert [head.attributes["scope"] for head in row.all("th")] == ["row"]
+    for figure in page.all("figure"):
+        (image,), (caption,) = figure.all("img"), figure.all("figcaption")
+        assert len(image.attributes["alt"]) > len(caption.text) > 10
+    assert len(page.all("figure")) == 3
+
+
+def test_the_tables_are_those_of_the_text(written, page):
+    tables = [table.all("tr") for table in page.all("table")]
+    found = [[" | ".join(cell.text for cell in row.all("th", "td")) for row in rows] for rows in tables]
+    text = re.findall(r"(?:^\|.*\|\n)+", written[0].stdout, re.M)
+    assert len(text) == 8
+    for table in text:
+        rows = [" | ".join(cell.strip() for cell in line.strip("|").split("|")) for line in table.splitlines()]
+        assert [row.replace("->", "→") for row in (rows[0], *rows[2:])] in found
+
+
+def test_the_criteria_say_whether_they_are_met(page, report):
+    (criteria,) = [element for element in page.all("ul") if element.attributes.get("class") == "criteria"]
+    assert [(item.all("strong")[0].text, item.all("span")[0].text) for item in criteria.all("li")] == [
+        ("✓ met" if item["met"] else "✗ not met", item["criterion"]) for item in report["criteria"]
+    ]
+
+
+def test_the_answer_is_computed(report):
+    averages = {"k1": 3.25, "baseline": 20.0}
+    for method, value in averages.items():
+        report["models"][method]["average_forgetting_percent"] = value
+    met = sum(item["met"] for item in report["criteria"])
+    rest = f"its accuracy on earlier datasets, the baseline 20.0%; {met} of 4 success criteria are met."
+    assert answer(report) == f"Yes: K-1 forgets 3.2% of {rest}"
+    report["models"]["k1"]["average_forgetting_percent"] = 20.0
+    assert answer(report) == f"No: K-1 forgets 20.0% of {rest}"
+
+
+def cells(page):
+    """(prompt, stage's heading, model, text) of every continuation, as the page shows them."""
+    found = []
+    for prompt in (element for element in page.all("details") if element.attributes.get("class") == "prompt"):
+        for heading, models in zip(prompt.all("h5"), prompt.all("dl"), strict=True):
+            for term, text in zip(models.all("dt"), models.all("dd"), strict=True):
+                shown = "".join(sample.text for sample in text.all("samp"))
+                found.append((prompt.all("h4")[0].text, heading.text, term.children[0].strip(), shown))
+    return found
+
+
+@pytest.mark.parametrize("method", FILES)
+def test_the_page_has_what_the_generate_scripts_print(trained, page, method):
+    """Every continuation of every checkpoint, with the default settings of the script."""
+    printed = run_script(f"generate_{method}.py", "--models_dir", trained.models_dir, "--stages").stdout
+    expected = set()
+    for stage, block in enumerate(re.split(r"^##### checkpoint .*\n", printed, flags=re.M)[1:], start=1):
+        for heading, text in re.findall(r"^=== (.*)\n((?:.|\n)*?)\n\n(?====|\Z)", block, re.M):
+            prompt = heading.partition(": ")[2].replace("\\n", "↵")
+            expected.add((prompt, f"After stage {stage}, {trained.corpora[stage - 1].name}", LABELS[method], text))
+    assert len(expected) == 18
+    assert {cell for cell in cells(page) if cell[2] == LABELS[method]} == expected
+
+
+def test_a_word_is_marked_where_the_training_text_does_not_have_it(page):
+    prompts = [element for element in page.all("details") if element.attributes.get("class") == "prompt"]
+    count = 0
+    for number, prompt in enumerate(prompts):
+        vocabulary = [*VOCABULARIES.values()][number // 3]
+        for sample in prompt.all("samp"):
+            words = words_of(prompt.all("h4")[0].text, sample.text)
+            expected = [sample.text[start:end] for word, start, end in words if word not in vocabulary]
+            assert [mark.text for mark in sample.all("mark")] == expected
+            count += len(expected)
+    assert len(prompts) == 9 and count > 10
+
+
+def renamed(value, names):
+    """A report in which the datasets have other names."""
+    if isinstance(value, dict):
+        return {names.get(key, key): renamed(item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [renamed(item, names) for item in value]
+    return names.get(value, value) if isinstance(value, str) else value
+
+
+def test_names_prompts_and_texts_are_escaped(report, continuations):
+    names = {
+        dataset["name"]: f"/{number}\ud800\x00{HOSTILE.replace('/', '')}"
+        for number, dataset in enumerate(report["datasets"])
+    }
+    report = renamed(report, names)
+    for dataset in report["datasets"]:
+        dataset["prompts"] = [HOSTILE, "", "\udcff\x0b"]
+    text = f"\ud83d\x00\x1b {HOSTILE}\n{HOSTILE}"
+    hostile = {
+        arm: [[Continuation(text, words_of("", text)) for _ in texts] for texts in stages]
+        for arm, stages in continuations.items()
+    }
+    page = format_page(report, hostile, [{"script", "alert"}] * 3)
+    page.encode()
+    tree = parse(page)
+    assert tree.all("script") == [] and len(tree.all("img")) == 3
+    for prompt, stage, _, shown in cells(tree):
+        assert shown == text.translate(dict.fromkeys((0xD83D, 0, 0x1B), "\ufffd"))
+        assert prompt in (HOSTILE, "The beginning of a document", "\ufffd\ufffd")
+        assert stage.endswith(HOSTILE.replace("/", ""))
+    assert "\x00" not in page
+
+
+def test_text_without_a_letter_is_said_to_be_there(report, continuations):
+    blank = {arm: [[Continuation("", [])] + texts[1:] for texts in stages] for arm, stages in continuations.items()}
+    assert format_page(report, blank, [set()] * 3).count("Nothing but white space.") >= 6
+
+
+def test_three_models_stand_side_by_side(report, continuations):
+    report["models"]["baseline_rehearsal"] = copy.deepcopy(report["models"]["baseline"])
+    three = {**continuations, "baseline_rehearsal": continuations["baseline"]}
+    tree = parse(format_page(report, three, [set()] * 3))
+    models = [cell[2] for cell in cells(tree)]
+    assert models == [*LABELS.values()] * 18
+    assert "and the baseline + rehearsal" in answer(report)
+
+
+def colors_of(css: str) -> list[dict[str, str]]:
+    """The named colours of the page in the light, the dark and the printed scheme."""
+    return [dict(re.findall(r"--([\w-]+): (#\w{6});", block)) for block in re.findall(r":root \{(.*?)\}", css, re.S)]
+
+
+def luminance(color: str) -> float:
+    """Relative luminance after WCAG 2."""
+    channels = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_all_text_stands_out_from_its_ground(page):
+    schemes = colors_of(page.all("style")[0].text)
+    assert len(schemes) == 3
+    pairs = [(ink, ground) for ink in ("ink", "quiet") for ground in ("ground", "raised")]
+    pairs += [("ink", "good-ground"), ("ink", "bad-ground"), ("good", "good-ground"), ("bad", "bad-ground")]
+    pairs += [("link", "ground"), ("mark", "mark-ground")]
+    for colors in schemes:
+        for ink, ground in pairs:
+            lighter, darker = sorted((luminance(colors[ink]), luminance(colors[ground])), reverse=True)
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (ink, ground)
+
+
+@pytest.mark.parametrize(
+    ("flags", "fragment"),
+    [
+        (["--html", "."], "--html . is not a file in an existing folder"),
+        (["--html", "none/report.html"], "is not a file in an existing folder"),
+        (["--html", "report", "--json", "./report"], "--json and --html are the same file"),
+    ],
+)
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_computed(tmp_path, flags, fragment):
+    finished = run_script("-m k1.report", "--models_dir", tmp_path, *flags, cwd=tmp_path)
+    assert_one_clear_line(finished, 2, fragment)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_installed_package_has_the_files_of_the_page():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["k1.report"]
+    files = {path for path in (ROOT / "k1" / "report").iterdir() if path.is_file() and path.suffix != ".py"}
+    assert files and files == {path for pattern in patterns for path in (ROOT / "k1" / "report").glob(pattern)}
+
+
+def test_without_a_browser_the_command_says_how_to_get_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CHROMIUM", raising=False)
+    with pytest.raises(K1Error, match="install it .* or name one in "):
+        find_chromium()
+    monkeypatch.setenv("CHROMIUM", "/a/browser")
+    assert find_chromium() == "/a/browser"
+
+
+@pytest.mark.skipif(not os.environ.get("CHROMIUM") and not any(map(which, NAMES)), reason="no Chromium is here")
+def test_in_a_browser_the_page_fits_the_screen_and_loads_nothing(written, tmp_path):
+    path = tmp_path / "report.html"
+    with Chromium() as browser:
+        path.write_text(written[2])
+        for view in VIEWS:
+            width, height = Image.open(io.BytesIO(take(browser, path, view))).size
+            assert width == view.width and 300 < height <= view.height
+        for planted, fault in (
+            ('<div style="width: 1300px">x</div>', "1300 pixels wide"),
+            ('<img src="other.png">', "not self-contained: it loads file://.*/other.png"),
+        ):
+            path.write_text(f'<meta name="viewport" content="width=device-width"><body style="margin: 0">{planted}')
+            with pytest.raises(K1Error, match=fault):
+                take(browser, path, VIEWS[0])
