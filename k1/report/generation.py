@@ -13,7 +13,7 @@ from k1.arguments import resolve_device
 from k1.checkpoints.contents import Checkpoint
 from k1.checkpoints.storage import load_checkpoint, require_file, restore_model
 from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer
-from k1.model import configure_torch
+from k1.model import configure_torch, seeded
 from k1.report.generation_arguments import TEMPERATURE, TOP_K
 from k1.report.tables import dataset_label
 
@@ -55,9 +55,7 @@ def generate(
     )
     model.eval()
     continuations = []
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    with seeded(seed, model.device):
         for start in range(0, len(prompts), BATCH_SIZE):
             batch = torch.tensor(prompts[start : start + BATCH_SIZE], device=model.device)
             output = model.generate(batch, attention_mask=torch.ones_like(batch), generation_config=config)
