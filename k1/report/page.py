@@ -42,7 +42,7 @@ def printable(value: object) -> object:
 def format_page(report: dict, continuations: Continuations, new: list[set[str]]) -> str:
     """The page, as HTML; the same arguments give the same text.
 
-    `report` is what `k1.report.comparison.build_report` returns, `continuations` what
+    `report` is what `k1.report.comparison.report_of` returns, `continuations` what
     `k1.report.continuations.continue_all` returns, and `new[i]` the words that the
     training text of dataset number i does not have.
     """
