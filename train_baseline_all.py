@@ -52,7 +52,7 @@ def main() -> None:
         rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
         history = train(model, dataset, arguments, rehearsal=rehearsal, resume_file=resume_file)
         # The baseline rehearses nothing; with --rehearsal it goes on from the first stage of the one without.
-        if stage == 1 or arguments.rehearsal:
+        if stage < len(outputs) and (stage == 1 or arguments.rehearsal):
             written = write_rehearsal(model, dataset, tokenizer, arguments, written)
         after = evaluate(model, learned, arguments)
 

@@ -83,6 +83,11 @@ class Arguments:
 
 # What a later stage takes from the checkpoint it continues; a flag may repeat it but not change it.
 INHERITED = ("preset", "seq_length", "seed", "update_fraction", "max_basis_dim")
+# What a flag sets and otherwise the preset, without further ado.
+FROM_PRESET = (
+    "max_documents", "seq_length", "batch_size", "gradient_accumulation_steps", "max_grad_norm", "rehearsal_sequences",
+    "rehearsal_interval", "rehearsal_weight", "gain_floor", "importance_batches", "max_basis_dim",
+)  # fmt: skip
 MODEL_SHAPE = ("hidden_size", "intermediate_size", "layers", "heads", "vocabulary_size")
 MINIMUM = {
     "max_documents": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "seq_length": 2,
@@ -135,6 +140,7 @@ class Flags(argparse.Namespace):
         batch_size = value("batch_size", preset.batch_size)
         if batch_size % process_count():
             raise UsageError(f"--batch_size {batch_size} cannot be shared evenly by {process_count()} processes")
+        device = resolve_device(self.device)
         selection = self._selection(stage, previous)
         update_fraction = 1.0 if selection == "all" else value("update_fraction", UPDATE_FRACTION)
         consolidates = self.method == "k1" and stage > 1
@@ -159,20 +165,13 @@ class Flags(argparse.Namespace):
             # Decay to zero and consolidation towards the start would pull against each other.
             weight_decay=value("weight_decay", 0.0 if consolidation else preset.weight_decay),
             seed=value("seed", 0),
-            device=(device := resolve_device(self.device)),
+            device=device,
             precision=resolve_precision(self.precision, device),
             threads=value("threads", available_cores()),
             evaluation_tokens=preset.evaluation_tokens,
             **{name: previous[name] if previous else getattr(preset, name) for name in MODEL_SHAPE},
-            **{
-                name: value(name, getattr(preset, name))
-                for name in (
-                    "max_documents", "seq_length", "batch_size", "gradient_accumulation_steps", "max_grad_norm",
-                    "rehearsal_sequences", "rehearsal_interval", "rehearsal_weight", "gain_floor", "importance_batches",
-                    "max_basis_dim",
-                )
-            },
-        )  # fmt: skip
+            **{name: value(name, getattr(preset, name)) for name in FROM_PRESET},
+        )
 
     def _inherited(self, previous: dict | None) -> set[str]:
         """The settings that a stage takes from the one it continues; raises `UsageError` where a flag contradicts."""

@@ -1,5 +1,6 @@
 """The flags of the training scripts, with their help; the settings that follow from them are in `k1.arguments`."""
 
+import argparse
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,6 +10,16 @@ from k1.presets import SELECTION, UPDATE_FRACTION
 def flag(help_text: str, default=None):
     """A dataclass field that becomes a command-line flag with this help text."""
     return field(default=default, metadata={"help": help_text})
+
+
+def module_parser(module: str, description: str) -> argparse.ArgumentParser:
+    """The command line of `python3 -m module`, whose help shows `description` line by line."""
+    return argparse.ArgumentParser(
+        prog=f"python3 -m {module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 @dataclass

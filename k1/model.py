@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 
 import torch
@@ -56,14 +58,22 @@ def model_config(arguments: Arguments, vocabulary_size: int) -> dict:
     return json.loads(config.to_json_string(use_diff=False))
 
 
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Draw from torch's generators as if they began with `seed`; afterwards they are as they were before."""
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 def build_model(config: dict, seed: int, device: str = "cpu") -> PreTrainedModel:
     """A model with fresh weights that depend on `config` and `seed` alone.
 
     The weights are drawn on the CPU from a generator of their own, so they are
     the same on every device and whatever was drawn before.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     # What a configuration says of sampling must not reach the text that a model writes.
     model.generation_config = GenerationConfig()

@@ -7,7 +7,6 @@ alone, what goes on between stages, generated text, growing text, and start-up.
 stdout: tables. For figures that count, nothing else may run on the machine.
 """
 
-import argparse
 import json
 import os
 import tempfile
@@ -27,6 +26,7 @@ from k1.benchmark.tables import format_benchmark
 from k1.benchmark.training import memory, race
 from k1.errors import UsageError, command
 from k1.files import write_text
+from k1.flags import module_parser
 from k1.model import library_versions
 
 START_UPS = 3
@@ -97,12 +97,7 @@ def run(shapes: list[str], steps: int | None, threads: int, folder: Path) -> dic
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python3 -m k1.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = module_parser("k1.benchmark", __doc__)
     shapes = [name for name in SHAPES if name != "smoke"]
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=shapes, metavar="SHAPE",
                         help=f"of {', '.join(SHAPES)} (default: {' '.join(shapes)})")  # fmt: skip

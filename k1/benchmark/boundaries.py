@@ -51,14 +51,15 @@ def first_stage(setting: Setting) -> dict:
     if not measures:
         arguments, later = (replace(each, importance_batches=ROUGH_BATCHES) for each in (arguments, later))
     model, dataset, watch = setting.fresh_model(), setting.dataset, Stopwatch()
-    scores, sizes = {}, {}
-    history = []
+    sizes = {}
     if measures:
         # A checkpoint without a history is refused.
         with redirect_stderr(io.StringIO()):
             history = train(model, dataset, replace(arguments, max_steps=1))
         scores = watch("evaluation", evaluate, model, [dataset], arguments)
-        sizes["baseline"] = checkpoint_bytes(setting, setting.arguments("baseline", 1), model, scores, history, watch)
+        written = watch("writing rehearsed text", write_rehearsal, model, dataset, setting.tokenizer, arguments)
+        trained = {"evaluation": scores, "history": history, "written": written}
+        sizes["baseline"] = checkpoint_bytes(setting, setting.arguments("baseline", 1), model, trained, watch)
     sample = sample_batches(dataset, arguments)
     watch("eigenbasis", enter_eigenbasis, model, sample, arguments.max_basis_dim)
     importance = watch("importance", fisher_information, model, sample)
@@ -69,11 +70,10 @@ def first_stage(setting: Setting) -> dict:
         return {}
     watch("summing importance", add_importance, importance, responsibility)
     watch("evaluation in the eigenbasis", evaluate, model, [dataset], arguments)
-    written = watch("writing rehearsed text", write_rehearsal, model, dataset, setting.tokenizer, arguments)
     rehearsal = begin_rehearsal(model, written, setting.tokenizer, later)
     watch("rewriting rehearsed text", rehearsal.rewrite, model, 1)
     rewritings = sum(map(rehearsal.is_due, range(1, later.max_steps + 1)))
-    sizes["k1"] = checkpoint_bytes(setting, arguments, model, scores, history, watch, importance)
+    sizes["k1"] = checkpoint_bytes(setting, arguments, model, trained, watch, importance)
     return {"seconds": watch.seconds, "checkpoint_bytes": sizes, "rewritings": rewritings}
 
 
@@ -81,18 +81,22 @@ def checkpoint_bytes(
     setting: Setting,
     arguments: Arguments,
     model: PreTrainedModel,
-    scores: dict,
-    history: list[dict],
+    trained: dict,
     watch: Stopwatch,
     importance: Tensors | None = None,
 ) -> int:
-    """The size of the checkpoint of a first stage, which is left in the folder of `setting`."""
+    """The size of the checkpoint of a first stage, which is left in the folder of `setting`.
+
+    `trained` has the `evaluation` and `history` of the stage and the text that it has `written`.
+    """
     path = setting.checkpoint(arguments.method)
+    scores = trained["evaluation"]
 
     def save() -> None:
         checkpoint = stage_checkpoint(
             model, setting.tokenizer, setting.dataset, arguments,
-            untrained=scores, before=scores, after=scores, history=history, importance=importance,
+            untrained=scores, before=scores, after=scores, history=trained["history"], importance=importance,
+            written=trained["written"],
         )  # fmt: skip
         save_checkpoint(path, checkpoint)
 

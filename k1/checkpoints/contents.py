@@ -61,8 +61,8 @@ class Checkpoint:
     stage 1 had no steps. `importance` is Omega, the Fisher information of all
     datasets so far by parameter name; the baseline, which does not look at it,
     has none. `written` is text by the models of the stages so far, (sequences,
-    length) token ids, which later stages rehearse. The bases of K-1 are buffers in `model`. `arguments` are those of
-    `k1.arguments.Arguments`. `sha256` is the digest of all else, once written.
+    length) token ids, which later stages rehearse. The bases of K-1 are buffers
+    in `model`. `arguments` are those of `k1.arguments.Arguments`. `sha256` is the digest of all else, once written.
     """
 
     method: str

@@ -116,11 +116,6 @@ def load_runs(models_dir: Path) -> dict[str, list[Checkpoint]]:
     return runs
 
 
-def build_report(models_dir: Path, device: str) -> dict:
-    """Everything the report shows, as plain values; raises `K1Error` where the runs cannot be compared."""
-    return report_of(load_runs(models_dir), device)
-
-
 def report_of(runs: dict[str, list[Checkpoint]], device: str) -> dict:
     """Everything the report shows of runs that `load_runs` has found comparable, as plain values."""
     final = runs["k1"][-1]

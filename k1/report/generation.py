@@ -14,7 +14,7 @@ from k1.checkpoints.contents import Checkpoint
 from k1.checkpoints.storage import load_checkpoint, require_file, restore_model
 from k1.data.tokenizer import end_of_document, load_tokenizer, vocabulary_size
 from k1.errors import K1Error
-from k1.model import configure_torch, known_positions
+from k1.model import configure_torch, known_positions, seeded
 from k1.report.generation_arguments import TEMPERATURE, TOP_K
 from k1.report.tables import dataset_label
 
@@ -58,9 +58,7 @@ def generate(
     )
     model.eval()
     continuations = []
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    with seeded(seed, model.device):
         for start in range(0, len(prompts), BATCH_SIZE):
             batch = torch.tensor(prompts[start : start + BATCH_SIZE], device=model.device)
             output = model.generate(batch, attention_mask=torch.ones_like(batch), generation_config=config)

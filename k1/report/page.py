@@ -42,7 +42,7 @@ def printable(value: object) -> object:
 def format_page(report: dict, continuations: Continuations, new: list[set[str]]) -> str:
     """The page, as HTML; the same arguments give the same text.
 
-    `report` is what `k1.report.comparison.build_report` returns, `continuations` what
+    `report` is what `k1.report.comparison.report_of` returns, `continuations` what
     `k1.report.continuations.continue_all` returns, and `new[i]` the words that the
     training text of dataset number i does not have.
     """
@@ -128,7 +128,8 @@ def last_losses(report: dict) -> str:
 def accuracy_tables(report: dict) -> list[Table]:
     """The accuracy of every dataset after every stage, a table for each model."""
     names = [dataset_label(dataset["name"]) for dataset in report["datasets"]]
-    head = ["Dataset", "pretrained" if report.get("start") else "untrained", *(f"after stage {stage}" for stage in range(1, len(names) + 1))]
+    beginning = "pretrained" if report.get("start") else "untrained"
+    head = ["Dataset", beginning, *(f"after stage {stage}" for stage in range(1, len(names) + 1))]
     return [
         Table(
             f"{LABELS[arm]}: next-token accuracy on test text in %",

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from k1.errors import K1Error
+from k1.model import seeded
 from k1.parallel import copy_from_main_process, share_of, sum_over_processes
 
 
@@ -151,7 +152,7 @@ def fold_eigenbasis(model: PreTrainedModel) -> None:
 def folded_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A plain model, frozen and without bases, that computes what `model` does now; it shares no memory with it."""
     # A deep copy would share the class of a parametrized layer, which folding changes.
-    with torch.random.fork_rng(devices=[]):
+    with seeded(0):
         copy = type(model)(model.config).to(model.device)
     for name, layer in copy.named_modules():
         original = model.get_submodule(name)

@@ -25,6 +25,7 @@ from k1.data.batches import batches_of_blocks
 from k1.data.loader import TokenizedDataset
 from k1.data.tokenizer import end_of_document
 from k1.errors import K1Error
+from k1.model import seeded
 from k1.parallel import copy_from_main_process
 from k1.sparse.eigenbasis import folded_copy
 
@@ -124,7 +125,7 @@ class Rehearsal:
 
     @torch.no_grad()
     def logits(self, rows: list[int]) -> Tensor:
-        """What the teacher predicts in the sequences `rows` at all positions but the last, (rows, positions, tokens)."""
+        """The teacher's logits in the sequences `rows` at all positions but the last, (rows, positions, vocabulary)."""
         return self.teacher(input_ids=self.sequences[rows]).logits[:, :-1]
 
     def batches(self, skip: int = 0) -> Iterator[list[int]]:
@@ -162,9 +163,7 @@ def sample_tokens(model: PreTrainedModel, prompts: Tensor, new_tokens: int, seed
         max_new_tokens=new_tokens, do_sample=True, temperature=1.0, top_k=0, pad_token_id=end, eos_token_id=None,
         use_cache=True, remove_invalid_values=True,
     )  # fmt: skip
-    devices = [prompts.device] if prompts.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    with seeded(seed, prompts.device):
         return model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=config)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from k1.errors import K1Error, UsageError
 from k1.files import lock
+from k1.flags import module_parser
 from k1.presets import PRESETS
 from k1.report.tables import dataset_label
 from k1.study.execution import load_results
@@ -15,12 +16,7 @@ from k1.study.execution import load_results
 
 def study_parser(module: str, description: str, out: str) -> argparse.ArgumentParser:
     """The command line of `module` with the flags that all of these commands have; `out` is the folder by default."""
-    parser = argparse.ArgumentParser(
-        prog=f"python3 -m {module}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = module_parser(module, description)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--preset", choices=list(PRESETS), default="study")
     parser.add_argument("--data_source", choices=["auto", "hub", "bundled"], default="bundled")

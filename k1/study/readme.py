@@ -9,7 +9,6 @@ which are replaced by what the function `BLOCKS[NAME]` makes of the recorded
 results. The same results give the same pages, however often.
 """
 
-import argparse
 import json
 import re
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from k1.errors import K1Error, command
 from k1.files import write_text
+from k1.flags import module_parser
 from k1.presets import PRESETS, UPDATE_FRACTION
 from k1.report.metrics import mean
 from k1.report.tables import LABELS, dataset_label, format_table
@@ -129,7 +129,7 @@ def format_answer(results: Results) -> str:
 
 def format_criteria(reports: list[dict]) -> str:
     """At how many seeds each of the report's success criteria is met; those that all seeds meet in one sentence."""
-    met = [sum(report["criteria"][number]["met"] for report in reports) for number in range(len(reports[0]["criteria"]))]
+    met = [sum(item["met"] for item in verdicts) for verdicts in zip(*(report["criteria"] for report in reports))]
     always = [str(number) for number, count in enumerate(met, start=1) if count == len(reports)]
     others = [
         f"criterion {number} at {count} of {len(reports)}"
@@ -281,12 +281,7 @@ def render(root: Path) -> dict[str, str]:
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python3 -m k1.study.readme",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = module_parser("k1.study.readme", __doc__)
     parser.add_argument("--root", type=Path, default=Path("."), help="folder of README.md (default: this one)")
     root = parser.parse_args().root
     for name, text in render(root).items():

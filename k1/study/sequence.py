@@ -114,7 +114,7 @@ def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Pat
         else:
             rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
             history += quietly_train(model, text, arguments, importance, responsibility, rehearsal)
-            if rehearsal:
+            if rehearsal and arguments is not stages[-1]:
                 written = write_rehearsal(model, dataset, tokenizer, arguments, written)
         if not is_dense:
             importance = add_importance(importance, fisher_information(model, sample))

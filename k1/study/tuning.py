@@ -131,6 +131,12 @@ def format_rehearsal(records: list[dict]) -> str:
     return f"{defaults}\n\n{format_table(rows)}"
 
 
+def format_kept(found: dict) -> str:
+    """How much of a score is kept in %, and its interval."""
+    low, high = found["interval"]
+    return f"{100 * found['kept']:.0f} ({100 * low:.0f} to {100 * high:.0f})"
+
+
 def format_generated_text(records: list[dict]) -> str:
     """The runs by which generated text was mended: one row a run, at the end, on validation text."""
     names = list(records[0]["validation"][-1])
@@ -143,6 +149,6 @@ def format_generated_text(records: list[dict]) -> str:
         rows.append([
             record["rehearsed"], record["divergence"], f"{record['weight']:g}", f"{record['share']:g}",
             *(f"{record['validation'][-1][name]:.3f}" for name in names),
-            *(f"{100 * found['kept']:.0f} ({' to '.join(f'{100 * end:.0f}' for end in found['interval'])})" for found in kept),
+            *map(format_kept, kept),
         ])  # fmt: skip
     return format_table(rows)

@@ -9,7 +9,7 @@ import pytest
 from k1.checkpoints.storage import load_checkpoint, save_checkpoint
 from k1.errors import K1Error
 from k1.presets import FILES
-from k1.report.comparison import build_report
+from k1.report.comparison import load_runs, report_of
 from k1.report.criteria import MAX_FORGETTING_PERCENT, MIN_QUALITY_KEPT, judge
 from k1.report.tables import LABELS, SCORES
 from k1.report.text import format_report
@@ -106,7 +106,7 @@ def test_the_text_shows_the_scores_of_real_and_generated_text(report):
 
 
 def test_two_reports_are_the_same(trained, report):
-    assert format_report(build_report(trained.models_dir, "cpu")) == report[0].rstrip("\n")
+    assert format_report(report_of(load_runs(trained.models_dir), "cpu")) == report[0].rstrip("\n")
 
 
 def verdict(ours, theirs, average=None, **low):
@@ -182,7 +182,7 @@ def set_architecture(checkpoint):
 def test_runs_that_are_not_comparable_are_refused_by_name(copies, change, named):
     alter(copies, "baseline_final.pt", "baseline", change)
     with pytest.raises(K1Error, match=f"they differ in: {named};"):
-        build_report(copies, "cpu")
+        report_of(load_runs(copies), "cpu")
 
 
 def test_weight_decay_must_agree_where_nothing_is_consolidated(copies):
@@ -191,10 +191,10 @@ def test_weight_decay_must_agree_where_nothing_is_consolidated(copies):
     def set_weight_decay(checkpoint):
         checkpoint.arguments["weight_decay"] = 0.3
 
-    build_report(copies, "cpu")
+    report_of(load_runs(copies), "cpu")
     alter(copies, "baseline_dataset1.pt", "baseline", set_weight_decay)
     with pytest.raises(K1Error, match="they differ in: weight decay;"):
-        build_report(copies, "cpu")
+        report_of(load_runs(copies), "cpu")
 
 
 def test_another_tokenizer_is_refused_by_name(copies):
@@ -204,7 +204,7 @@ def test_another_tokenizer_is_refused_by_name(copies):
     for file in FILES["baseline"]:
         alter(copies, file, "baseline", set_tokenizer)
     with pytest.raises(K1Error, match="they differ in: tokenizer;"):
-        build_report(copies, "cpu")
+        report_of(load_runs(copies), "cpu")
 
 
 def set_evaluation(checkpoint):
@@ -222,7 +222,7 @@ def set_dataset(checkpoint):
 def test_files_of_two_runs_are_refused(copies, change):
     alter(copies, "k1_dataset2.pt", "k1", change)
     with pytest.raises(K1Error, match="does not continue .* --overwrite"):
-        build_report(copies, "cpu")
+        report_of(load_runs(copies), "cpu")
 
 
 def test_a_refusal_is_one_line_and_status_1(copies):
@@ -246,4 +246,4 @@ def test_an_unwritable_json_file_is_a_usage_error(copies):
 def test_a_missing_file_names_its_script(copies, file, script):
     (copies / file).unlink()
     with pytest.raises(K1Error, match=rf"{file} does not exist; run {script} first"):
-        build_report(copies, "cpu")
+        report_of(load_runs(copies), "cpu")

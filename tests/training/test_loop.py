@@ -268,7 +268,7 @@ def test_groups_change_exactly_their_share_in_later_stages_too(trained, tmp_path
     for stage in (2, 3):
         finished = run_script(
             f"train_k1_dataset{stage}.py", "--dataset_name", trained.corpora[stage - 1], "--models_dir", tmp_path,
-            "--max_steps", 10, "--selection", "groups", "--threads", 1,
+            "--max_steps", 10, "--selection", "groups", "--rehearsal", 0, "--threads", 1,
         )  # fmt: skip
         assert finished.status == 0, finished.stderr
         checkpoint = load_checkpoint(tmp_path / FILES["k1"][stage - 1], "k1")
@@ -277,7 +277,7 @@ def test_groups_change_exactly_their_share_in_later_stages_too(trained, tmp_path
         for entry in checkpoint.history:
             # An update below half a unit in the last place is rounded away.
             missing = budget_of(UPDATE_FRACTION, checkpoint.importance) - round(entry["updated_fraction"] * total)
-            assert 0 <= missing <= 10
+            assert 0 <= missing <= 3
 
 
 @pytest.mark.parametrize("selection", ["random", "groups", "momentum"])
