@@ -48,7 +48,7 @@ def main() -> None:
             continue
 
         untrained = evaluate(initial.build(arguments.device), [dataset], arguments)
-        before = evaluate(model, [dataset], arguments)
+        before = untrained if stage == 1 else evaluate(model, [dataset], arguments)
         rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
         history = train(model, dataset, arguments, rehearsal=rehearsal, resume_file=resume_file)
         # The baseline rehearses nothing; with --rehearsal it goes on from the first stage of the one without.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from k1.errors import K1Error
-from k1.sparse.selection import ONCE_PER_STAGE, SELECTION_POLICIES, Evidence, Tensors, budget_of, mean_element
+from k1.sparse.selection import BY_MOMENTS, ONCE_PER_STAGE, SELECTION_POLICIES, Evidence, Tensors, budget_of, mean_element
 
 
 def consolidation_strength(consolidation: float, importance: Tensors, responsibility: Tensors) -> float:
@@ -84,6 +84,7 @@ class SparseAdamW(torch.optim.AdamW):
         self._lambda, self._start = 0.0, {}
         if consolidation and importance and responsibility:
             self._lambda = consolidation_strength(consolidation, importance, responsibility)
+        if self._lambda or self._selection in ONCE_PER_STAGE:
             self._start = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
 
     @torch.no_grad()
@@ -93,34 +94,63 @@ class SparseAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for name, start in self._start.items():
-            parameter = self._parameters[name]
+        for name, parameter in self._parameters.items() if self._lambda else ():
             if parameter.grad is not None:
-                parameter.grad.addcmul_(self._evidence.importance[name], parameter - start, value=self._lambda)
+                parameter.grad.addcmul_(self._evidence.importance[name], parameter - self._start[name], value=self._lambda)
         if self._selection == "all":
             super().step()
-            return loss
-        before = {name: parameter.clone() for name, parameter in self._parameters.items()}
-        super().step()
-        # Selecting after the dense step lets a policy see this step's moments and updates.
-        pending = self._evidence.pending_updates
-        for name, update in pending.items():
-            update += self._parameters[name] - before[name]
+        elif self._selection == "error_feedback":
+            self._step_pending_updates()
+        elif self._selection in ONCE_PER_STAGE:
+            super().step()
+            # What is not selected keeps the bits that it had when the stage began.
+            self._keep(self._start)
+        else:
+            before = {name: parameter.clone() for name, parameter in self._parameters.items()}
+            super().step()
+            # Selecting after the dense step lets a policy see this step's moments.
+            self._keep(before)
+        return loss
+
+    def _keep(self, before: Tensors) -> None:
+        """Give all parameters but the selected ones the values of `before`."""
         for name, mask in self._select().items():
             parameter = self._parameters[name]
-            after = before[name] + pending[name] if pending else parameter
-            torch.where(mask, after, before[name], out=parameter.data)
-            if pending:
-                pending[name].masked_fill_(mask, 0)
-        return loss
+            torch.where(mask, parameter, before[name], out=parameter.data)
+
+    def _step_pending_updates(self) -> None:
+        """Let AdamW step the pending updates in place of the parameters, and the selected ones take effect."""
+        pending, values = self._evidence.pending_updates, {}
+        decays = [group["weight_decay"] for group in self.param_groups]
+        names = {parameter: name for name, parameter in self._parameters.items()}
+        try:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    name = names[parameter]
+                    # Decay is that of the parameter, not of its pending update.
+                    if parameter.grad is not None and group["weight_decay"]:
+                        pending[name].add_(parameter, alpha=-group["lr"] * group["weight_decay"])
+                    values[name], parameter.data = parameter.data, pending[name]
+                group["weight_decay"] = 0.0
+            super().step()
+        finally:
+            for name, value in values.items():
+                self._parameters[name].data = value
+            for group, decay in zip(self.param_groups, decays):
+                group["weight_decay"] = decay
+        for name, mask in self._select().items():
+            parameter = self._parameters[name]
+            torch.where(mask, parameter + pending[name], parameter, out=parameter.data)
+            pending[name].masked_fill_(mask, 0)
 
     def _select(self) -> dict[str, Tensor]:
         if self._masks is not None and self._selection in ONCE_PER_STAGE:
             return self._masks
-        self._evidence.first_moments = {
-            name: self.state[parameter].get("exp_avg", torch.zeros_like(parameter))
-            for name, parameter in self._parameters.items()
-        }
+        if self._selection in BY_MOMENTS:
+            self._evidence.first_moments = {
+                name: self.state[parameter].get("exp_avg", torch.zeros_like(parameter))
+                for name, parameter in self._parameters.items()
+            }
         self._masks = SELECTION_POLICIES[self._selection](self._evidence)
         return self._masks
 

@@ -5,7 +5,7 @@ parameter, of its shape; together the masks hold exactly `evidence.budget` True
 elements. Ties go to the parameter that comes first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,42 +50,58 @@ def mean_element(tensors: Tensors) -> float:
     )
 
 
-def kth_largest(values: Tensor, k: int, guess: float | None = None) -> float:
-    """The k-th largest of `values`, exactly, whatever the `guess`; fast where that is within 2% of it."""
+def kth_largest(scores: Callable[[], Iterable[Tensor]], k: int, guess: float | None = None) -> float:
+    """The k-th largest element of all tensors that `scores` gives, exactly; fast where the `guess` is within 2% of it.
+
+    They are read one after another, so that with a good guess no two of them are in memory for it.
+    """
+    if guess:
+        low, high = sorted((guess / 1.02, guess * 1.02))
+        rank, near = k, []
+        for score in scores():
+            rank -= int(torch.count_nonzero(score > high))
+            near.append(score[(score >= low) & (score <= high)])
+        near = torch.cat(near)
+        if 0 < rank <= near.numel():
+            return kth_of(near, rank)
+    return kth_of(torch.cat([score.reshape(-1) for score in scores()]), k)
+
+
+def kth_of(values: Tensor, k: int) -> float:
+    """The k-th largest of `values`, one-dimensional."""
     if values.device.type != "cpu" or values.dtype != torch.float32:
         return float(values.kthvalue(values.numel() - k + 1).values)
     # NumPy partitions in a tenth of the time of kthvalue.
-    values = values.numpy()
-    if guess:
-        low, high = sorted((guess / 1.02, guess * 1.02))
-        rank = k - np.count_nonzero(values > high)
-        near = values[(values >= low) & (values <= high)]
-        if 0 < rank <= near.size:
-            values, k = near, rank
-    return float(np.partition(values, values.size - k)[values.size - k])
+    return float(np.partition(values.numpy(), values.numel() - k)[values.numel() - k])
 
 
-def largest(scores: Tensors, budget: int, evidence: Evidence | None = None) -> Tensors:
-    """Masks of the `budget` largest elements over all `scores` taken together.
+def largest(scores: Tensors, budget: int, evidence: Evidence | None = None, by_size: bool = False) -> Tensors:
+    """Masks of the `budget` largest elements over all `scores` taken together; `by_size` of the largest |element|.
 
     The threshold is exact (the budget-th largest value, not an estimate), and of
     the elements equal to it just as many are taken as are needed. It is looked for
     near that of the last step, and left for the next one, in `evidence`.
     """
-    flat = torch.cat([score.reshape(-1) for score in scores.values()])
-    if budget >= flat.numel():
-        chosen = torch.ones_like(flat, dtype=torch.bool)
-    else:
-        threshold = kth_largest(flat, budget, evidence and evidence.last_threshold)
-        if evidence:
-            evidence.last_threshold = threshold
-        chosen = flat >= threshold
-        surplus = int(torch.count_nonzero(chosen)) - budget
-        if surplus:
-            ties = (flat == threshold).nonzero().squeeze(1)
-            chosen[ties[len(ties) - surplus :]] = False
-    pieces = chosen.split([score.numel() for score in scores.values()])
-    return {name: piece.view_as(score) for (name, score), piece in zip(scores.items(), pieces)}
+
+    def values() -> Iterator[Tensor]:
+        return (score.abs() if by_size else score for score in scores.values())
+
+    if budget >= sum(score.numel() for score in scores.values()):
+        return {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+    threshold = kth_largest(values, budget, evidence and evidence.last_threshold)
+    if evidence:
+        evidence.last_threshold = threshold
+    masks = {name: value >= threshold for name, value in zip(scores, values())}
+    surplus = sum(int(torch.count_nonzero(mask)) for mask in masks.values()) - budget
+    # The last ones first, until none is too much.
+    for name in reversed(scores) if surplus else ():
+        score, mask = scores[name].reshape(-1), masks[name].reshape(-1)
+        ties = ((score.abs() if by_size else score) == threshold).nonzero().squeeze(1)
+        left_out = ties[max(0, len(ties) - surplus) :]
+        mask[left_out] = False
+        masks[name] = mask.view(masks[name].shape)
+        surplus -= len(left_out)
+    return masks
 
 
 def gradient_size(parameters: Tensors) -> Tensors:
@@ -102,8 +118,7 @@ def select_error_feedback(evidence: Evidence) -> Tensors:
     Sparse steps with memory, also called error feedback (arXiv:1809.07599),
     applied to AdamW's steps instead of gradients.
     """
-    sizes = {name: update.abs() for name, update in evidence.pending_updates.items()}
-    return largest(sizes, evidence.budget, evidence)
+    return largest(evidence.pending_updates, evidence.budget, evidence, by_size=True)
 
 
 def select_gain(evidence: Evidence) -> Tensors:
@@ -125,8 +140,7 @@ def select_gradient(evidence: Evidence) -> Tensors:
 
 def select_momentum(evidence: Evidence) -> Tensors:
     """The parameters with the largest |first moment| (MoFO, arXiv:2407.20999)."""
-    sizes = {name: moment.abs() for name, moment in evidence.first_moments.items()}
-    return largest(sizes, evidence.budget, evidence)
+    return largest(evidence.first_moments, evidence.budget, evidence, by_size=True)
 
 
 def select_random(evidence: Evidence) -> Tensors:
@@ -196,3 +210,5 @@ SELECTION_POLICIES: dict[str, Callable[[Evidence], Tensors]] = {
 }
 # Policies that choose once, at the first step, and keep their masks for the whole stage.
 ONCE_PER_STAGE = {"random", "gain"}
+# Policies that look at first moments.
+BY_MOMENTS = {"momentum", "groups"}

@@ -6,6 +6,7 @@ from itertools import islice
 import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from k1.arguments import Arguments
@@ -41,14 +42,16 @@ def evaluate_blocks(model: PreTrainedModel, blocks: Dataset, arguments: Argument
     model.eval()
     totals = torch.zeros(3, dtype=torch.float64)  # loss, correct predictions, predictions
     batches = batches_in_order(blocks, arguments.seq_length, arguments.evaluation_tokens)
-    for input_ids in islice(batches, process_rank(), None, process_count()):
-        input_ids = input_ids.to(model.device)
-        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
-            logits = model(input_ids=input_ids).logits
-        predictions, targets = logits[:, :-1].flatten(0, 1).float(), input_ids[:, 1:].flatten()
-        loss = cross_entropy(predictions, targets, reduction="sum").item()
-        correct = int((predictions.argmax(-1) == targets).sum())
-        totals += torch.tensor([loss, correct, targets.numel()], dtype=torch.float64)
+    # The weights L Theta R^T are multiplied out once, not again for every batch.
+    with parametrize.cached():
+        for input_ids in islice(batches, process_rank(), None, process_count()):
+            input_ids = input_ids.to(model.device)
+            with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
+                logits = model(input_ids=input_ids).logits
+            predictions, targets = logits[:, :-1].flatten(0, 1).float(), input_ids[:, 1:].flatten()
+            loss = cross_entropy(predictions, targets, reduction="sum").item()
+            correct = int((predictions.argmax(-1) == targets).sum())
+            totals += torch.tensor([loss, correct, targets.numel()], dtype=torch.float64)
     sum_over_processes(totals)
     loss, correct, tokens = totals.tolist()
     mean = loss / tokens
