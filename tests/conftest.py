@@ -1,6 +1,7 @@
 """Fixtures: a small model, three small local corpora, and a way to run the scripts as a user does."""
 
 import os
+import pickle
 import random
 import runpy
 import subprocess
@@ -17,12 +18,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+from filelock import FileLock
 
 from k1.data.cache import scratch_folder
 from tests.processes import ServerProcess
 
 ROOT = Path(__file__).resolve().parent.parent
-PRELOADED = ("k1.report.__main__", "k1.study.seeds", "k1.study.unseen", "peft")
+PRELOADED = ("k1.report.__main__", "k1.study.__main__", "k1.study.seeds", "k1.study.unseen", "peft")
 
 # Seconds after which a script counts as hanging; the machine may be busy with others.
 PATIENCE = 900
@@ -52,8 +54,8 @@ def write_corpus(folder: Path, name: str, documents: int = 60) -> Path:
 
 # Files whose tests share a fixture that takes long, and so stay in one of several test processes.
 SHARED = (
-    "test_hub.py", "test_study.py", "test_stream.py", "test_unseen.py", "test_parallel.py", "test_report.py",
-    "test_plots.py", "test_benchmark.py",
+    "test_hub.py", "test_study.py", "test_stream.py", "test_unseen.py", "test_parallel.py", "test_benchmark.py",
+    "test_page.py",
 )  # fmt: skip
 # Files with long tests: they come first, so that at the end no process is left alone with one.
 FIRST = (*SHARED, "test_resume.py")
@@ -86,11 +88,26 @@ def cache_folder(tmp_path_factory):
     return folder
 
 
+def build_once(tmp_path_factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> object:
+    """What `build` returns, given a new folder; of several test processes one builds, and the others get it pickled."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return build(tmp_path_factory.mktemp(name))
+    root = tmp_path_factory.getbasetemp().parent
+    built = root / f"{name}.pickle"
+    with FileLock(root / f"{name}.lock"):
+        if not built.exists():
+            folder = root / name
+            folder.mkdir()
+            built.write_bytes(pickle.dumps(build(folder)))
+    return pickle.loads(built.read_bytes())
+
+
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory) -> list[Path]:
     """Three local datasets of different domains."""
-    folder = tmp_path_factory.mktemp("corpora")
-    return [write_corpus(folder, name) for name in VOCABULARIES]
+    return build_once(
+        tmp_path_factory, "corpora", lambda folder: [write_corpus(folder, name) for name in VOCABULARIES]
+    )
 
 
 @dataclass
@@ -108,14 +125,18 @@ def run_script(
     environment: dict | None = None,
     cwd: Path = ROOT,
     prepare: Callable[[], object] | None = None,
+    starts_processes: bool = False,
 ) -> Finished:
-    """Run a script of the project, or `-m` and a module, in a process of its own, which first calls `prepare`."""
-    if environment is None and script != "-m k1.study":
+    """Run a script of the project, or `-m` and a module, in a process of its own, which first calls `prepare`.
+
+    One that `starts_processes` itself, or is given an `environment`, imports all anew.
+    """
+    if environment is None and not starts_processes:
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder, name) for name in ("stdout", "stderr")]
             status = start_script(script, list(map(str, flags)), *files, cwd, prepare).wait(PATIENCE)
             return Finished(status, *(file.read_text(encoding="utf-8") for file in files))
-    # The libraries read the environment when they are imported, and the study starts processes itself.
+    # The libraries read the environment when they are imported, and a server's fork cannot have a server itself.
     target = [script] if script.startswith("-m") else [str(ROOT / script)]
     command = [sys.executable, *" ".join(target).split(), *map(str, flags)]
     process = subprocess.run(
@@ -190,9 +211,11 @@ def train_all(models_dir: Path, corpora: list[Path], *flags: object) -> dict[str
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, corpora) -> TrainedRun:
-    """Both methods trained on the local corpora."""
-    models_dir = tmp_path_factory.mktemp("models")
-    return TrainedRun(models_dir, corpora, train_all(models_dir, corpora, "--max_steps", 20))
+    """Both methods trained on the local corpora; nothing may be written into its folder."""
+    return build_once(
+        tmp_path_factory, "trained",
+        lambda folder: TrainedRun(folder, corpora, train_all(folder, corpora, "--max_steps", 20)),
+    )  # fmt: skip
 
 
 @pytest.fixture

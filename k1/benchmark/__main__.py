@@ -92,7 +92,7 @@ def run(shapes: list[str], steps: int | None, threads: int, folder: Path) -> dic
         if shape.stages and "surroundings" not in results:
             results["surroundings"] = measure_surroundings(setting, rounds)
     progress("start-up")
-    return results | {"start_up": start_up(min(START_UPS, steps or START_UPS), set(missing))}
+    return results | {"start_up": start_up(1 if steps else START_UPS, set(missing))}
 
 
 @command
@@ -101,7 +101,7 @@ def main() -> None:
     shapes = [name for name in SHAPES if name != "smoke"]
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=shapes, metavar="SHAPE",
                         help=f"of {', '.join(SHAPES)} (default: {' '.join(shapes)})")  # fmt: skip
-    parser.add_argument("--steps", type=int, help="turns of each contestant (default: by shape)")
+    parser.add_argument("--steps", type=int, help="turns of each contestant; with it each command is started once (default: by shape)")  # fmt: skip
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all that was measured to FILE")
     arguments = parser.parse_args()

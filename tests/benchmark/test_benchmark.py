@@ -22,10 +22,8 @@ STEPS = 3
 def finished(tmp_path_factory) -> tuple[Finished, dict]:
     """The benchmark at its smallest, as a command, and what it wrote."""
     file = tmp_path_factory.mktemp("benchmark") / "benchmark.json"
-    # With an environment of its own it runs apart from the process that the tests fork, as it starts others itself.
-    finished = run_script(
-        "-m k1.benchmark", "--shapes", "smoke", "--steps", STEPS, "--json", file, environment={"K1_BENCHMARK": "test"}
-    )
+    flags = ["--shapes", "smoke", "--steps", STEPS, "--json", file]
+    finished = run_script("-m k1.benchmark", *flags, starts_processes=True)
     assert finished.status == 0, finished.stderr
     return finished, json.loads(file.read_text())
 

@@ -2,7 +2,6 @@
 
 import copy
 import io
-import json
 import os
 import re
 import tomllib
@@ -28,26 +27,19 @@ from tests.report.screenshots import VIEWS, take
 HOSTILE = "$_$</samp><script>alert('1')</script>&amp;\"<img src=x onerror=alert(1)>{{ 7 * 7 }}"
 
 
-@pytest.fixture(scope="module")
-def written(trained, tmp_path_factory):
-    """What the command printed, the report as JSON, and the page."""
-    folder = tmp_path_factory.mktemp("page")
-    flags = ["--json", folder / "report.json", "--html", folder / "report.html"]
-    finished = run_script("-m k1.report", "--models_dir", trained.models_dir, *flags)
-    assert finished.status == 0, finished.stderr
-    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "report.json"]
-    report = json.loads((folder / "report.json").read_text())
-    return finished, report, (folder / "report.html").read_bytes().decode()
-
-
 @pytest.fixture
 def report(written):
-    return copy.deepcopy(written[1])
+    return written.results
 
 
 @pytest.fixture(scope="module")
-def page(written):
-    return parse(written[2])
+def html(written):
+    return (written.folder / "report.html").read_bytes().decode()
+
+
+@pytest.fixture(scope="module")
+def page(html):
+    return parse(html)
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +47,15 @@ def continuations(trained):
     return continue_all(load_runs(trained.models_dir), "cpu")
 
 
-def test_stdout_stays_the_report_and_stderr_says_where_the_page_is(written):
-    finished, report, _ = written
+def test_stdout_stays_the_report_and_stderr_says_where_the_page_is(written, report):
+    finished = written.printed
     assert finished.stdout == format_report(report) + "\n"
     assert re.fullmatch("the report as a page: .*report.html", finished.stderr.splitlines()[-1])
 
 
-def test_the_same_checkpoints_give_the_same_page(trained, written, report, continuations):
+def test_the_same_checkpoints_give_the_same_page(trained, html, report, continuations):
     final = load_checkpoint(trained.models_dir / "k1_final.pt", "k1")
-    assert format_page(report, continuations, new_words(continuations, final)) == written[2]
+    assert format_page(report, continuations, new_words(continuations, final)) == html
 
 
 def test_nothing_is_loaded_and_nothing_runs(page):
@@ -102,7 +94,7 @@ def test_the_structure_is_one_that_a_screen_reader_can_follow(page):
 def test_the_tables_are_those_of_the_text(written, page):
     tables = [table.all("tr") for table in page.all("table")]
     found = [[" | ".join(cell.text for cell in row.all("th", "td")) for row in rows] for rows in tables]
-    text = re.findall(r"(?:^\|.*\|\n)+", written[0].stdout, re.M)
+    text = re.findall(r"(?:^\|.*\|\n)+", written.printed.stdout, re.M)
     assert len(text) == 8
     for table in text:
         rows = [" | ".join(cell.strip() for cell in line.strip("|").split("|")) for line in table.splitlines()]
@@ -265,10 +257,10 @@ def test_without_a_browser_the_command_says_how_to_get_one(tmp_path, monkeypatch
 
 
 @pytest.mark.skipif(not os.environ.get("CHROMIUM") and not any(map(which, NAMES)), reason="no Chromium is here")
-def test_in_a_browser_the_page_fits_the_screen_and_loads_nothing(written, tmp_path):
+def test_in_a_browser_the_page_fits_the_screen_and_loads_nothing(html, tmp_path):
     path = tmp_path / "report.html"
     with Chromium() as browser:
-        path.write_text(written[2])
+        path.write_text(html)
         for view in VIEWS:
             width, height = Image.open(io.BytesIO(take(browser, path, view))).size
             assert width == view.width and 300 < height <= view.height

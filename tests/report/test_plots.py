@@ -2,7 +2,6 @@
 
 import copy
 import io
-import json
 import os
 from types import SimpleNamespace
 
@@ -23,19 +22,9 @@ PICTURES = ["accuracy.png", "learning.png", "selection.png"]
 GROUPS = ["embedding", "attention 0", "feed-forward 0", "attention 1", "feed-forward 1", "output"]
 
 
-@pytest.fixture(scope="module")
-def drawn(trained, tmp_path_factory):
-    """A folder with report.json and, in a folder that did not exist, the pictures; and the report."""
-    folder = tmp_path_factory.mktemp("drawn")
-    flags = ["--json", folder / "report.json", "--plots", folder / "new" / "plots"]
-    finished = run_script("-m k1.report", "--models_dir", trained.models_dir, *flags)
-    assert finished.status == 0, finished.stderr
-    return folder, json.loads((folder / "report.json").read_text())
-
-
 @pytest.fixture
-def report(drawn):
-    return copy.deepcopy(drawn[1])
+def report(written):
+    return written.results
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +40,12 @@ def cells(axes):
     return {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axes.texts}
 
 
-def test_the_pictures_are_whole_and_the_same_each_time(drawn, tmp_path):
-    folder, report = drawn
+def test_the_pictures_are_whole_and_the_same_each_time(written, report, tmp_path):
+    folder = written.folder / "new" / "plots"
     plot_report(report, tmp_path)
-    assert sorted(path.name for path in (folder / "new" / "plots").iterdir()) == PICTURES
+    assert sorted(path.name for path in folder.iterdir()) == PICTURES
     for name in PICTURES:
-        content = (folder / "new" / "plots" / name).read_bytes()
+        content = (folder / name).read_bytes()
         assert content.startswith(b"\x89PNG\r\n\x1a\n") and b"Software" not in content
         pixels = imread(io.BytesIO(content), format="png")
         assert pixels.shape[1] == 900 and pixels[..., :3].min() < 0.2 and pixels[..., :3].max() == 1

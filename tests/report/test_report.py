@@ -1,6 +1,5 @@
 """The report: its figures are those of the checkpoints, and unfair comparisons are refused."""
 
-import json
 import re
 import shutil
 
@@ -17,11 +16,8 @@ from tests.conftest import assert_one_clear_line, run_script
 
 
 @pytest.fixture(scope="module")
-def report(trained, tmp_path_factory):
-    path = tmp_path_factory.mktemp("report") / "report.json"
-    finished = run_script("-m k1.report", "--models_dir", trained.models_dir, "--json", path)
-    assert finished.status == 0, finished.stderr
-    return finished.stdout, json.loads(path.read_text())
+def report(written):
+    return written.printed.stdout, written.results
 
 
 def test_the_json_has_the_numbers_of_the_checkpoints(trained, report):

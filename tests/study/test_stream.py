@@ -123,7 +123,7 @@ def stream(four, tmp_path_factory):
     out = tmp_path_factory.mktemp("stream")
     flags = ["--preset", "smoke", "--seeds", 0, "--dataset_names", *four, "--jobs", 1, "--out", out]
     # With an environment, in a process that can start others.
-    finished = run_script("-m k1.study.stream", *flags, environment={})
+    finished = run_script("-m k1.study.stream", *flags, starts_processes=True)
     assert finished.status == 0, finished.stderr
     return flags, out, finished
 
@@ -152,7 +152,7 @@ def test_only_a_run_that_is_missing_is_repeated_to_the_bit(stream):
     kept = recorded["runs"]["dense-seed0-0.01"]
     kept["evaluations"][-1]["weather.jsonl"]["test"][0] = 9.999
     (out / "results.json").write_text(json.dumps(recorded))
-    second = run_script("-m k1.study.stream", *flags, environment={})
+    second = run_script("-m k1.study.stream", *flags, starts_processes=True)
     assert second.status == 0 and "9.999 -> 9.999" in second.stdout
     again = json.loads((out / "results.json").read_text())["runs"]
     assert again["k1-seed0-0.01"]["evaluations"] == removed["evaluations"]

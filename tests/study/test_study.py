@@ -42,7 +42,7 @@ def study(tmp_path_factory, corpora):
         "--preset", "smoke", "--methods", "dense", "k1", "k1_all", "lora", "replay", "joint", "--seeds", 0,
         "--learning_rates", 1e-2, "--dataset_names", *corpora, "--out", out,
     ]  # fmt: skip
-    finished = run_script("-m k1.study", *flags)
+    finished = run_script("-m k1.study", *flags, starts_processes=True)
     assert finished.status == 0, finished.stderr
     return flags, out, finished
 
@@ -74,7 +74,7 @@ def test_a_recorded_run_is_not_repeated_and_a_missing_one_is(study):
         {name: {split: [9.999, 0.0] for split in splits} for name, splits in removed["evaluations"][-1].items()}
     )
     (out / "results.json").write_text(json.dumps(recorded))
-    second = run_script("-m k1.study", *flags)
+    second = run_script("-m k1.study", *flags, starts_processes=True)
     assert second.stdout.count("9.999") == 3
     again = json.loads((out / "results.json").read_text())["runs"]["dense-seed0-0.01"]
     assert again["evaluations"] == removed["evaluations"]
@@ -208,10 +208,13 @@ def test_other_than_three_different_datasets_are_refused_before_any_training(tmp
     assert not (tmp_path / "out").exists()
 
 
+def hide_peft():
+    """A name that is None in sys.modules cannot be found or imported."""
+    sys.modules["peft"] = None
+
+
 def test_without_peft_only_the_methods_that_need_it_are_refused_and_before_any_training(tmp_path, monkeypatch):
-    # Python runs this module first; a name that is None in sys.modules cannot be found or imported.
-    (tmp_path / "sitecustomize.py").write_text("import sys\n\nsys.modules['peft'] = None\n")
-    finished = run_script("-m k1.study", "--out", tmp_path / "out", environment={"PYTHONPATH": str(tmp_path)})
+    finished = run_script("-m k1.study", "--out", tmp_path / "out", prepare=hide_peft)
     assert_one_clear_line(finished, 1, "peft is missing, for LoRA and OSF", "pip install -r requirements-dev.txt")
     assert not (tmp_path / "out").exists()
     require_packages(METHODS)
