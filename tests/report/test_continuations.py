@@ -44,7 +44,7 @@ def test_a_long_text_is_not_held_in_memory():
     alive = weakref.WeakSet()
 
     def documents():
-        for number in range(50):
+        for number in range(5):
             gc.collect()
             # The one that the reader still holds, and no more.
             assert len(alive) <= 1

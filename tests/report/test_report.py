@@ -8,7 +8,7 @@ import pytest
 from k1.checkpoints.storage import load_checkpoint, save_checkpoint
 from k1.errors import K1Error
 from k1.presets import FILES
-from k1.report.comparison import load_runs, report_of
+from k1.report.comparison import load_runs, report_of, require_comparable
 from k1.report.criteria import MAX_FORGETTING_PERCENT, MIN_QUALITY_KEPT, judge
 from k1.report.tables import LABELS, SCORES
 from k1.report.text import format_report
@@ -187,7 +187,8 @@ def test_weight_decay_must_agree_where_nothing_is_consolidated(copies):
     def set_weight_decay(checkpoint):
         checkpoint.arguments["weight_decay"] = 0.3
 
-    report_of(load_runs(copies), "cpu")
+    runs = load_runs(copies)
+    require_comparable(runs["k1"], runs["baseline"], "baseline")
     alter(copies, "baseline_dataset1.pt", "baseline", set_weight_decay)
     with pytest.raises(K1Error, match="they differ in: weight decay;"):
         report_of(load_runs(copies), "cpu")
