@@ -187,6 +187,8 @@ def restore(
             {name: (value.shape, value.dtype) for name, value in state.items()}
             for state in (model.state_dict(), old["model"])
         ]
+        if not old["optimizer"]["state"]:
+            raise ValueError("no moments")
         if kinds[0] != kinds[1] or not all(value.isfinite().all() for value in old["model"].values()):
             raise ValueError("other weights")
         model.load_state_dict(old["model"])
