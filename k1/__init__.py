@@ -17,6 +17,7 @@ PUBLIC = {
     "k1.sparse.optimizer": ("SparseAdamW",),
     "k1.training.callback": ("RehearsalCallback",),
     "k1.training.evaluation": ("evaluate",),
+    "k1.training.event_log": ("EventLog",),
     "k1.training.loop": ("train",),
     "k1.training.resume": ("ResumeFile",),
     "k1.checkpoints.contents": ("stage_checkpoint",),
