@@ -2,6 +2,7 @@
 
 from k1 import (
     DataLoader,
+    EventLog,
     ResumeFile,
     begin_rehearsal,
     command,
@@ -26,6 +27,7 @@ def main() -> None:
     flags = parse_training_flags(__doc__, method="baseline")
     outputs = [output_path(flags.models_dir, flags.arm, stage, flags.overwrite) for stage in (1, 2, 3)]
     resume_file = ResumeFile(outputs[-1], flags.save_steps, flags.overwrite)
+    event_logs = [EventLog(flags, output) for output in outputs]
     arguments = flags.resolve(stage=1)
     configure_torch(arguments.threads)
 
@@ -38,7 +40,7 @@ def main() -> None:
     tokenizer, model = initial.tokenizer, initial.build(arguments.device)
 
     checkpoint, written, learned = None, None, []
-    for stage, (data_loader, output) in enumerate(zip(data_loaders, outputs), start=1):
+    for stage, (data_loader, output, event_log) in enumerate(zip(data_loaders, outputs, event_logs), start=1):
         arguments = flags.resolve(stage, previous=checkpoint.arguments if checkpoint else None)
         dataset = data_loader.tokenize(tokenizer)
         learned.append(dataset)
@@ -50,7 +52,9 @@ def main() -> None:
         untrained = evaluate(initial.build(arguments.device), [dataset], arguments)
         before = untrained if stage == 1 else evaluate(model, [dataset], arguments)
         rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
-        history = train(model, dataset, arguments, rehearsal=rehearsal, resume_file=resume_file)
+        history = train(
+            model, dataset, arguments, rehearsal=rehearsal, resume_file=resume_file, event_log=event_log
+        )  # fmt: skip
         # The baseline rehearses nothing; with --rehearsal it goes on from the first stage of the one without.
         if stage < len(outputs) and (stage == 1 or arguments.rehearsal):
             written = write_rehearsal(model, dataset, tokenizer, arguments, written)
@@ -61,6 +65,7 @@ def main() -> None:
             untrained=untrained, before=before, after=after, history=history, written=written, start=initial.start,
         )  # fmt: skip
         save_checkpoint(output, checkpoint)
+        event_log.add_evaluations(before, after, arguments.max_steps)
         print_evaluation(checkpoint)
     resume_file.remove()
 

@@ -7,6 +7,7 @@ information, and the importance of each parameter for dataset 1 is measured.
 
 from k1 import (
     DataLoader,
+    EventLog,
     ResumeFile,
     command,
     configure_torch,
@@ -30,6 +31,7 @@ def main() -> None:
     flags = parse_training_flags(__doc__, method="k1")
     output = output_path(flags.models_dir, "k1", stage=1, overwrite=flags.overwrite)
     resume_file = ResumeFile(output, flags.save_steps, flags.overwrite)
+    event_log = EventLog(flags, output)
     arguments = flags.resolve(stage=1)
     configure_torch(arguments.threads)
 
@@ -39,7 +41,7 @@ def main() -> None:
     dataset = data_loader.tokenize(tokenizer)
 
     untrained = evaluate(model, [dataset], arguments)
-    history = train(model, dataset, arguments, resume_file=resume_file)
+    history = train(model, dataset, arguments, resume_file=resume_file, event_log=event_log)
     sample = sample_batches(dataset, arguments)
     enter_eigenbasis(model, sample, arguments.max_basis_dim)
     importance = fisher_information(model, sample)
@@ -52,6 +54,7 @@ def main() -> None:
         start=initial.start,
     )  # fmt: skip
     save_checkpoint(output, checkpoint)
+    event_log.add_evaluations(untrained, after, arguments.max_steps)
     resume_file.remove()
     print_evaluation(checkpoint)
 

@@ -7,6 +7,7 @@ earlier datasets are held near where the stage began.
 
 from k1 import (
     DataLoader,
+    EventLog,
     ResumeFile,
     add_importance,
     begin_rehearsal,
@@ -36,6 +37,7 @@ def main() -> None:
     flags = parse_training_flags(__doc__, method="k1")
     output = output_path(flags.models_dir, "k1", stage=2, overwrite=flags.overwrite)
     resume_file = ResumeFile(output, flags.save_steps, flags.overwrite)
+    event_log = EventLog(flags, output)
     previous = load_checkpoint(flags.models_dir / "k1_dataset1.pt", "k1", stage=1)
     arguments = flags.resolve(stage=2, previous=previous.arguments)
     configure_torch(arguments.threads)
@@ -52,7 +54,9 @@ def main() -> None:
     sample = sample_batches(dataset, arguments)
     responsibility = fisher_information(model, sample)
     rehearsal = begin_rehearsal(model, previous.written, tokenizer, arguments)
-    history = train(model, dataset, arguments, previous.importance, responsibility, rehearsal, resume_file)
+    history = train(
+        model, dataset, arguments, previous.importance, responsibility, rehearsal, resume_file, event_log
+    )  # fmt: skip
     importance = add_importance(previous.importance, fisher_information(model, sample))
     written = write_rehearsal(model, dataset, tokenizer, arguments, previous.written)
     after = evaluate(model, [*learned, dataset], arguments)
@@ -62,6 +66,7 @@ def main() -> None:
         untrained=untrained, before=before, after=after, history=history, importance=importance, written=written,
     )  # fmt: skip
     save_checkpoint(output, checkpoint)
+    event_log.add_evaluations(before, after, arguments.max_steps)
     resume_file.remove()
     print_evaluation(checkpoint)
 

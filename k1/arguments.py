@@ -107,6 +107,8 @@ class Flags(argparse.Namespace):
     rehearsal: float | None
     rehearsal_on_top: bool
     save_steps: int | None
+    report_to: str
+    logging_dir: Path
     overwrite: bool
 
     @property
@@ -265,7 +267,10 @@ def parse_training_flags(description: str, method: str, argv: list[str] | None =
             parser.error(f"--{name} must be above 0 and at most 1, not {value}")
     if method == "baseline" and len(flags.dataset_names) not in (0, STAGES):
         parser.error(f"--dataset_names takes {STAGES} names, not {len(flags.dataset_names)}")
+    if flags.logging_dir is not None and flags.report_to == "none":
+        parser.error("--logging_dir is for events; add --report_to tensorboard, or leave it out")
     flags.models_dir = Path(flags.models_dir)
+    flags.logging_dir = Path(flags.logging_dir) if flags.logging_dir else flags.models_dir / "runs"
     return flags
 
 

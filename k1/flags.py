@@ -70,7 +70,9 @@ class TrainingFlags:
         "share of each batch, from stage 2, that is text written by the model of the stage before; 0 switches it off "
         "(default: K-1 by preset, baseline 0)"
     )
-    rehearsal_sequences: int | None = flag("sequences that the model writes at the end of a stage, for later ones (default: by preset)")
+    rehearsal_sequences: int | None = flag(
+        "sequences that the model writes at the end of a stage, for later ones (default: by preset)"
+    )
     rehearsal_interval: int | None = flag(
         "steps after which the model in training writes anew what it rehearses (default: by preset)"
     )
@@ -84,6 +86,10 @@ class TrainingFlags:
     threads: int | None = flag("CPU threads (default: one per core); results depend on it in the last bits")
     models_dir: str = flag("folder of the checkpoints", "models")
     save_steps: int | None = flag("steps between two writings of the resume file (default: about every 60 seconds)")
+    report_to: Literal["none", "tensorboard"] = flag(
+        "tensorboard writes events that it shows (pip install tensorboard)", "none"
+    )
+    logging_dir: str | None = flag("folder of the events, with a folder a checkpoint (default: runs in --models_dir)")
     overwrite: bool = flag("replace checkpoints that exist, and start anew where a training was stopped", False)
 
 

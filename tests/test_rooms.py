@@ -18,7 +18,7 @@ ORDER = (
     "data", "sparse", "training", "checkpoints", "report", "export", "benchmark",
     "study",
 )  # fmt: skip
-HEAVY = {"torch", "transformers", "huggingface_hub", "matplotlib", "peft"}
+HEAVY = {"torch", "transformers", "huggingface_hub", "matplotlib", "peft", "tensorboard"}
 
 
 def modules_of(root: Path) -> dict[str, Path]:
@@ -107,7 +107,7 @@ def test_large_libraries_wait_until_they_are_needed(statement):
 
 
 def test_the_scripts_draw_nothing_and_do_not_load_what_draws():
-    assert "matplotlib" not in heavy_modules_after(f"from k1 import {', '.join(k1.__all__)}")
+    assert not {"matplotlib", "tensorboard"} & heavy_modules_after(f"from k1 import {', '.join(k1.__all__)}")
 
 
 def test_no_public_name_is_also_a_module():

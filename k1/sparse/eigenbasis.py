@@ -1,6 +1,7 @@
 """The Kronecker-factored eigenbasis: every linear layer as W = L Theta R^T, with Theta as the parameter."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +10,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from k1.errors import K1Error
-from k1.model import seeded
-from k1.parallel import copy_from_main_process, share_of, sum_over_processes
+from k1.parallel import copy_from_main_process, sum_over_processes
+from k1.presets import Preset
+from k1.sparse.batches import Batch, evaluation_mode, losses
 
 
 class Eigenbasis(nn.Module):
@@ -51,16 +53,16 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def kronecker_factors(
-    model: PreTrainedModel, batches: Sequence[Tensor], max_basis_dim: int
+    model: PreTrainedModel, batches: Iterable[Batch], max_basis_dim: int
 ) -> dict[str, tuple[Tensor | None, Tensor | None]]:
     """The Kronecker factors of the Fisher information of every linear layer (K-FAC, arXiv:1503.05671).
 
-    Over all tokens of `batches` (token ids, (batch, length)): A = E[x x^T] of the
+    Over all tokens of `batches` (see `k1.sparse.batches`), padding included: A = E[x x^T] of the
     layer's inputs x and G = E[d d^T] of the loss gradients d at its outputs, up
     to a factor. Returns layer name -> (factor of the rows of its weight, factor
     of the columns), float64; None for a side larger than `max_basis_dim` and for
     the vocabulary side of the output layer. Raises `K1Error` where a gradient is
-    not finite.
+    not finite or there is no batch.
     """
     output_layer = model.get_output_embeddings()
     factors: dict[str, list[Tensor | None]] = {}
@@ -90,8 +92,8 @@ def kronecker_factors(
     for name, layer in linear_layers(model).items():
         observe(name, layer)
     try:
-        for input_ids in share_of(batches):
-            model(input_ids=input_ids, labels=input_ids).loss.backward()
+        for loss in losses(model, batches):
+            loss.backward()
             model.zero_grad()
     finally:
         for hook in hooks:
@@ -114,17 +116,21 @@ def eigenvectors(factor: Tensor | None) -> Tensor | None:
     return vectors
 
 
-def enter_eigenbasis(model: PreTrainedModel, batches: Sequence[Tensor], max_basis_dim: int) -> None:
+def enter_eigenbasis(
+    model: PreTrainedModel, batches: Iterable[Batch], max_basis_dim: int = Preset.max_basis_dim
+) -> None:
     """Re-express, in place, every linear layer of `model` in the eigenbasis of its Kronecker factors.
 
     The eigenbasis is that of EK-FAC (arXiv:1806.03884), measured on `batches` of
-    token ids, (batch, length). The model computes the same function as before;
-    its parameters are from here on the Thetas. Biases, normalisations and
+    token ids, (batch, length), or dictionaries as a data loader gives them. The
+    model computes the same function as before; its parameters are from here on the
+    Thetas, so that an optimizer is to be made afterwards. Biases, normalisations and
     embeddings stay as they are.
     """
-    model.eval()
     layers = linear_layers(model)
-    for name, (rows, columns) in kronecker_factors(model, batches, max_basis_dim).items():
+    with evaluation_mode(model):
+        factors = kronecker_factors(model, batches, max_basis_dim)
+    for name, (rows, columns) in factors.items():
         weight = layers[name].weight
         left, right = (
             None if basis is None else basis.to(weight) for basis in (eigenvectors(rows), eigenvectors(columns))
@@ -145,17 +151,17 @@ def fold_eigenbasis(model: PreTrainedModel) -> None:
     """Multiply, in place, every W = L Theta R^T out, so that the model is a plain one again, and as fast."""
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
+            # torch changes the class of the layer, which a deep copy of it shares.
+            shared = type(module)
+            module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
 
 
 @torch.no_grad()
 def folded_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A plain model, frozen and without bases, that computes what `model` does now; it shares no memory with it."""
-    # A deep copy would share the class of a parametrized layer, which folding changes.
-    with seeded(0):
-        copy = type(model)(model.config).to(model.device)
-    for name, layer in copy.named_modules():
-        original = model.get_submodule(name)
-        for key, value in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
-            value.copy_(getattr(original, key))
-    return copy.eval().requires_grad_(False)
+    # The bases are not copied, as folding leaves them out.
+    bases = {id(module): module for module in model.modules() if isinstance(module, Eigenbasis)}
+    copied = copy.deepcopy(model, bases)
+    fold_eigenbasis(copied)
+    return copied.eval().requires_grad_(False)

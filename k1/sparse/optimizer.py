@@ -34,8 +34,8 @@ class SparseAdamW(torch.optim.AdamW):
     its value at the start) to each gradient, see `consolidation_strength`.
 
     Args:
-        parameter_groups: as for `torch.optim.AdamW`, with names: each group's
-            `params` is a list of (name, parameter).
+        parameter_groups: as for `torch.optim.AdamW`, with names: `model.named_parameters()`,
+            or dictionaries whose `params` is a list of (name, parameter).
         selection: `all`, or a key of `k1.sparse.selection.SELECTION_POLICIES`.
         update_fraction: share of all parameters that a step may change, in (0, 1].
         seed: of the generator handed to the policy.
@@ -50,7 +50,7 @@ class SparseAdamW(torch.optim.AdamW):
 
     def __init__(
         self,
-        parameter_groups: Iterable[dict],
+        parameter_groups: Iterable[dict] | Iterable[tuple[str, Tensor]],
         selection: str = "all",
         update_fraction: float = 1.0,
         seed: int = 0,
@@ -66,6 +66,9 @@ class SparseAdamW(torch.optim.AdamW):
             raise K1Error(f"update_fraction must be above 0 and at most 1, not {update_fraction}")
         if selection == "gain" and (importance is None or responsibility is None):
             raise K1Error("selection 'gain' needs a stage before this one, whose importance it weighs; choose another")
+        parameter_groups = list(parameter_groups)
+        if parameter_groups and not isinstance(parameter_groups[0], dict):
+            parameter_groups = [{"params": [(name, p) for name, p in parameter_groups if p.requires_grad]}]
         parameter_groups = [dict(group) for group in parameter_groups]
         self._parameters = {name: parameter for group in parameter_groups for name, parameter in group["params"]}
         super().__init__(parameter_groups, **options)
@@ -171,10 +174,11 @@ class SparseAdamW(torch.optim.AdamW):
             if tensors and {name: value.shape for name, value in tensors.items()} != shapes:
                 raise ValueError("a selection of other parameters")
         super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
-        for parameter in self._parameters.values():
+        # Before its first step an optimizer has no moments yet.
+        for parameter in self._parameters.values() if state_dict["state"] else ():
             if any(self.state[parameter][moment].shape != parameter.shape for moment in ("exp_avg", "exp_avg_sq")):
                 raise ValueError("moments of other parameters")
         self._masks = saved["masks"] and {n: mask.to(self._parameters[n].device) for n, mask in saved["masks"].items()}
         for name, pending in self._evidence.pending_updates.items():
             pending.copy_(saved["pending_updates"][name])
-        self._evidence.generator.set_state(saved["generator"])
+        self._evidence.generator.set_state(saved["generator"].cpu())

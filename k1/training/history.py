@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from k1.arguments import Arguments
 from k1.sparse.selection import Tensors, module_group
+from k1.training.event_log import EventLog
 
 LOGGED_STEPS = 50
 
@@ -19,15 +20,18 @@ class History:
     step changed, by comparing them before and after), `updated_by_group` (the
     same share within each module group, see `k1.sparse.selection.module_group`)
     and `tokens_per_second`. `old` is the saved state of a training that was
-    stopped, which the log goes on from.
+    stopped, which the log goes on from. `event_log` gets every new entry.
     """
 
-    def __init__(self, arguments: Arguments, old: dict | None) -> None:
+    def __init__(self, arguments: Arguments, old: dict | None, event_log: EventLog | None = None) -> None:
         self.entries: list[dict] = old["history"] if old else []
         self.losses: list[float] = old["losses"] if old else []
         self.divergences: list[float] = old["divergences"] if old else []
         self._max_steps = arguments.max_steps
         self._tokens_per_step = arguments.tokens_per_step
+        self._event_log = event_log
+        if event_log:
+            event_log.begin(old["step"] if old else 0)
         self._begin_interval()
 
     def _begin_interval(self) -> None:
@@ -54,6 +58,8 @@ class History:
             "tokens_per_second": self._steps * self._tokens_per_step / (time.perf_counter() - self._started),
         }
         self.entries.append(entry)
+        if self._event_log:
+            self._event_log.add_entry(entry)
         self.losses, self.divergences = [], []
         self._begin_interval()
         return f"loss {entry['loss']:.3f}, {entry['tokens_per_second']:,.0f} tokens/s"

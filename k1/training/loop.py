@@ -23,6 +23,7 @@ from k1.parallel import any_process, is_main_process, process_count, require_ide
 from k1.sparse.optimizer import SparseAdamW
 from k1.sparse.rehearsal import Rehearsal, divergence
 from k1.sparse.selection import Tensors
+from k1.training.event_log import EventLog
 from k1.training.history import History, changed_fractions, copy_parameters
 from k1.training.optimization import build_optimizer, interpolate, warmup_and_cosine
 from k1.training.resume import START_ANEW, ResumeFile, identity_of
@@ -36,6 +37,7 @@ def train(
     responsibility: Tensors | None = None,
     rehearsal: Rehearsal | None = None,
     resume_file: ResumeFile | None = None,
+    event_log: EventLog | None = None,
 ) -> list[dict]:
     """Train `model` in place on the training text of `dataset` for `arguments.max_steps` steps.
 
@@ -44,9 +46,8 @@ def train(
     the selection `gain` and consolidation go by. `rehearsal` takes the share
     `arguments.rehearsal` of each batch. At the end the model keeps the share `arguments.interpolation` of its change.
 
-    With a `resume_file` the training goes on from it, saves itself there while it
-    runs, at the end and before Ctrl-C or SIGTERM end it, and comes out with the
-    same bits as one that was never stopped.
+    With a `resume_file` the training goes on from it, saves itself there while it runs, at the end and before Ctrl-C
+    or SIGTERM end it, and comes out with the same bits as one that was never stopped. `event_log` gets the history.
 
     Returns the history (`k1.training.history.History`); raises `K1Error` when loss or gradient is no longer finite.
     """
@@ -59,7 +60,7 @@ def train(
     if old:
         restore(model, optimizer, rehearsal, old, resume_file)
     done = old["step"] if old else 0
-    history = History(arguments, old)
+    history = History(arguments, old, event_log)
     schedule = warmup_and_cosine(optimizer, arguments.warmup_steps, arguments.max_steps, done)
     parallel_model = DistributedDataParallel(model, forward_sync_buffers=False) if process_count() > 1 else model
     text = text_of_steps(dataset, arguments, rehearsal, done)
@@ -187,6 +188,8 @@ def restore(
             {name: (value.shape, value.dtype) for name, value in state.items()}
             for state in (model.state_dict(), old["model"])
         ]
+        if not old["optimizer"]["state"]:
+            raise ValueError("no moments")
         if kinds[0] != kinds[1] or not all(value.isfinite().all() for value in old["model"].values()):
             raise ValueError("other weights")
         model.load_state_dict(old["model"])
