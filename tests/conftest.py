@@ -55,7 +55,7 @@ def write_corpus(folder: Path, name: str, documents: int = 60) -> Path:
 # Files whose tests share a fixture that takes long, and so stay in one of several test processes.
 SHARED = (
     "test_hub.py", "test_study.py", "test_stream.py", "test_unseen.py", "test_parallel.py", "test_benchmark.py",
-    "test_page.py",
+    "test_page.py", "test_library.py", "test_package.py",
 )  # fmt: skip
 # Files with long tests: they come first, so that at the end no process is left alone with one.
 FIRST = (*SHARED, "test_resume.py")

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from k1.errors import K1Error
-from k1.sparse.selection import BY_MOMENTS, ONCE_PER_STAGE, SELECTION_POLICIES, Evidence, Tensors, budget_of, mean_element
+from k1.sparse.selection import (
+    BY_MOMENTS, ONCE_PER_STAGE, SELECTION_POLICIES, Evidence, Tensors, budget_of, mean_element,
+)  # fmt: skip
 
 
 def consolidation_strength(consolidation: float, importance: Tensors, responsibility: Tensors) -> float:
@@ -99,7 +101,8 @@ class SparseAdamW(torch.optim.AdamW):
                 loss = closure()
         for name, parameter in self._parameters.items() if self._lambda else ():
             if parameter.grad is not None:
-                parameter.grad.addcmul_(self._evidence.importance[name], parameter - self._start[name], value=self._lambda)
+                change = parameter - self._start[name]
+                parameter.grad.addcmul_(self._evidence.importance[name], change, value=self._lambda)
         if self._selection == "all":
             super().step()
         elif self._selection == "error_feedback":

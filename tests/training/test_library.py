@@ -36,7 +36,7 @@ def language(words: range, seed: int, batches: int) -> list[dict]:
     return [{"input_ids": ids} for ids in torch.stack(text, dim=1).split(LENGTH, dim=1)]
 
 
-OLD, NEW = language(range(1, 22), seed=1, batches=220), language(range(16, 40), seed=2, batches=110)
+OLD, NEW = language(range(1, 22), seed=1, batches=160), language(range(16, 40), seed=2, batches=110)
 HELD_OUT = {"old": OLD[-10:], "new": NEW[-10:]}
 
 
