@@ -14,7 +14,8 @@ TRAINING_CODE = $(wildcard k1/*.py k1/data/*.py k1/sparse/*.py k1/training/*.py 
 # A training that was interrupted goes on, unless what it depends on was edited since.
 OVERWRITE = $$(for file in $^; do [ $(@:.pt=.resume.pt) -nt $$file ] || { echo --overwrite; break; }; done)
 
-.PHONY: all report seeds unseen study stream benchmark record screenshots test harness kills fuzz faults clean FORCE
+.PHONY: all report seeds unseen pretrained study stream benchmark record screenshots
+.PHONY: test harness kills fuzz faults clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -111,6 +112,33 @@ models/unseen/baseline_rehearsal_final.pt: models/unseen/baseline_final.pt
 	$(RUN) train_baseline_all.py --dataset_names $(UNSEEN) $(SETTINGS) --models_dir $(@D) --rehearsal $(REHEARSAL) \
 		$(OVERWRITE)
 
+# The experiment on top of a model that knows dataset 1 already: the baseline's first one, exported as any other is.
+LATER_STEPS ?= 300
+START = --init_from models/pretrained/start
+ALL_STAGES = $(START) --max_steps 0 $(LATER_STEPS) $(LATER_STEPS)
+pretrained: models/pretrained/report.json
+	@cat models/pretrained/report.md
+
+models/pretrained/start: models/baseline_final.pt
+	@mkdir -p $(@D) && rm -rf $@
+	$(RUN) -m k1.export models/baseline_dataset1.pt $@
+
+models/pretrained/k1_dataset1.pt: models/pretrained/start
+	$(RUN) train_k1_dataset1.py $(START) --max_steps 0 $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
+
+models/pretrained/k1_dataset2.pt: models/pretrained/k1_dataset1.pt
+	$(RUN) train_k1_dataset2.py --max_steps $(LATER_STEPS) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
+
+models/pretrained/k1_final.pt: models/pretrained/k1_dataset2.pt
+	$(RUN) train_k1_dataset3.py --max_steps $(LATER_STEPS) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
+
+models/pretrained/baseline_final.pt: models/pretrained/start
+	$(RUN) train_baseline_all.py $(ALL_STAGES) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
+
+models/pretrained/baseline_rehearsal_final.pt: models/pretrained/baseline_final.pt
+	$(RUN) train_baseline_all.py $(ALL_STAGES) $(SETTINGS) --models_dir $(@D) --rehearsal $(REHEARSAL) \
+		$(OVERWRITE)
+
 # All methods over learning rates and seeds, at preset study; stopped and started again, it goes on.
 study: .venv/.installed-dev
 	$(RUN) -m k1.study --first_learning_rates 4e-3 8e-3 --out models/study
@@ -126,6 +154,7 @@ benchmark: .venv/.installed-dev
 # What the pages show, from make, make seeds, make unseen, make study, make stream and make benchmark; a test compares
 # them with results/. Of what was not run here the record stays as it is.
 RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) unseen/report.md:unseen.md \
+	pretrained/report.md:pretrained.md \
 	study/results.json:study.json study/results.md:study.md study/frontier.png:frontier.png \
 	study/shares.md:shares.md study/shares.png:shares.png \
 	stream/results.json:stream.json stream/results.md:stream.md stream/stream.png:stream.png \
@@ -164,6 +193,6 @@ faults: .venv/.installed-dev
 	$(RUN) -m tests.data.hub_faults
 
 clean:
-	rm -f models/*.pt models/report.html models/.settings models/.*.lock k1_output.txt baseline_output.txt
+	rm -rf models/*.pt models/report.html models/runs models/.settings models/.*.lock k1_output.txt baseline_output.txt
 
 FORCE:
