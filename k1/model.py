@@ -29,6 +29,8 @@ def configure_torch(threads: int | None = None) -> None:
     # cuBLAS is deterministic only with a fixed workspace, which it reads when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Else every new tensor is filled with NaN first, which helps to find code that reads what it did not write.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     if threads is not None:
         torch.set_num_threads(threads)
     join_processes()
