@@ -29,7 +29,7 @@ class Preset:
     evaluation_tokens: int
     max_documents: int
     consolidation: float
-    interpolation: float = 0.9
+    interpolation: float = 0.95
     rehearsal: float = 0.25
     rehearsal_sequences: int = 512
     rehearsal_interval: int = 25

@@ -155,16 +155,16 @@ def format_generated_text(records: list[dict]) -> str:
 
 
 def format_interpolation(records: list[dict]) -> str:
-    """How much of stage 3's change is kept, at two seeds: loss at the end and scores of generated text."""
+    """How much of the change of stages 2 and 3 is kept, at two seeds: loss at the end and scores of generated text."""
     names = list(records[0]["validation"])
     scores = [(name, score) for name in records[0]["quality"] for score in ("domain", "fluency")]
-    head = ["Seed", "Weight", "Learning rate", "Kept %", *map(dataset_label, names)]
+    head = ["Seed", "Weight", "Learning rate", "Change kept %", *map(dataset_label, names)]
     rows = [[*head, *(f"{dataset_label(name)}: {score} kept %" for name, score in scores)]]
     for record in records:
         kept = [record["quality"][name][score] for name, score in scores]
         rows.append([
             str(record["seed"]), f"{record['weight']:g}", f"{record['learning_rate']:g}",
-            f"{100 * record['interpolation']:g}", *(f"{record['validation'][name]:.3f}" for name in names),
+            ", ".join(f"{100 * share:g}" for share in record["interpolation"]), *(f"{record['validation'][name]:.3f}" for name in names),
             *(f"{100 * found['kept']:.0f} ({100 * found['low']:.0f})" for found in kept),
         ])  # fmt: skip
     return format_table(rows)
