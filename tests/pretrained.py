@@ -157,7 +157,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         "its tokenizer cannot be read",
     ),
     "an end that is no token": (
-        in_json("tokenizer_config.json", lambda content: content.update(eos_token="<no such token>")), "none of its tokens",
+        in_json("tokenizer_config.json", lambda content: content.update(eos_token="<no such token>")),
+        "none of its tokens",
     ),
     "no end": (
         lambda folder: [

@@ -10,6 +10,7 @@ MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 MAX_README_LINES = 200
 MAX_SCREEN_COLUMNS = 100
+MAX_COLUMNS = 120
 
 SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "k1").rglob("*.py"), *(ROOT / "tests").rglob("*.py")])
 
@@ -28,6 +29,16 @@ def test_no_function_is_longer_than_60_lines():
     }
     assert len(lengths) > 500
     assert {place: length for place, length in lengths.items() if length > MAX_FUNCTION_LINES} == {}
+
+
+def test_no_line_is_longer_than_120_columns():
+    places = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in SOURCES
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if len(line) > MAX_COLUMNS
+    ]
+    assert places == []
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=shapes, metavar="SHAPE",
                         help=f"of {', '.join(SHAPES)} (default: {' '.join(shapes)})")  # fmt: skip
     parser.add_argument("--steps", type=int,
-                        help="turns of each contestant; commands are then started once (default: by shape)")  # fmt: skip
+                        help="turns of each contestant; commands then start once (default: by shape)")  # fmt: skip
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all that was measured to FILE")
     arguments = parser.parse_args()

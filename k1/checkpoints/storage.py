@@ -33,9 +33,10 @@ def is_shared(arm: str, path: Path) -> bool:
 def output_path(models_dir: Path, arm: str, stage: int, overwrite: bool) -> Path:
     """Where an arm's checkpoint of a stage goes; makes the folder and locks the path for this process.
 
-    A checkpoint that the arm shares with another (see `is_shared`) is left alone. Raises `K1Error` if the file exists, no begun training is about to replace it
-    and `overwrite` is false, if another process is writing it, or if the folder
-    cannot be written, so that a script ends before it trains.
+    A checkpoint that the arm shares with another (see `is_shared`) is left alone.
+    Raises `K1Error` if the file exists, no begun training is about to replace it and
+    `overwrite` is false, if another process is writing it, or if the folder cannot be
+    written, so that a script ends before it trains.
     """
     path = models_dir / ARM_FILES[arm][stage - 1]
     if not is_main_process() or is_shared(arm, path):
@@ -117,9 +118,8 @@ def load_finished_stage(
         side["pretrained model"] = model and model["sha256"]
     if difference := first_difference(found, wanted):
         first = f"run {SCRIPTS['baseline'][0]} with --overwrite first, or choose another --models_dir"
-        raise K1Error(
-            f"{path}, from which the training goes on, has {difference}; {first if is_shared(arm, path) else START_ANEW}"
-        )
+        remedy = first if is_shared(arm, path) else START_ANEW
+        raise K1Error(f"{path}, from which the training goes on, has {difference}; {remedy}")
     return checkpoint, restore_model(checkpoint, arguments.device)
 
 
@@ -131,8 +131,9 @@ def restore_initial_model(checkpoint: Checkpoint, device: str) -> PreTrainedMode
     initial = load_pretrained(start["name"], checkpoint.seed, start["revision"])
     if initial.start != start:
         raise K1Error(
-            f"{start['name']} is no longer the model that stage 1 started from (SHA-256 {initial.start['sha256'][:12]}, "
-            f"not {start['sha256'][:12]}); bring the old one back or train all stages again with --overwrite"
+            f"{start['name']} is no longer the model that stage 1 started from (SHA-256 "
+            f"{initial.start['sha256'][:12]}, not {start['sha256'][:12]}); bring the old one back or train all "
+            "stages again with --overwrite"
         )
     return initial.build(device)
 

@@ -23,7 +23,7 @@ from k1.report.tables import LABELS
 
 
 def arms_in(models_dir: Path) -> list[str]:
-    """The arms of the experiment to report: K-1, the baseline and, where it was trained, the baseline with rehearsal."""
+    """The arms to report: K-1, the baseline and, where it was trained, the baseline with rehearsal."""
     return [arm for arm in LABELS if arm in FILES or (models_dir / ARM_FILES[arm][-1]).exists()]
 
 

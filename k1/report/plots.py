@@ -25,7 +25,8 @@ DARK = 0.46
 def plot_report(report: dict, folder: Path) -> None:
     """Draw accuracy.png, selection.png and learning.png from a report into `folder`.
 
-    See `k1.report.comparison.report_of`. The same report gives the same bytes. Raises `K1Error` when the disk does not take them.
+    See `k1.report.comparison.report_of`. The same report gives the same bytes.
+    Raises `K1Error` when the disk does not take them.
     """
     for name, draw in (("accuracy", accuracy_figure), ("selection", selection_figure), ("learning", learning_figure)):
         write_figure(folder / f"{name}.png", draw(report), dpi=120)

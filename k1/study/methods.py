@@ -17,10 +17,11 @@ STRENGTHS = {"consolidation": (1.7, 5.0)}
 STANDARD_BASIS = ("--max_basis_dim", "0")
 NO_CONSOLIDATION = ("--consolidation", "0")
 NO_REHEARSAL = ("--rehearsal", "0")
+NO_INTERPOLATION = ("--interpolation", "1")
 # What a comparison gives to methods other than K-1.
 REHEARSAL = ("--rehearsal", str(PRESETS["study"].rehearsal))
-PLAIN = (*STANDARD_BASIS, *NO_CONSOLIDATION)
-ALL_STANDARD = ("--selection", "all", *STANDARD_BASIS)
+PLAIN = (*STANDARD_BASIS, *NO_CONSOLIDATION, *NO_INTERPOLATION)
+ALL_STANDARD = ("--selection", "all", *STANDARD_BASIS, *NO_INTERPOLATION)
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,13 @@ METHODS = {
     "k1_fixed_mask": Method("K-1, 51% for the whole stage", ("--selection", "gain"), first="k1"),
     "k1_standard_basis": Method("K-1, standard basis", STANDARD_BASIS, first="k1"),
     "k1_no_consolidation": Method("K-1, no consolidation", NO_CONSOLIDATION, first="k1"),
+    "k1_no_interpolation": Method("K-1, no interpolation", NO_INTERPOLATION, first="k1"),
     "k1_no_rehearsal": Method("K-1, no rehearsal", NO_REHEARSAL, first="k1"),
     "ewc": Method("EWC", (*ALL_STANDARD, *NO_REHEARSAL), dial=STRENGTHS),
     "ewc_rehearsal": Method("EWC + rehearsal", ALL_STANDARD, dial={"consolidation": (0.5, 1.7)}),
-    "laplace": Method("structured Laplace", ("--selection", "all", *NO_REHEARSAL), dial=STRENGTHS),
+    "laplace": Method(
+        "structured Laplace", ("--selection", "all", *NO_REHEARSAL, *NO_INTERPOLATION), dial=STRENGTHS
+    ),
     "momentum": Method(
         "MoFO, 51%", ("--selection", "momentum", *PLAIN, *NO_REHEARSAL), learning_rates=PLASTIC_RATES
     ),

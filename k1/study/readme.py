@@ -37,8 +37,8 @@ BLOCK = re.compile(r"(?P<begin>^<!-- begin (?P<name>\w+) -->\n).*?(?P<end>^<!-- 
 MARKER = re.compile(r"^<!-- (?:begin|end) \w+ -->$", re.M)
 # The methods that take K-1 apart, and what each of its parts is compared with.
 PARTS = (
-    "k1", "k1_all", "k1_fixed_mask", "k1_standard_basis", "k1_no_consolidation", "k1_no_rehearsal", "dense_rehearsal",
-    "random_rehearsal", "replay",
+    "k1", "k1_all", "k1_fixed_mask", "k1_standard_basis", "k1_no_consolidation", "k1_no_interpolation",
+    "k1_no_rehearsal", "dense_rehearsal", "random_rehearsal", "replay",
 )  # fmt: skip
 CORES = 2
 

@@ -72,9 +72,9 @@ def learn_first_dataset(first: str, seed: int, learning_rate: float, output: Pat
 
 
 def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Path, settings: dict) -> dict:
-    """Learn datasets 2, 3 and so on by method `name` from the model of dataset 1 in the file `first`; returns the record.
+    """Learn datasets 2, 3 and so on by method `name`; returns the record.
 
-    `dial` is one of the method's `settings`.
+    It goes on from the model of dataset 1 in the file `first`. `dial` is one of the method's `settings`.
     """
     method = METHODS[name]
     previous = load_checkpoint(first, method.first)

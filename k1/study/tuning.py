@@ -73,8 +73,8 @@ def format_tuning(records: list[dict], sweep: dict) -> str:
     tried = sum(run["method"] == "baseline" for run in sweep["runs"].values())
     sections = [
         paragraph(
-            f"The tables show {len(shown)} of the {len(records)} records of tuning.json, from {len(trainings)} trainings "
-            f"(several shares kept come from one); the baseline's learning rates took {tried}."
+            f"The tables show {len(shown)} of the {len(records)} records of tuning.json, from {len(trainings)} "
+            f"trainings (several shares kept come from one); the baseline's learning rates took {tried}."
         )
     ]
 
@@ -164,7 +164,8 @@ def format_interpolation(records: list[dict]) -> str:
         kept = [record["quality"][name][score] for name, score in scores]
         rows.append([
             str(record["seed"]), f"{record['weight']:g}", f"{record['learning_rate']:g}",
-            ", ".join(f"{100 * share:g}" for share in record["interpolation"]), *(f"{record['validation'][name]:.3f}" for name in names),
+            ", ".join(f"{100 * share:g}" for share in record["interpolation"]),
+            *(f"{record['validation'][name]:.3f}" for name in names),
             *(f"{100 * found['kept']:.0f} ({100 * found['low']:.0f})" for found in kept),
         ])  # fmt: skip
     return format_table(rows)

@@ -16,11 +16,12 @@ class History:
     """The log of a stage: about 50 `entries`, and `losses` and `divergences` of the steps since the last one.
 
     An entry has `step`, `loss` (of new text) and `divergence` (on rehearsed text;
-    both in nats per token, mean since the last entry), `learning_rate`, `updated_fraction` (share of all parameters whose bits this
-    step changed, by comparing them before and after), `updated_by_group` (the
-    same share within each module group, see `k1.sparse.selection.module_group`)
-    and `tokens_per_second`. `old` is the saved state of a training that was
-    stopped, which the log goes on from. `event_log` gets every new entry.
+    both in nats per token, mean since the last entry), `learning_rate`,
+    `updated_fraction` (share of all parameters whose bits this step changed, by
+    comparing them before and after), `updated_by_group` (the same share within each
+    module group, see `k1.sparse.selection.module_group`) and `tokens_per_second`.
+    `old` is the saved state of a training that was stopped, which the log goes on
+    from. `event_log` gets every new entry.
     """
 
     def __init__(self, arguments: Arguments, old: dict | None, event_log: EventLog | None = None) -> None:

@@ -33,8 +33,8 @@ class HistoryEntry(TypedDict):
 
 
 KEYS = {
-    "identity": dict, "step": int, "history": list[HistoryEntry], "losses": list[float], "divergences": list[float], "model": dict[str, Tensor],
-    "optimizer": dict, "rehearsed": dict[str, Tensor],
+    "identity": dict, "step": int, "history": list[HistoryEntry], "losses": list[float], "divergences": list[float],
+    "model": dict[str, Tensor], "optimizer": dict, "rehearsed": dict[str, Tensor],
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """What each fault of the hub ends in and after how long, with the time-outs of k1.data.hub as they are.
 
-`python3 -m tests.data.hub_faults` prints a table of fault, where it is, dataset, seconds and outcome; about four minutes.
+`python3 -m tests.data.hub_faults` prints fault, where it is, dataset, seconds and outcome; about four minutes.
 """
 
 import sys

@@ -187,7 +187,8 @@ def test_a_model_that_looks_ahead_is_refused(folders, tmp_path, tokenizer):
     from transformers import AutoConfig
 
     shape = {"vocab_size": ROWS, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    AutoModelForCausalLM.from_config(AutoConfig.for_model("bert", **shape, intermediate_size=40)).save_pretrained(tmp_path)
+    config = AutoConfig.for_model("bert", **shape, intermediate_size=40)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(K1Error, match="depend on later tokens"):
         load_pretrained(str(tmp_path), seed=0)

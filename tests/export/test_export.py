@@ -23,11 +23,12 @@ from tests.conftest import assert_one_clear_line, run_script
 from tests.faults.checkpoint_mutations import signed
 
 ODD_TEXTS = [
-    "", " ", "\n\n\t  x", "a<|endoftext|>b", "<|endoftext|>", "\x00\x7f", "Ünïcödé ﬁ 漢字 🏳️‍🌈", "  def f(x):\n\treturn x",
-    "it 's , do n't .", "\r\n", "e\u0301", "\u202e\ufeff\ufffd",
+    "", " ", "\n\n\t  x", "a<|endoftext|>b", "<|endoftext|>", "\x00\x7f", "Ünïcödé ﬁ 漢字 🏳️‍🌈",
+    "  def f(x):\n\treturn x", "it 's , do n't .", "\r\n", "e\u0301", "\u202e\ufeff\ufffd",
 ]  # fmt: skip
 FILES = {
-    "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+    "tokenizer_config.json",
 }  # fmt: skip
 
 

@@ -65,8 +65,8 @@ def truncate(data: bytes, random: Random) -> bytes:
 
 FOREIGN = [
     b"", b"\0", b"\n \n", b"hello\n", b"\xff\xfe\xfd" * 50, b"PK\x03\x04" + b"x" * 99, b"PAR1" * 9, b"ARROW1\0\0" * 9,
-    gzip.compress(b'{"text": "a"}\n', mtime=0), json.dumps({"text": "a"}).encode(), pickle.dumps({"text": 1}), b"[" * 50_000,
-    b"text\na\n", b"\x1f\x8b\x08", b"\x80\x02}q\x00.",
+    gzip.compress(b'{"text": "a"}\n', mtime=0), json.dumps({"text": "a"}).encode(), pickle.dumps({"text": 1}),
+    b"[" * 50_000, b"text\na\n", b"\x1f\x8b\x08", b"\x80\x02}q\x00.",
 ]  # fmt: skip
 
 

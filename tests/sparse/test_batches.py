@@ -55,4 +55,5 @@ def test_beginnings_are_text_and_no_padding():
     mask[0, :3], mask[1, 4:] = 0, 0
     expected = [[4, 5], [9, 10], [13, 14]]
     assert beginnings([{"input_ids": ids, "attention_mask": mask}], given=2, every=5).tolist() == expected
-    assert beginnings(iter([ids[:, :6], ids[:1, 6:7]]), given=2, every=4).tolist() == [[1, 2], [5, 6], [13, 14], [17, 18]]
+    found = beginnings(iter([ids[:, :6], ids[:1, 6:7]]), given=2, every=4)
+    assert found.tolist() == [[1, 2], [5, 6], [13, 14], [17, 18]]

@@ -1,4 +1,4 @@
-"""The scripts with --init_from: both methods start from the same pretrained model, also without training on dataset 1."""
+"""The scripts with --init_from: both methods start from the same model, also without training on dataset 1."""
 
 import json
 import shutil
@@ -93,7 +93,8 @@ def test_later_stages_measure_forward_transfer_against_the_pretrained_model(untr
 
 def test_the_report_compares_them(untrained, tmp_path):
     models_dir, _ = untrained
-    finished = run_script("-m k1.report", "--models_dir", models_dir, "--json", tmp_path / "r.json", "--plots", tmp_path)
+    flags = ["--json", tmp_path / "r.json", "--plots", tmp_path]
+    finished = run_script("-m k1.report", "--models_dir", models_dir, *flags)
     assert finished.status == 0, finished.stderr
     report = json.loads((tmp_path / "r.json").read_text())
     size = sum(parameter.numel() for parameter in fresh_model("gpt2").parameters())

@@ -67,7 +67,8 @@ def trained_parameters(model, arguments, resume_file=None, later_stage=False):
         enter_eigenbasis(model, batches, 100)
         importance, responsibility = fisher_information(model, batches), fisher_information(model, batches[:1])
     tokenizer = SimpleNamespace(token_to_id=lambda token: 0, post_processor=None)
-    rehearsal = begin_rehearsal(model, write_rehearsal(model, dataset_of(7), tokenizer, arguments), tokenizer, arguments)
+    written = write_rehearsal(model, dataset_of(7), tokenizer, arguments)
+    rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
     history = train(model, dataset_of(10), arguments, importance, responsibility, rehearsal, resume_file)
     return dict(model.named_parameters()), [(entry["step"], entry["loss"]) for entry in history]
 
