@@ -1,7 +1,7 @@
 """From a dataset's name to blocks of tokens: split by document, fingerprinted, cached as Arrow files."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from k1.errors import K1Error
 from k1.parallel import main_process_first
 
 HELD_OUT_SHARE = 0.05
+CHARACTERS_AT_ONCE = 2**20  # tokenized side by side
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,9 @@ class DataLoader:
 
         def blocks(split: str) -> Iterator[list[int]]:
             buffer: list[int] = []
-            for text in self.text(split):
-                buffer += [*tokenizer.encode(text, add_special_tokens=False).ids, end]
+            for texts in batches_of_text(self.text(split)):
+                for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+                    buffer += [*encoding.ids, end]
                 full = len(buffer) // length * length
                 for start in range(0, full, length):
                     yield buffer[start : start + length]
@@ -148,6 +150,19 @@ def iterate_text(documents: datasets.Dataset) -> Iterator[str]:
     """The documents one by one, read in batches so that memory does not grow with the corpus."""
     for batch in documents.iter(batch_size=100):
         yield from batch["text"]
+
+
+def batches_of_text(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Successive `texts` together, each list of about a million characters or one text, so that memory is bounded."""
+    batch, characters = [], 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def split_documents(documents: datasets.DatasetDict, name: str) -> dict[str, datasets.Dataset]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from k1.arguments import parse_training_flags
 from k1.data.batches import batches_in_order, batches_of_blocks
 from k1.data.cache import SPLITS
-from k1.data.loader import DataLoader, load_datasets, require_distinct, split_documents
+from k1.data.loader import DataLoader, batches_of_text, load_datasets, require_distinct, split_documents
 from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer, train_tokenizer
 from k1.errors import K1Error
 from tests.conftest import ROOT
@@ -202,3 +202,9 @@ def test_a_vocabulary_larger_than_the_text_supports_is_smaller():
 def test_a_tokenizer_that_is_not_one_is_refused():
     with pytest.raises(K1Error, match="tokenizer"):
         load_tokenizer("{}")
+
+
+def test_text_is_tokenized_in_lists_of_bounded_length(monkeypatch):
+    monkeypatch.setattr("k1.data.loader.CHARACTERS_AT_ONCE", 5)
+    assert list(batches_of_text(["ab", "c", "", "defgh", "i" * 9, "j"])) == [["ab", "c", "", "defgh"], ["i" * 9], ["j"]]
+    assert list(batches_of_text(iter(()))) == []
