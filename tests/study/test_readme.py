@@ -150,6 +150,7 @@ def stated_figures() -> list[str]:
     return [
         f"{UPDATE_FRACTION:.0%}",
         f"{1 - UPDATE_FRACTION:.0%}",
+        f"At the end {PRESETS['quick'].interpolation:.0%} of the stage's change is kept",
         f"need Python {python} or newer",
         f"sections of about {SECTION_CHARACTERS:,} characters",
         f"written about every {SECONDS_BETWEEN_SAVES} seconds",

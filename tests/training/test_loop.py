@@ -43,7 +43,7 @@ def test_the_baseline_is_k1_with_everything_selected(trained, tmp_path):
         flags = ["--preset", "smoke", "--max_basis_dim", 0] if stage == 1 else []
         finished = run_script(
             f"train_k1_dataset{stage}.py", *flags, "--selection", "all", "--consolidation", 0, "--rehearsal", 0,
-            "--dataset_name", corpus, "--models_dir", tmp_path, "--max_steps", 20, "--threads", 1,
+            "--interpolation", 1, "--dataset_name", corpus, "--models_dir", tmp_path, "--max_steps", 20, "--threads", 1,
         )  # fmt: skip
         assert finished.status == 0, finished.stderr
         checkpoint = load_checkpoint(tmp_path / FILES["k1"][stage - 1], "k1")
@@ -181,17 +181,19 @@ def test_the_optimizer_of_a_later_stage_gets_what_the_settings_say(tiny_model):
 
 
 def test_a_stage_keeps_its_share_of_the_change(trained, tmp_path):
-    shutil.copy(trained.models_dir / "k1_dataset1.pt", tmp_path)
-    flags = ["--dataset_name", trained.corpora[1], "--models_dir", tmp_path, "--max_steps", 20, "--threads", 1]
-    finished = run_script("train_k1_dataset2.py", *flags, "--interpolation", 0.75)
-    assert finished.status == 0, finished.stderr
-    start, kept, whole = (
-        parameters_of(path, "k1")
-        for path in (tmp_path / "k1_dataset1.pt", tmp_path / "k1_dataset2.pt", trained.models_dir / "k1_dataset2.pt")
-    )
-    share = 0.75
+    first = trained.models_dir / "k1_dataset1.pt"
+    found = [parameters_of(first, "k1")]
+    for share in (0.75, 1):
+        folder = tmp_path / str(share)
+        folder.mkdir()
+        shutil.copy(first, folder)
+        flags = ["--dataset_name", trained.corpora[1], "--models_dir", folder, "--max_steps", 20, "--threads", 1]
+        finished = run_script("train_k1_dataset2.py", *flags, "--interpolation", share)
+        assert finished.status == 0, finished.stderr
+        found.append(parameters_of(folder / "k1_dataset2.pt", "k1"))
+    start, kept, whole = found
     for name, value in start.items():
-        assert torch.allclose(kept[name] - value, share * (whole[name] - value), atol=1e-6), name
+        assert torch.allclose(kept[name] - value, 0.75 * (whole[name] - value), atol=1e-6), name
         assert torch.equal(kept[name][whole[name] == value], value[whole[name] == value]), name
 
 
