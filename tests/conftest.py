@@ -167,8 +167,11 @@ def be_script(script: str, flags: list[str], cwd: Path, cache: str, prepare: Cal
     os.environ["K1_CACHE"] = cache
     try:
         if script.startswith("-m"):
-            sys.argv = [script, *flags]
-            runpy.run_module(script.removeprefix("-m "), run_name="__main__", alter_sys=True)
+            sys.argv, module = [script, *flags], script.removeprefix("-m ")
+            # It runs as __main__; that what it needs was imported with it is enough.
+            for name in {module, f"{module}.__main__"}.intersection(PRELOADED):
+                del sys.modules[name]
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
         else:
             sys.argv = [str(ROOT / script), *flags]
             runpy.run_path(str(ROOT / script), run_name="__main__")
