@@ -69,20 +69,24 @@ baseline_output.txt: generate_baseline.py k1/report/generation.py models/baselin
 seeds: $(SEEDS:%=models/seed%/report.json)
 	@$(RUN) -m k1.study.seeds $^
 
-models/seed%/k1_dataset1.pt: | .venv/.installed
-	$(RUN) train_k1_dataset1.py $(SETTINGS) --seed $* --models_dir $(@D) $(OVERWRITE)
+models/seed%: FIRST = --seed $(*:seed%=%)
+models/seed%: ALL = $(FIRST)
 
-models/seed%/k1_dataset2.pt: models/seed%/k1_dataset1.pt
-	$(RUN) train_k1_dataset2.py $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
+# An experiment in a folder of its own; FIRST, SECOND, THIRD and ALL are the flags that make it another one.
+models/%/k1_dataset1.pt: | .venv/.installed
+	$(RUN) train_k1_dataset1.py $(FIRST) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
 
-models/seed%/k1_final.pt: models/seed%/k1_dataset2.pt
-	$(RUN) train_k1_dataset3.py $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
+models/%/k1_dataset2.pt: models/%/k1_dataset1.pt
+	$(RUN) train_k1_dataset2.py $(SECOND) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
 
-models/seed%/baseline_final.pt: | .venv/.installed
-	$(RUN) train_baseline_all.py $(SETTINGS) --seed $* --models_dir $(@D) $(OVERWRITE)
+models/%/k1_final.pt: models/%/k1_dataset2.pt
+	$(RUN) train_k1_dataset3.py $(THIRD) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
 
-models/seed%/baseline_rehearsal_final.pt: models/seed%/baseline_final.pt
-	$(RUN) train_baseline_all.py $(SETTINGS) --seed $* --models_dir $(@D) --rehearsal $(REHEARSAL) $(OVERWRITE)
+models/%/baseline_final.pt: | .venv/.installed
+	$(RUN) train_baseline_all.py $(ALL) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
+
+models/%/baseline_rehearsal_final.pt: models/%/baseline_final.pt
+	$(RUN) train_baseline_all.py $(ALL) $(SETTINGS) --models_dir $(@D) --rehearsal $(REHEARSAL) $(OVERWRITE)
 
 models/%/report.json: models/%/k1_final.pt models/%/baseline_rehearsal_final.pt
 	$(RUN) -m k1.report --models_dir $(@D) --json $@ > $(@D)/report.md
@@ -96,26 +100,14 @@ unseen: models/unseen/report.json
 $(UNSEEN) &: | .venv/.installed-dev
 	$(RUN) -m k1.study.unseen models/unseen
 
-models/unseen/k1_dataset1.pt: $(UNSEEN)
-	$(RUN) train_k1_dataset1.py --dataset_name $(word 1,$(UNSEEN)) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
-
-models/unseen/k1_dataset2.pt: models/unseen/k1_dataset1.pt
-	$(RUN) train_k1_dataset2.py --dataset_name $(word 2,$(UNSEEN)) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
-
-models/unseen/k1_final.pt: models/unseen/k1_dataset2.pt
-	$(RUN) train_k1_dataset3.py --dataset_name $(word 3,$(UNSEEN)) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
-
-models/unseen/baseline_final.pt: $(UNSEEN)
-	$(RUN) train_baseline_all.py --dataset_names $(UNSEEN) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
-
-models/unseen/baseline_rehearsal_final.pt: models/unseen/baseline_final.pt
-	$(RUN) train_baseline_all.py --dataset_names $(UNSEEN) $(SETTINGS) --models_dir $(@D) --rehearsal $(REHEARSAL) \
-		$(OVERWRITE)
+models/unseen/k1_dataset1.pt models/unseen/baseline_final.pt: $(UNSEEN)
+models/unseen/%: FIRST = --dataset_name $(word 1,$(UNSEEN))
+models/unseen/%: SECOND = --dataset_name $(word 2,$(UNSEEN))
+models/unseen/%: THIRD = --dataset_name $(word 3,$(UNSEEN))
+models/unseen/%: ALL = --dataset_names $(UNSEEN)
 
 # The experiment on top of a model that knows dataset 1 already: the baseline's first one, exported as any other is.
 LATER_STEPS ?= 300
-START = --init_from models/pretrained/start
-ALL_STAGES = $(START) --max_steps 0 $(LATER_STEPS) $(LATER_STEPS)
 pretrained: models/pretrained/report.json
 	@cat models/pretrained/report.md
 
@@ -123,21 +115,11 @@ models/pretrained/start: models/baseline_final.pt
 	@mkdir -p $(@D) && rm -rf $@
 	$(RUN) -m k1.export models/baseline_dataset1.pt $@
 
-models/pretrained/k1_dataset1.pt: models/pretrained/start
-	$(RUN) train_k1_dataset1.py $(START) --max_steps 0 $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
-
-models/pretrained/k1_dataset2.pt: models/pretrained/k1_dataset1.pt
-	$(RUN) train_k1_dataset2.py --max_steps $(LATER_STEPS) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
-
-models/pretrained/k1_final.pt: models/pretrained/k1_dataset2.pt
-	$(RUN) train_k1_dataset3.py --max_steps $(LATER_STEPS) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
-
-models/pretrained/baseline_final.pt: models/pretrained/start
-	$(RUN) train_baseline_all.py $(ALL_STAGES) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
-
-models/pretrained/baseline_rehearsal_final.pt: models/pretrained/baseline_final.pt
-	$(RUN) train_baseline_all.py $(ALL_STAGES) $(SETTINGS) --models_dir $(@D) --rehearsal $(REHEARSAL) \
-		$(OVERWRITE)
+models/pretrained/k1_dataset1.pt models/pretrained/baseline_final.pt: models/pretrained/start
+models/pretrained/%: FIRST = --init_from models/pretrained/start --max_steps 0
+models/pretrained/%: SECOND = --max_steps $(LATER_STEPS)
+models/pretrained/%: THIRD = $(SECOND)
+models/pretrained/%: ALL = $(FIRST) $(LATER_STEPS) $(LATER_STEPS)
 
 # All methods over learning rates and seeds, at preset study; stopped and started again, it goes on.
 study: .venv/.installed-dev
