@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from k1.report.continuations import Continuation, Continuations
 from k1.report.plots import accuracy_figure, learning_figure, picture_address, selection_figure
-from k1.report.tables import LABELS, Table, dataset_label
+from k1.report.tables import LABELS, Table, dataset_label, first_model
 from k1.report.text import about_dataset, about_generation, about_run, generation_tables, result_tables
 
 # What HTML does not allow, and lone surrogates, which no UTF-8 file can hold.
@@ -128,8 +128,7 @@ def last_losses(report: dict) -> str:
 def accuracy_tables(report: dict) -> list[Table]:
     """The accuracy of every dataset after every stage, a table for each model."""
     names = [dataset_label(dataset["name"]) for dataset in report["datasets"]]
-    beginning = "pretrained" if report.get("start") else "untrained"
-    head = ["Dataset", beginning, *(f"after stage {stage}" for stage in range(1, len(names) + 1))]
+    head = ["Dataset", first_model(report), *(f"after stage {stage}" for stage in range(1, len(names) + 1))]
     return [
         Table(
             f"{LABELS[arm]}: next-token accuracy on test text in %",

@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from k1.files import write_atomically
-from k1.report.tables import LABELS, dataset_label
+from k1.report.tables import LABELS, dataset_label, first_model
 
 # Line, marker and colour of each model in turn: any one of them tells the models apart.
 STYLES = (("-", "o", "#0b559f"), ("--", "s", "#b3540a"), (":", "^", "#2f7d32"), ("-.", "D", "#7a3b8f"))
@@ -84,8 +84,7 @@ def accuracy_figure(report: dict) -> Figure:
         axes.set_title(LABELS[method], fontsize="medium")
     for axes in panels.flat[len(by_method) :]:
         axes.remove()
-    beginning = "pretrained" if report.get("start") else "untrained"
-    figure.supxlabel(f"after stage (0: {beginning}; hatched: not measured)", fontsize="medium")
+    figure.supxlabel(f"after stage (0: {first_model(report)}; hatched: not measured)", fontsize="medium")
     figure.colorbar(image, ax=panels, label="next-token accuracy\non test text (%)")
     return figure
 

@@ -27,6 +27,11 @@ def dataset_label(name: str) -> str:
     return "".join(character if character.isprintable() else "\ufffd" for character in label)
 
 
+def first_model(report: dict) -> str:
+    """What the model is called that stage 1 started from; recorded reports may be older than pretrained starts."""
+    return "pretrained" if report.get("start") else "untrained"
+
+
 def print_evaluation(checkpoint: Checkpoint) -> None:
     """Print what a stage's model scores on the held-out text of all datasets so far, on stdout of the main process."""
     if not is_main_process():

@@ -1,6 +1,7 @@
 """How the settings were chosen: the recorded sweep of learning rates and K-1's tuning runs, as tables."""
 
 import json
+from collections.abc import Callable
 from itertools import groupby
 
 from k1.presets import PRESETS
@@ -132,40 +133,42 @@ def format_rehearsal(records: list[dict]) -> str:
 
 
 def format_kept(found: dict) -> str:
-    """How much of a score is kept in %, and its interval."""
-    low, high = found["interval"]
-    return f"{100 * found['kept']:.0f} ({100 * low:.0f} to {100 * high:.0f})"
+    """How much of a score is kept in %, and its interval, or the lower end where no more is recorded."""
+    ends = found.get("interval") or [found["low"]]
+    return f"{100 * found['kept']:.0f} ({' to '.join(f'{100 * end:.0f}' for end in ends)})"
 
 
-def format_generated_text(records: list[dict]) -> str:
-    """The runs by which generated text was mended: one row a run, at the end, on validation text."""
+def format_quality(records: list[dict], columns: dict[str, Callable[[dict], str]]) -> str:
+    """A row a run: `columns`, loss at the end on validation text, and how much of scores of generated text is kept."""
     names = list(records[0]["validation"][-1])
     old = [name for name in names if name in records[0]["quality"]]
     scores = [(name, score) for name in old for score in ("domain", "fluency")]
-    head = ["Rehearsed text", "Divergence", "Weight", "Share", *map(dataset_label, names)]
-    rows = [[*head, *(f"{dataset_label(name)}: {score} kept %" for name, score in scores)]]
+    kept = [f"{dataset_label(name)}: {score} kept %" for name, score in scores]
+    rows = [[*columns, *map(dataset_label, names), *kept]]
     for record in records:
-        kept = [record["quality"][name][score] for name, score in scores]
         rows.append([
-            record["rehearsed"], record["divergence"], f"{record['weight']:g}", f"{record['share']:g}",
+            *(cell(record) for cell in columns.values()),
             *(f"{record['validation'][-1][name]:.3f}" for name in names),
-            *map(format_kept, kept),
+            *(format_kept(record["quality"][name][score]) for name, score in scores),
         ])  # fmt: skip
     return format_table(rows)
+
+
+def format_generated_text(records: list[dict]) -> str:
+    """The runs by which generated text was mended."""
+    return format_quality(records, {
+        "Rehearsed text": lambda record: record["rehearsed"],
+        "Divergence": lambda record: record["divergence"],
+        "Weight": lambda record: f"{record['weight']:g}",
+        "Share": lambda record: f"{record['share']:g}",
+    })  # fmt: skip
 
 
 def format_interpolation(records: list[dict]) -> str:
-    """How much of the change of stages 2 and 3 is kept, at two seeds: loss at the end and scores of generated text."""
-    names = list(records[0]["validation"])
-    scores = [(name, score) for name in records[0]["quality"] for score in ("domain", "fluency")]
-    head = ["Seed", "Weight", "Learning rate", "Change kept %", *map(dataset_label, names)]
-    rows = [[*head, *(f"{dataset_label(name)}: {score} kept %" for name, score in scores)]]
-    for record in records:
-        kept = [record["quality"][name][score] for name, score in scores]
-        rows.append([
-            str(record["seed"]), f"{record['weight']:g}", f"{record['learning_rate']:g}",
-            ", ".join(f"{100 * share:g}" for share in record["interpolation"]),
-            *(f"{record['validation'][name]:.3f}" for name in names),
-            *(f"{100 * found['kept']:.0f} ({100 * found['low']:.0f})" for found in kept),
-        ])  # fmt: skip
-    return format_table(rows)
+    """How much of the change of stages 2 and 3 is kept, at two seeds."""
+    return format_quality(records, {
+        "Seed": lambda record: str(record["seed"]),
+        "Weight": lambda record: f"{record['weight']:g}",
+        "Learning rate": lambda record: f"{record['learning_rate']:g}",
+        "Change kept %": lambda record: ", ".join(f"{100 * share:g}" for share in record["interpolation"]),
+    })  # fmt: skip
