@@ -52,9 +52,7 @@ def main() -> None:
         untrained = evaluate(initial.build(arguments.device), [dataset], arguments)
         before = untrained if stage == 1 else evaluate(model, [dataset], arguments)
         rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
-        history = train(
-            model, dataset, arguments, rehearsal=rehearsal, resume_file=resume_file, event_log=event_log
-        )  # fmt: skip
+        history = train(model, dataset, arguments, rehearsal=rehearsal, resume_file=resume_file, event_log=event_log)
         # The baseline rehearses nothing; with --rehearsal it goes on from the first stage of the one without.
         if stage < len(outputs) and (stage == 1 or arguments.rehearsal):
             written = write_rehearsal(model, dataset, tokenizer, arguments, written)

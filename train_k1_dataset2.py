@@ -54,9 +54,7 @@ def main() -> None:
     sample = sample_batches(dataset, arguments)
     responsibility = fisher_information(model, sample)
     rehearsal = begin_rehearsal(model, previous.written, tokenizer, arguments)
-    history = train(
-        model, dataset, arguments, previous.importance, responsibility, rehearsal, resume_file, event_log
-    )  # fmt: skip
+    history = train(model, dataset, arguments, previous.importance, responsibility, rehearsal, resume_file, event_log)
     importance = add_importance(previous.importance, fisher_information(model, sample))
     written = write_rehearsal(model, dataset, tokenizer, arguments, previous.written)
     after = evaluate(model, [*learned, dataset], arguments)

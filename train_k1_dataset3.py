@@ -53,9 +53,7 @@ def main() -> None:
     sample = sample_batches(dataset, arguments)
     responsibility = fisher_information(model, sample)
     rehearsal = begin_rehearsal(model, previous.written, tokenizer, arguments)
-    history = train(
-        model, dataset, arguments, previous.importance, responsibility, rehearsal, resume_file, event_log
-    )  # fmt: skip
+    history = train(model, dataset, arguments, previous.importance, responsibility, rehearsal, resume_file, event_log)
     importance = add_importance(previous.importance, fisher_information(model, sample))
     after = evaluate(model, [*learned, dataset], arguments)
 

@@ -14,14 +14,18 @@ Batch = Tensor | Mapping[str, Tensor]
 IGNORED = -100  # the label of a position that no loss is worked out for, as transformers has it
 
 
+def named(batch: Batch) -> Mapping[str, Tensor]:
+    """The arguments of the forward pass in `batch`, by name."""
+    return batch if isinstance(batch, Mapping) else {"input_ids": batch}
+
+
 def inputs_of(batch: Batch, model: nn.Module) -> dict[str, Tensor]:
     """The arguments of the forward pass of `model` for `batch`, on its device, with labels for the loss.
 
     Where a batch names no `labels`, they are its `input_ids`, but for what `attention_mask` leaves out.
     """
     device = next(model.parameters()).device
-    named = batch if isinstance(batch, Mapping) else {"input_ids": batch}
-    inputs = {name: value.to(device) for name, value in named.items()}
+    inputs = {name: value.to(device) for name, value in named(batch).items()}
     if "labels" not in inputs:
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         inputs["labels"] = ids if mask is None else ids.masked_fill(mask == 0, IGNORED)
@@ -48,9 +52,9 @@ def beginnings(batches: Iterable[Batch], given: int, every: int) -> Tensor:
     """
     found = []
     for batch in batches:
-        named = batch if isinstance(batch, Mapping) else {"input_ids": batch}
-        ids = named["input_ids"].cpu()
-        mask = named.get("attention_mask", torch.ones_like(ids)).cpu()
+        inputs = named(batch)
+        ids = inputs["input_ids"].cpu()
+        mask = inputs.get("attention_mask", torch.ones_like(ids)).cpu()
         texts = [row[kept != 0] for row, kept in zip(ids, mask)]
         found += [text[start : start + given] for text in texts for start in range(0, len(text) - given + 1, every)]
     if not found:

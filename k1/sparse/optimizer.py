@@ -128,11 +128,9 @@ class SparseAdamW(torch.optim.AdamW):
         """Let AdamW step the pending updates in place of the parameters, and the selected ones take effect."""
         pending, values = self._evidence.pending_updates, {}
         decays = [group["weight_decay"] for group in self.param_groups]
-        names = {parameter: name for name, parameter in self._parameters.items()}
         try:
             for group in self.param_groups:
-                for parameter in group["params"]:
-                    name = names[parameter]
+                for name, parameter in zip(group["param_names"], group["params"]):
                     # Decay is that of the parameter, not of its pending update.
                     if parameter.grad is not None and group["weight_decay"]:
                         pending[name].add_(parameter, alpha=-group["lr"] * group["weight_decay"])
@@ -153,8 +151,9 @@ class SparseAdamW(torch.optim.AdamW):
         if self._masks is not None and self._selection in ONCE_PER_STAGE:
             return self._masks
         if self._selection in BY_MOMENTS:
+            # A parameter that never had a gradient has none.
             self._evidence.first_moments = {
-                name: self.state[parameter].get("exp_avg", torch.zeros_like(parameter))
+                name: self.state[parameter]["exp_avg"] if self.state[parameter] else torch.zeros_like(parameter)
                 for name, parameter in self._parameters.items()
             }
         self._masks = SELECTION_POLICIES[self._selection](self._evidence)
