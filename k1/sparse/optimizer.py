@@ -7,9 +7,13 @@ import torch
 from torch import Tensor
 
 from k1.errors import K1Error
+from k1.sparse.error_feedback import apply_largest
 from k1.sparse.selection import (
     BY_MOMENTS, ONCE_PER_STAGE, SELECTION_POLICIES, Evidence, Tensors, budget_of, mean_element,
 )  # fmt: skip
+from k1.sparse.threshold import pieces
+
+SELECTIONS = ("all", "error_feedback", *SELECTION_POLICIES)
 
 
 def consolidation_strength(consolidation: float, importance: Tensors, responsibility: Tensors) -> float:
@@ -38,7 +42,8 @@ class SparseAdamW(torch.optim.AdamW):
     Args:
         parameter_groups: as for `torch.optim.AdamW`, with names: `model.named_parameters()`,
             or dictionaries whose `params` is a list of (name, parameter).
-        selection: `all`, or a key of `k1.sparse.selection.SELECTION_POLICIES`.
+        selection: `all`, `error_feedback` (see `k1.sparse.error_feedback`), or a key of
+            `k1.sparse.selection.SELECTION_POLICIES`.
         update_fraction: share of all parameters that a step may change, in (0, 1].
         seed: of the generator handed to the policy.
         importance: Omega, parameter name -> tensor of its shape, 0 or more; None is 0 everywhere.
@@ -62,8 +67,8 @@ class SparseAdamW(torch.optim.AdamW):
         consolidation: float = 0.0,
         **options,
     ) -> None:
-        if selection != "all" and selection not in SELECTION_POLICIES:
-            raise K1Error(f"selection '{selection}' is unknown; known are: all, {', '.join(SELECTION_POLICIES)}")
+        if selection not in SELECTIONS:
+            raise K1Error(f"selection '{selection}' is unknown; known are: {', '.join(SELECTIONS)}")
         if not 0 < update_fraction <= 1:
             raise K1Error(f"update_fraction must be above 0 and at most 1, not {update_fraction}")
         if selection == "gain" and (importance is None or responsibility is None):
@@ -83,14 +88,17 @@ class SparseAdamW(torch.optim.AdamW):
             responsibility=responsibility or {},
             gain_floor=gain_floor,
         )
+        self._pending_updates: Tensors = {}
         if self._selection == "error_feedback":
-            self._evidence.pending_updates = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
-        self._masks: dict[str, Tensor] | None = None
-        self._lambda, self._start = 0.0, {}
+            self._pending_updates = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
+        self._masks: Tensors | None = None
+        self._lambda = 0.0
+        # The values at the start of the stage, where they are needed.
+        self.start: Tensors = {}
         if consolidation and importance and responsibility:
             self._lambda = consolidation_strength(consolidation, importance, responsibility)
         if self._lambda or self._selection in ONCE_PER_STAGE:
-            self._start = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+            self.start = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -101,8 +109,9 @@ class SparseAdamW(torch.optim.AdamW):
                 loss = closure()
         for name, parameter in self._parameters.items() if self._lambda else ():
             if parameter.grad is not None:
-                change = parameter - self._start[name]
-                parameter.grad.addcmul_(self._evidence.importance[name], change, value=self._lambda)
+                of_parameter = parameter.grad, self._evidence.importance[name], parameter.data, self.start[name]
+                for gradient, importance, value, start in pieces(*of_parameter):
+                    gradient.addcmul_(importance, value - start, value=self._lambda)
         if self._selection == "all":
             super().step()
         elif self._selection == "error_feedback":
@@ -110,7 +119,7 @@ class SparseAdamW(torch.optim.AdamW):
         elif self._selection in ONCE_PER_STAGE:
             super().step()
             # What is not selected keeps the bits that it had when the stage began.
-            self._keep(self._start)
+            self._keep(self.start)
         else:
             before = {name: parameter.clone() for name, parameter in self._parameters.items()}
             super().step()
@@ -126,7 +135,7 @@ class SparseAdamW(torch.optim.AdamW):
 
     def _step_pending_updates(self) -> None:
         """Let AdamW step the pending updates in place of the parameters, and the selected ones take effect."""
-        pending, values = self._evidence.pending_updates, {}
+        pending, values = self._pending_updates, {}
         decays = [group["weight_decay"] for group in self.param_groups]
         try:
             for group in self.param_groups:
@@ -142,12 +151,9 @@ class SparseAdamW(torch.optim.AdamW):
                 self._parameters[name].data = value
             for group, decay in zip(self.param_groups, decays):
                 group["weight_decay"] = decay
-        for name, mask in self._select().items():
-            parameter = self._parameters[name]
-            torch.where(mask, parameter + pending[name], parameter, out=parameter.data)
-            pending[name].masked_fill_(mask, 0)
+        apply_largest(self._parameters, pending, self._evidence.budget)
 
-    def _select(self) -> dict[str, Tensor]:
+    def _select(self) -> Tensors:
         if self._masks is not None and self._selection in ONCE_PER_STAGE:
             return self._masks
         if self._selection in BY_MOMENTS:
@@ -163,7 +169,7 @@ class SparseAdamW(torch.optim.AdamW):
         """As of `torch.optim.AdamW`, with what the selection goes on from under `selection`."""
         selection = {
             "masks": self._masks if self._selection in ONCE_PER_STAGE else None,
-            "pending_updates": self._evidence.pending_updates,
+            "pending_updates": self._pending_updates,
             "generator": self._evidence.generator.get_state(),
         }
         return {**super().state_dict(), "selection": selection}
@@ -181,6 +187,6 @@ class SparseAdamW(torch.optim.AdamW):
             if any(self.state[parameter][moment].shape != parameter.shape for moment in ("exp_avg", "exp_avg_sq")):
                 raise ValueError("moments of other parameters")
         self._masks = saved["masks"] and {n: mask.to(self._parameters[n].device) for n, mask in saved["masks"].items()}
-        for name, pending in self._evidence.pending_updates.items():
+        for name, pending in self._pending_updates.items():
             pending.copy_(saved["pending_updates"][name])
         self._evidence.generator.set_state(saved["generator"].cpu())

@@ -5,12 +5,13 @@ parameter, of its shape; together the masks hold exactly `evidence.budget` True
 elements. Ties go to the parameter that comes first.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from k1.sparse.threshold import kth_largest
 
 Tensors = dict[str, Tensor]
 
@@ -20,22 +21,18 @@ class Evidence:
     """What a policy may look at; every dictionary has the names and shapes of `parameters`.
 
     `parameters` carry their gradients in `.grad`. `first_moments` are Adam's
-    running means of the gradients, `pending_updates` the change that AdamW has
-    asked for since a parameter was last selected. `importance` is the Fisher
-    information of all finished datasets, `responsibility` that of the new one
-    (both see `k1.sparse.importance`), `gain_floor` the constant kappa of `select_gain`.
-    `last_threshold` is that of the step before, near which this one's is found faster.
+    running means of the gradients. `importance` is the Fisher information of all
+    finished datasets, `responsibility` that of the new one (both see
+    `k1.sparse.importance`), `gain_floor` the constant kappa of `select_gain`.
     """
 
     parameters: Tensors
     budget: int
     generator: torch.Generator
     first_moments: Tensors = field(default_factory=dict)
-    pending_updates: Tensors = field(default_factory=dict)
     importance: Tensors = field(default_factory=dict)
     responsibility: Tensors = field(default_factory=dict)
     gain_floor: float = 0.0
-    last_threshold: float | None = None
 
 
 def budget_of(fraction: float, parameters: Tensors) -> int:
@@ -50,49 +47,14 @@ def mean_element(tensors: Tensors) -> float:
     )
 
 
-def kth_largest(scores: Callable[[], Iterable[Tensor]], k: int, guess: float | None = None) -> float:
-    """The k-th largest element of all tensors that `scores` gives, exactly; fast where the `guess` is within 2% of it.
-
-    They are read one after another, so that with a good guess no two of them are in memory for it.
-    """
-    if guess:
-        low, high = sorted((guess / 1.02, guess * 1.02))
-        rank, near = k, []
-        for score in scores():
-            rank -= int(torch.count_nonzero(score > high))
-            near.append(score[(score >= low) & (score <= high)])
-        near = torch.cat(near)
-        if 0 < rank <= near.numel():
-            return kth_of(near, rank)
-    return kth_of(torch.cat([score.reshape(-1) for score in scores()]), k)
-
-
-def kth_of(values: Tensor, k: int) -> float:
-    """The k-th largest of `values`, one-dimensional."""
-    if values.device.type != "cpu" or values.dtype != torch.float32:
-        return float(values.kthvalue(values.numel() - k + 1).values)
-    # NumPy partitions in a tenth of the time of kthvalue.
-    return float(np.partition(values.numpy(), values.numel() - k)[values.numel() - k])
-
-
-def largest(scores: Tensors, budget: int, evidence: Evidence | None = None, by_size: bool = False) -> Tensors:
+def largest(scores: Tensors, budget: int, by_size: bool = False) -> Tensors:
     """Masks of the `budget` largest elements over all `scores` taken together; `by_size` of the largest |element|.
 
     The threshold is exact (the budget-th largest value, not an estimate), and of
-    the elements equal to it just as many are taken as are needed. It is looked for
-    near that of the last step, and left for the next one, in `evidence`.
+    the elements equal to it just as many are taken as are needed.
     """
-
-    def values() -> Iterator[Tensor]:
-        return (score.abs() if by_size else score for score in scores.values())
-
-    if budget >= sum(score.numel() for score in scores.values()):
-        return {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
-    threshold = kth_largest(values, budget, evidence and evidence.last_threshold)
-    if evidence:
-        evidence.last_threshold = threshold
-    masks = {name: value >= threshold for name, value in zip(scores, values())}
-    surplus = sum(int(torch.count_nonzero(mask)) for mask in masks.values()) - budget
+    threshold, surplus = kth_largest(scores.values(), budget, by_size)
+    masks = {name: (score.abs() if by_size else score) >= threshold for name, score in scores.items()}
     # The last ones first, until none is too much.
     for name in reversed(scores) if surplus else ():
         score, mask = scores[name].reshape(-1), masks[name].reshape(-1)
@@ -112,15 +74,6 @@ def gradient_size(parameters: Tensors) -> Tensors:
     }
 
 
-def select_error_feedback(evidence: Evidence) -> Tensors:
-    """The parameters with the largest |pending update|; nothing that AdamW asked for is ever lost, only delayed.
-
-    Sparse steps with memory, also called error feedback (arXiv:1809.07599),
-    applied to AdamW's steps instead of gradients.
-    """
-    return largest(evidence.pending_updates, evidence.budget, evidence, by_size=True)
-
-
 def select_gain(evidence: Evidence) -> Tensors:
     """The parameters that help the new dataset most for what changing them costs the old ones.
 
@@ -135,12 +88,12 @@ def select_gain(evidence: Evidence) -> Tensors:
 
 def select_gradient(evidence: Evidence) -> Tensors:
     """The parameters with the largest |gradient| at this step."""
-    return largest(gradient_size(evidence.parameters), evidence.budget, evidence)
+    return largest(gradient_size(evidence.parameters), evidence.budget)
 
 
 def select_momentum(evidence: Evidence) -> Tensors:
     """The parameters with the largest |first moment| (MoFO, arXiv:2407.20999)."""
-    return largest(evidence.first_moments, evidence.budget, evidence, by_size=True)
+    return largest(evidence.first_moments, evidence.budget, by_size=True)
 
 
 def select_random(evidence: Evidence) -> Tensors:
@@ -201,7 +154,6 @@ def module_group(name: str) -> str:
 
 
 SELECTION_POLICIES: dict[str, Callable[[Evidence], Tensors]] = {
-    "error_feedback": select_error_feedback,
     "gain": select_gain,
     "gradient": select_gradient,
     "momentum": select_momentum,

@@ -52,8 +52,8 @@ def train(
     Returns the history (`k1.training.history.History`); raises `K1Error` when loss or gradient is no longer finite.
     """
     model.train()
-    start = copy_parameters(model) if arguments.interpolation != 1 else {}
     optimizer = build_optimizer(model, arguments, importance, responsibility)
+    start = (optimizer.start or copy_parameters(model)) if arguments.interpolation != 1 else {}
     start_tensors = {"model": model.state_dict(), "importance": importance, "responsibility": responsibility}
     start_tensors["rehearsal"] = rehearsal and {"written": rehearsal.written}
     identity, old = begin_or_resume(resume_file, arguments, dataset, start_tensors)

@@ -131,7 +131,8 @@ def differences(script: str, expected: Path, found: Path, scratch: Path) -> list
         same = (scratch / "killed.out").read_bytes() == (scratch / f"{script}.out").read_bytes()
         return [] if same else ["other text"]
     wrong = [file.name for file in found.iterdir() if "resume" in file.name or ".pt." in file.name]
-    for file in OUTPUTS[script]:
+    wrong += [f"{file}: missing" for file in OUTPUTS[script] if not (found / file).exists()]
+    for file in OUTPUTS[script] if not wrong else ():
         a, b = (torch.load(folder / file, weights_only=True) for folder in (expected, found))
         for part in ("model", "importance"):
             if a[part].keys() != b[part].keys() or not all(
