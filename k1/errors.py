@@ -56,13 +56,37 @@ class Interruption:
         self.requested = number
         signal.signal(number, self.HANDLERS[number])
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        # One that came when nobody looked any more, such as while the last step was saved.
+        if self.requested is not None and kind is None:
+            signal.raise_signal(self.requested)
 
     def end(self, message: str) -> None:
         """Raise what the signal stands for, `KeyboardInterrupt` or `Terminated`, with `message`."""
         raise KeyboardInterrupt(message) if self.requested == signal.SIGINT else Terminated(message)
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Context in which Ctrl-C and SIGTERM wait for its end; where it ends in an error, that is told and they are not.
+
+    For writing: an exception in the middle of torch.save becomes another one there, or aborts the process.
+    """
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in Interruption.HANDLERS
+        if may_handle(number)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 @contextmanager
@@ -89,6 +113,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             main()
             sys.stdout.flush()
         except K1Error as error:
+            fail_if_interrupted(error)
             fail(str(error), error.exit_status)
         except KeyboardInterrupt as error:
             fail(str(error) or "interrupted", 130)
@@ -97,6 +122,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         except MemoryError:
             fail(NO_MEMORY, 1)
         except RuntimeError as error:
+            fail_if_interrupted(error)
             # torch's own words for it, on the CPU and on a GPU.
             if "allocate memory" in str(error) or "out of memory" in str(error):
                 fail(NO_MEMORY, 1)
@@ -115,6 +141,15 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
                 atexit.register(signal.signal, number, signal.SIG_IGN)
 
     return wrapper
+
+
+def fail_if_interrupted(error: BaseException) -> None:
+    """End the process as Ctrl-C or SIGTERM does, where one of them is behind `error`: libraries make others of it."""
+    while error := error.__context__:
+        if isinstance(error, KeyboardInterrupt):
+            fail("interrupted", 130)
+        if isinstance(error, Terminated):
+            fail("terminated", 143)
 
 
 def fail(message: str, status: int) -> None:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
-from k1.errors import K1Error
+from k1.errors import K1Error, signals_wait
 
 locks: list[FileLock] = []  # held until the process ends, however it ends
 
@@ -54,12 +54,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        flush_folder(path.parent)
+        with signals_wait():
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
         # torch.save reports a full disk as an error of its archive, which says less.
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
@@ -77,14 +78,15 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> No
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        temporary.mkdir()
-        write(temporary)
-        for file in temporary.iterdir():
-            with open(file, "rb") as written:
-                os.fsync(written.fileno())
-        flush_folder(temporary)
-        os.replace(temporary, folder)
-        flush_folder(folder.parent)
+        with signals_wait():
+            temporary.mkdir()
+            write(temporary)
+            for file in temporary.iterdir():
+                with open(file, "rb") as written:
+                    os.fsync(written.fileno())
+            flush_folder(temporary)
+            os.replace(temporary, folder)
+            flush_folder(folder.parent)
     except (OSError, SafetensorError) as error:
         raise K1Error(f"cannot write {folder} ({error}); free some space or choose another place")
     finally:

@@ -31,6 +31,10 @@ def be_captured(body: Callable[[], object], stdout: Path, stderr: Path) -> NoRet
         if is_message:
             print(error.code, file=sys.stderr)
         status = 1 if is_message else int(error.code or 0)
+    except KeyboardInterrupt:
+        # Before or after a script heeds it; there a process of its own would be ended by the signal.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -113,6 +113,10 @@ def kill_until_it_ends(
         status = process.wait(timeout=600)
         errors = (scratch / "killed.err").read_text()
         tally.resumed += "going on from" in errors
+        # Python itself tells of a Ctrl-C before a script's first line.
+        is_early = errors.startswith("Traceback") and errors.endswith("KeyboardInterrupt\n") and number == signal.SIGINT
+        if is_early:
+            continue
         if "Traceback" in errors:
             tally.problems.append(f"traceback: {errors[-2000:]}")
         # Killed after it had written its last file: there is nothing left to do.
