@@ -13,6 +13,8 @@ from tests.conftest import ROOT, SHARED
 # What differs from one collection to the next: bytes, temporary paths, addresses in memory.
 UNSTABLE = re.compile(r"\\x[0-9a-f]{2}|/tmp|pytest-of-| at 0x")
 MAX_ID_LENGTH = 200
+# Options of pytest that leave out some of the tests of a file: -k, -m, --lf, --deselect.
+CHOOSING = ("keyword", "markexpr", "lf", "deselect")
 
 
 def collected_elsewhere() -> list[str]:
@@ -32,9 +34,10 @@ def test_two_processes_collect_the_same_tests_at_different_seconds(request):
     files = {item.path for item in request.session.items}
     mine = [re.sub(r"@\w+$", "", item.nodeid) for item in request.session.items]
     same_files = [name for name in ids if ROOT / name.split("::")[0] in files]
-    # A part of a file, as -k and :: choose it, is in order too.
+    # A part of a file, as these options and :: choose it, is in order too.
     assert [name for name in same_files if name in set(mine)] == mine
-    if not (request.config.option.keyword or any("::" in argument for argument in request.config.args)):
+    chosen = [name for name in CHOOSING if getattr(request.config.option, name, None)]
+    if not chosen and not any("::" in argument for argument in request.config.args):
         assert same_files == mine
     assert not [name for name in ids if UNSTABLE.search(name) or len(name) > MAX_ID_LENGTH]
 
