@@ -67,7 +67,7 @@ class TrainingFlags:
         "share of its change that a stage keeps, above 0 and at most 1 (default: 1; K-1 from stage 2: by preset)"
     )
     rehearsal: float | None = flag(
-        "share of each batch, from stage 2, that is text written by the model of the stage before; 0 switches it off "
+        "share of each batch, from stage 2, that is rehearsed text, which the model writes itself; 0 switches it off "
         "(default: K-1 by preset, baseline 0)"
     )
     rehearsal_sequences: int | None = flag(

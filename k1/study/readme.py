@@ -138,7 +138,8 @@ def format_criteria(reports: list[dict]) -> str:
         for number, count in enumerate(met, start=1)
         if count < len(reports)
     ]
-    sentences = [f"Success criteria met at all seeds: {', '.join(always)}"] if always else []
+    noun = "criteria" if len(always) > 1 else "criterion"
+    sentences = [f"Met at all seeds: {noun} {', '.join(always)} of the report"] if always else []
     return "; ".join([*sentences, *others]) + "."
 
 

@@ -179,7 +179,7 @@ def test_every_other_figure_of_the_readme_is_that_of_the_code():
 def test_criteria_are_counted_over_the_seeds():
     reports = [{"criteria": [{"met": first}, {"met": True}, {"met": False}]} for first in (True, False)]
     assert format_criteria(reports) == (
-        "Success criteria met at all seeds: 2; criterion 1 at 1 of 2; criterion 3 at 0 of 2."
+        "Met at all seeds: criterion 2 of the report; criterion 1 at 1 of 2; criterion 3 at 0 of 2."
     )
 
 
