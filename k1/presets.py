@@ -63,7 +63,7 @@ PRESETS = {
         seq_length=128, batch_size=16, gradient_accumulation_steps=1,
         max_steps=(300, 150, 150), warmup_steps=25,
         learning_rates={
-            "k1": (6e-3, 3e-3, 3e-3), "baseline": (6e-3, 1e-3, 1e-3), "baseline_rehearsal": (6e-3, 3e-3, 3e-3),
+            "k1": (4e-3, 3e-3, 3e-3), "baseline": (4e-3, 1e-3, 1e-3), "baseline_rehearsal": (4e-3, 3e-3, 3e-3),
         },
         evaluation_tokens=16_384, max_documents=20_000, consolidation=0.5,
     ),
