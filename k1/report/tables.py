@@ -19,7 +19,7 @@ class Table(NamedTuple):
 
 
 def dataset_label(name: str) -> str:
-    """How a dataset is called in tables: a local one by its file name, without the folders.
+    """How a dataset or model is called in tables: a local one by its file name, without the folders.
 
     A file name may hold line breaks and what no text may; the replacement character stands for them.
     """

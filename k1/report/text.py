@@ -39,7 +39,7 @@ def about_run(report: dict) -> str:
     if start is None:
         return run
     revision = f", revision {start['revision'][:12]}" if start["revision"] else ""
-    return f"{run}, started from {start['name']}{revision}, SHA-256 {start['sha256'][:12]}"
+    return f"{run}, started from {dataset_label(start['name'])}{revision}, SHA-256 {start['sha256'][:12]}"
 
 
 def result_tables(report: dict) -> list[Table]:

@@ -243,6 +243,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "seeds": lambda results: format_seeds(results.seeds),
     "unseen": lambda results: results.text("unseen.md").strip(),
     "stream": lambda results: results.text("stream.md").strip(),
+    "pretrained": lambda results: results.text("pretrained.md").strip(),
     "study_size": format_study_size,
     "study": lambda results: study_tables(results.study["runs"]),
     "shares": lambda results: format_shares(results.study["runs"]),
