@@ -3,7 +3,7 @@
 import torch
 
 from k1.sparse.selection import Tensors
-from k1.sparse.threshold import kth_largest, pieces
+from k1.sparse.threshold import kth_largest, pieces, zero_last
 
 
 def apply_largest(parameters: Tensors, pending: Tensors, budget: int) -> None:
@@ -22,10 +22,7 @@ def apply_largest(parameters: Tensors, pending: Tensors, budget: int) -> None:
         for parameter, update in reversed(list(pieces(parameters[name].data, pending[name]))):
             taken = torch.hardshrink(-update, bound)
             if surplus:
-                ties = (taken.abs() == threshold).nonzero(as_tuple=True)
-                left_out = tuple(index[max(0, len(index) - surplus) :] for index in ties)
-                taken[left_out] = 0
-                surplus -= len(left_out[0])
+                surplus -= zero_last(taken, taken.abs() == threshold, surplus)
             # Adding zero would change the sign bit of -0.0, subtracting it does not.
             parameter.sub_(taken)
             update.add_(taken)

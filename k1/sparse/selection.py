@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from k1.sparse.threshold import kth_largest
+from k1.sparse.threshold import kth_largest, zero_last
 
 Tensors = dict[str, Tensor]
 
@@ -57,12 +57,8 @@ def largest(scores: Tensors, budget: int, by_size: bool = False) -> Tensors:
     masks = {name: (score.abs() if by_size else score) >= threshold for name, score in scores.items()}
     # The last ones first, until none is too much.
     for name in reversed(scores) if surplus else ():
-        score, mask = scores[name].reshape(-1), masks[name].reshape(-1)
-        ties = ((score.abs() if by_size else score) == threshold).nonzero().squeeze(1)
-        left_out = ties[max(0, len(ties) - surplus) :]
-        mask[left_out] = False
-        masks[name] = mask.view(masks[name].shape)
-        surplus -= len(left_out)
+        score = scores[name].abs() if by_size else scores[name]
+        surplus -= zero_last(masks[name], score == threshold, surplus)
     return masks
 
 

@@ -51,14 +51,26 @@ def kth_largest(tensors: Collection[Tensor], k: int, by_size: bool = False) -> T
     return kth_of(values.abs() if by_size else values, k)
 
 
+def zero_last(values: Tensor, where: Tensor, count: int) -> int:
+    """Set the last `count` of the elements of `values` at which the mask `where` holds to zero; returns how many."""
+    values, where = torch.atleast_1d(values, where)
+    last = tuple(index[max(0, len(index) - count) :] for index in where.nonzero(as_tuple=True))
+    values[last] = 0
+    return len(last[0])
+
+
 def kth_of(values: Tensor, k: int) -> Threshold:
     """The `k`-th largest of `values`, one-dimensional."""
+    value = kth_value(values, k)
+    return Threshold(value, int(torch.count_nonzero(values >= value)) - k)
+
+
+def kth_value(values: Tensor, k: int) -> float:
+    """As `kth_of`, the value alone."""
     if is_array(values):
         # NumPy partitions in a tenth of the time of kthvalue.
-        value = float(np.partition(values.numpy(), values.numel() - k)[values.numel() - k])
-    else:
-        value = float(values.kthvalue(values.numel() - k + 1).values)
-    return Threshold(value, int(torch.count_nonzero(values >= value)) - k)
+        return float(np.partition(values.numpy(), values.numel() - k)[values.numel() - k])
+    return float(values.kthvalue(values.numel() - k + 1).values)
 
 
 def interval(tensors: Collection[Tensor], share: float, by_size: bool) -> tuple[float, float]:
@@ -72,8 +84,8 @@ def interval(tensors: Collection[Tensor], share: float, by_size: bool) -> tuple[
     size = sample.numel()
     margin = 1 + SAMPLE_DEVIATIONS * math.sqrt(share * (1 - share) * size)
     first, last = math.floor(share * size - margin), math.ceil(share * size + margin)
-    low = kth_of(sample, last).value if last <= size else -math.inf
-    return low, kth_of(sample, first).value if first >= 1 else math.inf
+    low = kth_value(sample, last) if last <= size else -math.inf
+    return low, kth_value(sample, first) if first >= 1 else math.inf
 
 
 def above_and_within(tensors: Collection[Tensor], low: float, high: float, by_size: bool) -> tuple[int, Tensor]:

@@ -85,3 +85,12 @@ def test_tensors_of_another_layout_are_not_cut(small_sizes):
     ((piece, other),) = pieces(values, torch.ones(50, 60))
     piece += other
     assert values.eq(1).all()
+
+
+def test_the_last_ones_are_zeroed_also_of_a_single_number():
+    values = torch.arange(1.0, 7).view(3, 2).T
+    assert threshold.zero_last(values, values > 2, 3) == 3
+    assert values.tolist() == [[1, 3, 0], [2, 0, 0]]
+    single = torch.tensor(5.0)
+    assert threshold.zero_last(single, single > 9, 1) == 0 and single == 5
+    assert threshold.zero_last(single, single > 2, 1) == 1 and single == 0
