@@ -49,7 +49,7 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         self.requested: int | None = None
-        self._before = {number: signal.signal(number, self._note) for number in self.HANDLERS if may_handle(number)}
+        self._before = handle_by(self._note)
         return self
 
     def _note(self, number: int, frame: object) -> None:
@@ -57,8 +57,7 @@ class Interruption:
         signal.signal(number, self.HANDLERS[number])
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        handle_as(self._before)
         # One that came when nobody looked any more, such as while the last step was saved.
         if self.requested is not None and kind is None:
             signal.raise_signal(self.requested)
@@ -68,6 +67,17 @@ class Interruption:
         raise KeyboardInterrupt(message) if self.requested == signal.SIGINT else Terminated(message)
 
 
+def handle_by(handler: Callable) -> dict[int, object]:
+    """Let `handler` handle Ctrl-C and SIGTERM, each where it may be; returns what handled them before."""
+    return {number: signal.signal(number, handler) for number in Interruption.HANDLERS if may_handle(number)}
+
+
+def handle_as(before: dict[int, object]) -> None:
+    """Let signals be handled as `handle_by` found them."""
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @contextmanager
 def signals_wait() -> Iterator[None]:
     """Context in which Ctrl-C and SIGTERM wait for its end; where it ends in an error, that is told and they are not.
@@ -75,16 +85,11 @@ def signals_wait() -> Iterator[None]:
     For writing: an exception in the middle of torch.save becomes another one there, or aborts the process.
     """
     came: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, frame: came.append(number))
-        for number in Interruption.HANDLERS
-        if may_handle(number)
-    }
+    before = handle_by(lambda number, frame: came.append(number))
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        handle_as(before)
     if came:
         signal.raise_signal(came[0])
 

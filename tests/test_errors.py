@@ -38,9 +38,7 @@ def test_a_signal_waits_until_a_file_is_written(tmp_path, number):
 def test_a_checkpoint_in_the_midst_of_which_a_signal_comes_is_whole(tmp_path, number, monkeypatch):
     """Without `signals_wait` torch makes a RuntimeError of it, which is taken for a full disk."""
     content = {"format": 1, "weights": torch.zeros(300_000)}
-    path = tmp_path / "checkpoint.pt"
-
-    save = torch.save
+    path, save = tmp_path / "checkpoint.pt", torch.save
 
     def interrupted_save(values, file):
         class File:
