@@ -10,6 +10,7 @@ import datasets
 import pytest
 import torch
 from torch.nn.functional import log_softmax
+from transformers import StaticCache
 
 from k1.arguments import parse_training_flags
 from k1.checkpoints.storage import load_checkpoint, restore_model
@@ -19,7 +20,7 @@ from k1.errors import K1Error
 from k1.model import build_model
 from k1.sparse.eigenbasis import enter_eigenbasis
 from k1.sparse.importance import fisher_information, sample_batches
-from k1.sparse.rehearsal import begin_rehearsal, divergence, write_rehearsal
+from k1.sparse.rehearsal import begin_rehearsal, divergence, sample_tokens, write_rehearsal
 from k1.training.loop import accumulate_gradients, train
 from tests.conftest import assert_one_clear_line, run_script
 
@@ -67,6 +68,18 @@ def model(request, tiny_model):
 
 def count_up(model, prompts, new_tokens, seed, end):
     return torch.cat([prompts, (prompts[:, -1:] + torch.arange(1, new_tokens + 1)) % 37], dim=1)
+
+
+@pytest.mark.parametrize(("rows", "given"), [(1, 1), (5, 3)])
+def test_the_cache_in_one_piece_gives_the_same_tokens_as_the_default_one(model, monkeypatch, rows, given):
+    made = []
+    monkeypatch.setattr("k1.sparse.rehearsal.StaticCache", lambda *size: made.append(size[1]) or StaticCache(*size))
+    prompts = token_ids(rows, given)
+    written = sample_tokens(model, prompts, 8 - given, 7, 0)
+    assert made == [8] and torch.equal(written[:, :given], prompts) and written.shape == (rows, 8)
+    monkeypatch.setattr(type(model), "_can_compile_fullgraph", False)
+    assert torch.equal(sample_tokens(model, prompts, 8 - given, 7, 0), written) and made == [8]
+    assert not torch.equal(sample_tokens(model, prompts, 8 - given, 8, 0), written)
 
 
 def test_what_is_written_goes_on_from_training_text_and_holds_none_of_it(tiny_model, monkeypatch):
