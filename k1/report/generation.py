@@ -15,7 +15,6 @@ from k1.checkpoints.storage import load_checkpoint, require_file, restore_model
 from k1.data.tokenizer import end_of_document, load_tokenizer, vocabulary_size
 from k1.errors import K1Error
 from k1.model import configure_torch, known_positions, seeded
-from k1.report.generation_arguments import TEMPERATURE, TOP_K
 from k1.report.tables import dataset_label
 
 # generate() has advice on stderr for library users; ours is in `check_length`.

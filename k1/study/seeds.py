@@ -58,7 +58,6 @@ def format_seeds(reports: list[dict]) -> str:
         ]
 
     labels = [dataset_label(name) for name in names]
-    forgotten = {method: [forgotten_nats(run) for run in runs] for method, runs in models.items()}
     criteria = [["Criterion", *(f"seed {report['seed']}" for report in reports)]]
     for index, item in enumerate(reports[0]["criteria"]):
         met = ["met" if report["criteria"][index]["met"] else "NOT MET" for report in reports]

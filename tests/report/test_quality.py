@@ -8,7 +8,7 @@ import pytest
 
 from k1.data.tokenizer import train_tokenizer
 from k1.report.judges import Judges, token_stream, windows
-from k1.report.quality import CONTINUATIONS, GROUP_SIZE, GenerationTest, Passages, cut_passages, quality_kept
+from k1.report.quality import CONTINUATIONS, GROUP_SIZE, GenerationTest, cut_passages, quality_kept
 from tests.conftest import VOCABULARIES
 
 SNIPPET = 16
