@@ -49,8 +49,8 @@ def main() -> None:
             written = checkpoint.written
             continue
 
-        untrained = evaluate(initial.build(arguments.device), [dataset], arguments)
-        before = untrained if stage == 1 else evaluate(model, [dataset], arguments)
+        untrained = evaluate(initial.build(arguments.device), [dataset], arguments, splits=("test",))
+        before = untrained if stage == 1 else evaluate(model, [dataset], arguments, splits=("test",))
         rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
         history = train(model, dataset, arguments, rehearsal=rehearsal, resume_file=resume_file, event_log=event_log)
         # The baseline rehearses nothing; with --rehearsal it goes on from the first stage of the one without.

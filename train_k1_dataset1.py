@@ -40,7 +40,7 @@ def main() -> None:
     tokenizer, model = initial.tokenizer, initial.build(arguments.device)
     dataset = data_loader.tokenize(tokenizer)
 
-    untrained = evaluate(model, [dataset], arguments)
+    untrained = evaluate(model, [dataset], arguments, splits=("test",))
     history = train(model, dataset, arguments, resume_file=resume_file, event_log=event_log)
     sample = sample_batches(dataset, arguments)
     enter_eigenbasis(model, sample, arguments.max_basis_dim)

@@ -49,8 +49,8 @@ def main() -> None:
     learned = load_datasets(previous.datasets, tokenizer, arguments)
     model = restore_model(previous, arguments.device)
 
-    untrained = evaluate(restore_initial_model(previous, arguments.device), [dataset], arguments)
-    before = evaluate(model, [dataset], arguments)
+    untrained = evaluate(restore_initial_model(previous, arguments.device), [dataset], arguments, splits=("test",))
+    before = evaluate(model, [dataset], arguments, splits=("test",))
     sample = sample_batches(dataset, arguments)
     responsibility = fisher_information(model, sample)
     rehearsal = begin_rehearsal(model, previous.written, tokenizer, arguments)

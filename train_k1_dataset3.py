@@ -9,7 +9,6 @@ from k1 import (
     DataLoader,
     EventLog,
     ResumeFile,
-    add_importance,
     begin_rehearsal,
     command,
     configure_torch,
@@ -48,18 +47,16 @@ def main() -> None:
     learned = load_datasets(previous.datasets, tokenizer, arguments)
     model = restore_model(previous, arguments.device)
 
-    untrained = evaluate(restore_initial_model(previous, arguments.device), [dataset], arguments)
-    before = evaluate(model, [dataset], arguments)
-    sample = sample_batches(dataset, arguments)
-    responsibility = fisher_information(model, sample)
+    untrained = evaluate(restore_initial_model(previous, arguments.device), [dataset], arguments, splits=("test",))
+    before = evaluate(model, [dataset], arguments, splits=("test",))
+    responsibility = fisher_information(model, sample_batches(dataset, arguments))
     rehearsal = begin_rehearsal(model, previous.written, tokenizer, arguments)
     history = train(model, dataset, arguments, previous.importance, responsibility, rehearsal, resume_file, event_log)
-    importance = add_importance(previous.importance, fisher_information(model, sample))
     after = evaluate(model, [*learned, dataset], arguments)
 
     checkpoint = stage_checkpoint(
         model, tokenizer, dataset, arguments, previous=previous,
-        untrained=untrained, before=before, after=after, history=history, importance=importance,
+        untrained=untrained, before=before, after=after, history=history,
     )  # fmt: skip
     save_checkpoint(output, checkpoint)
     event_log.add_evaluations(before, after, arguments.max_steps)

@@ -57,6 +57,7 @@ def first_stage(setting: Setting) -> dict:
         with redirect_stderr(io.StringIO()):
             history = train(model, dataset, replace(arguments, max_steps=1))
         scores = watch("evaluation", evaluate, model, [dataset], arguments)
+        watch("evaluation on test text", evaluate, model, [dataset], arguments, ("test",))
         written = watch("writing rehearsed text", write_rehearsal, model, dataset, setting.tokenizer, arguments)
         trained = {"evaluation": scores, "history": history, "written": written}
         sizes["baseline"] = checkpoint_bytes(setting, setting.arguments("baseline", 1), model, trained, watch)
@@ -111,22 +112,23 @@ def stage_seconds(seconds: dict[str, float], rewritings: int, step: dict[str, fl
     step of the baseline, of K-1's first stage (`k1_first`) and of its later ones (`k1_later`).
     """
     plain, folded = seconds["evaluation"], seconds["evaluation in the eigenbasis"]
+    test = seconds["evaluation on test text"]
     saved = {method: seconds[f"checkpoint of {method}"] for method in ("k1", "baseline")}
     return {
         "K-1, stage 1": {
             "training": steps[0] * step["k1_first"],
             "rewriting": 0.0,
             "boundaries": {
-                "evaluation": plain + folded, "eigenbasis": seconds["eigenbasis"], "importance": seconds["importance"],
+                "evaluation": test + folded, "eigenbasis": seconds["eigenbasis"], "importance": seconds["importance"],
                 "rehearsed text": seconds["writing rehearsed text"], "checkpoint": saved["k1"],
             },
         },
         "K-1, stage 2": {
             "training": steps[1] * step["k1_later"],
             "rewriting": rewritings * seconds["rewriting rehearsed text"],
-            # Untrained, before the stage, and after it on both datasets.
+            # Untrained and before the stage on test text alone, and after it on both datasets.
             "boundaries": {
-                "evaluation": plain + 3 * folded, "eigenbasis": 0.0,
+                "evaluation": 2 * test + 2 * folded, "eigenbasis": 0.0,
                 "importance": 2 * seconds["importance"] + seconds["summing importance"],
                 "rehearsed text": seconds["writing rehearsed text"], "checkpoint": saved["k1"],
             },
@@ -136,7 +138,7 @@ def stage_seconds(seconds: dict[str, float], rewritings: int, step: dict[str, fl
                 "training": steps[stage - 1] * step["baseline"],
                 "rewriting": 0.0,
                 "boundaries": {
-                    "evaluation": (2 + stage) * plain, "eigenbasis": 0.0, "importance": 0.0,
+                    "evaluation": stage * (test + plain), "eigenbasis": 0.0, "importance": 0.0,
                     # For the baseline with rehearsal, which goes on from the first stage.
                     "rehearsed text": seconds["writing rehearsed text"] if stage == 1 else 0.0,
                     "checkpoint": saved["baseline"],

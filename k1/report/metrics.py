@@ -88,8 +88,6 @@ def selection_of(run: list[Checkpoint]) -> dict:
 
 def parameter_names(checkpoint: Checkpoint) -> list[str]:
     """The names of a checkpoint's tensors that training may change: neither masks nor the bases of K-1."""
-    if checkpoint.importance:
-        return list(checkpoint.importance)
     # A weight that two layers share is one parameter, of a parametrized one only `original` is.
     plain = empty_model(checkpoint.model_config, len(checkpoint.model))
     shared = plain.state_dict().keys() - dict(plain.named_parameters()).keys()

@@ -59,7 +59,7 @@ def learn_first_dataset(first: str, seed: int, learning_rate: float, output: Pat
     tokenizer = train_tokenizer(data_loader.text("train"), arguments.vocabulary_size)
     dataset = data_loader.tokenize(tokenizer)
     model = build_model(model_config(arguments, tokenizer.get_vocab_size()), seed, arguments.device)
-    untrained = evaluate(model, [dataset], arguments)
+    untrained = evaluate(model, [dataset], arguments, splits=("test",))
     history = quietly_train(model, dataset, arguments)
     after = evaluate(model, [dataset], arguments)
     checkpoint = stage_checkpoint(
@@ -116,7 +116,7 @@ def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Pat
             history += quietly_train(model, text, arguments, importance, responsibility, rehearsal)
             if rehearsal and arguments is not stages[-1]:
                 written = write_rehearsal(model, dataset, tokenizer, arguments, written)
-        if not is_dense:
+        if not is_dense and arguments is not stages[-1]:
             importance = add_importance(importance, fisher_information(model, sample))
         evaluations.append(evaluate(model, [*learned, dataset], arguments))
     return record_of(evaluations, history, started)

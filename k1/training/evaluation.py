@@ -16,8 +16,16 @@ from k1.errors import K1Error
 from k1.parallel import process_count, process_rank, sum_over_processes
 
 
-def evaluate(model: PreTrainedModel, datasets: list[TokenizedDataset], arguments: Arguments) -> dict:
-    """Evaluate `model` on the validation and test text of each of `datasets`.
+SPLITS = ("validation", "test")
+
+
+def evaluate(
+    model: PreTrainedModel,
+    datasets: list[TokenizedDataset],
+    arguments: Arguments,
+    splits: tuple[str, ...] = SPLITS,
+) -> dict:
+    """Evaluate `model` on the validation and test text, or other `splits`, of each of `datasets`.
 
     Returns dataset name -> split -> `loss` (nats per token), `perplexity` (its
     exponential), `accuracy` (share of tokens that were the model's first choice)
@@ -26,9 +34,7 @@ def evaluate(model: PreTrainedModel, datasets: list[TokenizedDataset], arguments
     first is predicted from the ones before it.
     """
     return {
-        dataset.name: {
-            split: evaluate_blocks(model, dataset.blocks[split], arguments) for split in ("validation", "test")
-        }
+        dataset.name: {split: evaluate_blocks(model, dataset.blocks[split], arguments) for split in splits}
         for dataset in datasets
     }
 

@@ -36,7 +36,7 @@ def test_the_json_has_the_numbers_of_the_checkpoints(trained, report):
         ]  # fmt: skip
     assert results["models"]["k1"]["updated_fraction"] == pytest.approx(0.51, abs=1e-3)
     # The bases, which are fixed, are not counted as parameters of K-1.
-    importance = load_checkpoint(trained.models_dir / "k1_final.pt", "k1").importance
+    importance = load_checkpoint(trained.models_dir / "k1_dataset2.pt", "k1").importance
     assert results["parameters"] == sum(value.numel() for value in importance.values())
 
 
