@@ -109,6 +109,6 @@ class SparseUpdateFlags:
         "batches of training text that bases and importance are measured on (default: by preset)"
     )
     max_basis_dim: int | None = flag(
-        "sides of a weight up to this size get an eigenbasis after dataset 1; 0 keeps the standard basis "
-        "(default: by preset)"
+        "sides of a weight up to this size may get an eigenbasis after dataset 1, the shorter ones do; 0 keeps the "
+        "standard basis (default: by preset)"
     )

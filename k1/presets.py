@@ -29,13 +29,13 @@ class Preset:
     evaluation_tokens: int
     max_documents: int
     consolidation: float
-    interpolation: float = 0.95
+    interpolation: float = 0.93
     rehearsal: float = 0.25
     rehearsal_sequences: int = 512
     rehearsal_interval: int = 25
     rehearsal_weight: float = 3.0
     gain_floor: float = 0.1
-    importance_batches: int = 80
+    importance_batches: int = 20
     max_basis_dim: int = 2_048
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0

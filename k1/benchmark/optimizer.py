@@ -9,7 +9,8 @@ from k1.benchmark.memory import forget_peak, kept_bytes, resident_bytes
 from k1.benchmark.pacing import WARM_UP, spread
 from k1.benchmark.setting import Setting
 from k1.model import build_model, count_parameters, model_config
-from k1.sparse.eigenbasis import linear_layers, restore_eigenbasis
+from k1.sparse.eigenbasis import basis_sides, linear_layers, restore_eigenbasis
+from k1.sparse.importance import PRECISION
 from k1.training.optimization import build_optimizer
 
 # Rehearsal does not change the optimizer.
@@ -21,15 +22,11 @@ def made_up_bases(model: torch.nn.Module, max_basis_dim: int) -> dict[str, torch
     """Orthogonal bases for every side of a linear layer that K-1 gives one, as the state of a model names them."""
     bases, found = {}, {}
     for name, layer in linear_layers(model).items():
-        sizes = dict(zip(("left", "right"), layer.weight.shape))
-        if layer is model.get_output_embeddings():
-            del sizes["left"]
-        for side, size in sizes.items():
-            if size > max_basis_dim:
-                continue
+        for side in basis_sides(model, layer, max_basis_dim):
+            size = layer.weight.shape[side]
             if size not in bases:
                 bases[size] = torch.linalg.qr(torch.randn(size, size)).Q
-            found[f"{name}.parametrizations.weight.0.{side}"] = bases[size].clone()
+            found[f"{name}.parametrizations.weight.0.{('left', 'right')[side]}"] = bases[size].clone()
     return found
 
 
@@ -51,7 +48,8 @@ def optimizer_alone(setting: Setting, name: str, rounds: int) -> dict:
     if stage > 1:
         restore_eigenbasis(model, made_up_bases(model, arguments.max_basis_dim))
         importance, responsibility = (
-            {name: torch.rand_like(parameter) for name, parameter in model.named_parameters()} for _ in range(2)
+            {name: torch.rand_like(parameter, dtype=PRECISION) for name, parameter in model.named_parameters()}
+            for _ in range(2)
         )
     optimizer = build_optimizer(model, arguments, importance, responsibility)
     for parameter in model.parameters():

@@ -11,11 +11,12 @@ from transformers import PreTrainedModel
 
 from k1.arguments import Arguments
 from k1.data.loader import TokenizedDataset
+from k1.files import content_digest
 from k1.model import library_versions
 from k1.parallel import require_identical
 from k1.training.resume import HistoryEntry
 
-FORMAT = 5
+FORMAT = 6
 
 
 class DatasetRecord(TypedDict):
@@ -55,13 +56,14 @@ class Checkpoint:
 
     `evaluations[i]` is row i of the accuracy matrix: what the model after stage
     i + 1 scores on each dataset so far and, where stage i + 2 has begun, on the
-    next one (for forward transfer), as dataset -> split -> metrics.
-    `initial_evaluation` is the same for the initial model: an untrained one, or the
-    pretrained one that `start` describes. `history` has the entries of this stage, none where
-    stage 1 had no steps. `importance` is Omega, the Fisher information of all
-    datasets so far by parameter name; the baseline, which does not look at it,
-    has none. `written` is text by the models of the stages so far, (sequences,
-    length) token ids, which later stages rehearse. The bases of K-1 are buffers
+    next one (for forward transfer, on test text alone), as dataset -> split -> metrics.
+    `initial_evaluation` has the scores on test text of the initial model: an untrained one,
+    or the pretrained one that `start` describes. `history` has the entries of this stage,
+    none where stage 1 had no steps. `importance` is Omega, the Fisher information of all
+    datasets so far by parameter name, in bfloat16; the baseline, which does not look at
+    it, has none, nor has the last stage, which nothing follows. `written` is text by the
+    models of the stages so far, (sequences, length) token ids, which later stages
+    rehearse. The bases of K-1 are buffers
     in `model`. `arguments` are those of `k1.arguments.Arguments`. `sha256` is the digest of all else, once written.
     """
 
@@ -111,7 +113,12 @@ def stage_checkpoint(
     evaluations = [dict(row) for row in previous.evaluations] if previous else []
     if evaluations:
         evaluations[-1].update(before)
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    # The same bits are stored once: queries, keys and values, which read the same input, have the same basis.
+    stored: dict[str, Tensor] = {}
+    weights = {
+        name: stored.setdefault(content_digest(tensor), tensor.detach().cpu().clone())
+        for name, tensor in model.state_dict().items()
+    }
     importance = {name: tensor.cpu() for name, tensor in (importance or {}).items()}
     require_identical("weights and importance", {"model": weights, "importance": importance})
     return Checkpoint(

@@ -19,6 +19,7 @@ from k1.model import build_model, library_versions
 from k1.parallel import is_main_process
 from k1.presets import ARM_FILES, FILES, SCRIPTS
 from k1.sparse.eigenbasis import fold_eigenbasis, restore_eigenbasis
+from k1.sparse.importance import PRECISION
 from k1.training.resume import START_ANEW, first_difference, resume_path
 
 MISFIT_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
@@ -148,7 +149,7 @@ def restore_model(checkpoint: Checkpoint, device: str, fold: bool = False) -> Pr
         model = build_model(checkpoint.model_config, checkpoint.seed)
         restore_eigenbasis(model, checkpoint.model)
         model.load_state_dict(checkpoint.model)
-        kinds = {name: (parameter.shape, parameter.dtype) for name, parameter in model.named_parameters()}
+        kinds = {name: (parameter.shape, PRECISION) for name, parameter in model.named_parameters()}
         found = {name: (omega.shape, omega.dtype) for name, omega in checkpoint.importance.items()}
         if found and found != kinds:
             raise ValueError("importance of other parameters")

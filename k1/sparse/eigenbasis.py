@@ -52,6 +52,24 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     }
 
 
+def input_side(layer: nn.Module) -> int:
+    """The side of a linear layer's weight that its inputs meet: 0 the rows, 1 the columns."""
+    return 0 if isinstance(layer, Conv1D) else 1
+
+
+def basis_sides(model: PreTrainedModel, layer: nn.Module, max_basis_dim: int) -> list[int]:
+    """The sides of the weight of `layer` that get a basis, 0 the rows and 1 the columns: the shorter one, or both.
+
+    Both where they are of the same length. Of the output layer it is the side of its
+    inputs, as the other one is the vocabulary. A side above `max_basis_dim` gets none.
+    """
+    lengths = layer.weight.shape
+    sides = [side for side in (0, 1) if lengths[side] == min(lengths)]
+    if layer is model.get_output_embeddings():
+        sides = [input_side(layer)]
+    return [side for side in sides if lengths[side] <= max_basis_dim]
+
+
 def kronecker_factors(
     model: PreTrainedModel, batches: Iterable[Batch], max_basis_dim: int
 ) -> dict[str, tuple[Tensor | None, Tensor | None]]:
@@ -60,11 +78,9 @@ def kronecker_factors(
     Over all tokens of `batches` (see `k1.sparse.batches`), padding included: A = E[x x^T] of the
     layer's inputs x and G = E[d d^T] of the loss gradients d at its outputs, up
     to a factor. Returns layer name -> (factor of the rows of its weight, factor
-    of the columns), float64; None for a side larger than `max_basis_dim` and for
-    the vocabulary side of the output layer. Raises `K1Error` where a gradient is
-    not finite or there is no batch.
+    of the columns), float64; None for a side that gets no basis, see `basis_sides`.
+    Raises `K1Error` where a gradient is not finite or there is no batch.
     """
-    output_layer = model.get_output_embeddings()
     factors: dict[str, list[Tensor | None]] = {}
     hooks = []
 
@@ -74,18 +90,19 @@ def kronecker_factors(
         factors[name][side] += (vectors.T @ vectors).double().cpu()
 
     def observe(name: str, layer: nn.Module) -> None:
-        rows, columns = layer.weight.shape
-        input_side, output_side = (0, 1) if isinstance(layer, Conv1D) else (1, 0)
-        sizes = [rows, columns]
-        factors[name] = [torch.zeros(n, n, dtype=torch.float64) if n <= max_basis_dim else None for n in sizes]
-        if layer is output_layer:
-            factors[name][output_side] = None
+        sides = basis_sides(model, layer, max_basis_dim)
+        of_inputs = input_side(layer)
+        of_outputs = 1 - of_inputs
+        factors[name] = [
+            torch.zeros(length, length, dtype=torch.float64) if side in sides else None
+            for side, length in enumerate(layer.weight.shape)
+        ]
 
         def hook(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            if factors[name][input_side] is not None:
-                accumulate(name, input_side, inputs[0])
-            if factors[name][output_side] is not None:
-                output.register_hook(lambda gradient: accumulate(name, output_side, gradient))
+            if of_inputs in sides:
+                accumulate(name, of_inputs, inputs[0])
+            if of_outputs in sides:
+                output.register_hook(lambda gradient: accumulate(name, of_outputs, gradient))
 
         hooks.append(layer.register_forward_hook(hook))
 
@@ -106,10 +123,8 @@ def kronecker_factors(
     return {name: (sides[0], sides[1]) for name, sides in factors.items()}
 
 
-def eigenvectors(factor: Tensor | None) -> Tensor | None:
-    """The eigenvectors of a symmetric `factor` as columns, largest eigenvalue first; None for None."""
-    if factor is None:
-        return None
+def eigenvectors(factor: Tensor) -> Tensor:
+    """The eigenvectors of a symmetric `factor` as columns, largest eigenvalue first."""
     vectors = torch.linalg.eigh(factor).eigenvectors.flip(1)
     # Their signs and, of equal eigenvalues, their directions are not the same on every machine.
     copy_from_main_process(vectors)
@@ -121,7 +136,8 @@ def enter_eigenbasis(
 ) -> None:
     """Re-express, in place, every linear layer of `model` in the eigenbasis of its Kronecker factors.
 
-    The eigenbasis is that of EK-FAC (arXiv:1806.03884), measured on `batches` of
+    The eigenbasis is that of EK-FAC (arXiv:1806.03884) on the shorter side of a
+    weight, and on both of a square one (see `basis_sides`), measured on `batches` of
     token ids, (batch, length), or dictionaries as a data loader gives them. The
     model computes the same function as before; its parameters are from here on the
     Thetas, so that an optimizer is to be made afterwards. Biases, normalisations and
@@ -130,11 +146,9 @@ def enter_eigenbasis(
     layers = linear_layers(model)
     with evaluation_mode(model):
         factors = kronecker_factors(model, batches, max_basis_dim)
-    for name, (rows, columns) in factors.items():
+    for name, sides in factors.items():
         weight = layers[name].weight
-        left, right = (
-            None if basis is None else basis.to(weight) for basis in (eigenvectors(rows), eigenvectors(columns))
-        )
+        left, right = (None if factor is None else eigenvectors(factor).to(weight) for factor in sides)
         if left is not None or right is not None:
             parametrize.register_parametrization(layers[name], "weight", Eigenbasis(left, right))
 

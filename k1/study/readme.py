@@ -29,7 +29,7 @@ from k1.study.shares import format_shares
 from k1.study.speed import format_benchmark_page, format_speed
 from k1.study.tables import equal_learning_table, paragraph, study_tables
 from k1.study.tuning import (
-    best_of, format_generated_text, format_interpolation, format_rehearsal, format_sweep, format_tuning,
+    best_of, format_bases, format_generated_text, format_interpolation, format_rehearsal, format_sweep, format_tuning,
 )  # fmt: skip
 
 PAGES = ("README.md", "results/README.md", "results/tuning.md", "k1/sparse/README.md", "k1/training/README.md")
@@ -251,6 +251,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "tuning": lambda results: format_tuning(results.json("tuning.json"), results.json("sweep.json")),
     "rehearsal": lambda results: format_rehearsal(results.json("rehearsal.json")),
     "generated_text": lambda results: format_generated_text(results.json("generated_text.json")),
+    "bases": lambda results: format_bases(results.json("bases.json")),
     "interpolation": lambda results: format_interpolation(results.json("interpolation.json")),
     "error_feedback": format_error_feedback,
     "model": format_model,

@@ -164,6 +164,24 @@ def format_generated_text(records: list[dict]) -> str:
     })  # fmt: skip
 
 
+def format_bases(records: list[dict]) -> str:
+    """The runs by which the sides that get a basis were chosen, on validation text: after stage 2 and at the end."""
+    names = max((list(record["validation"][-1]) for record in records), key=len)
+    first, second, third = map(dataset_label, names)
+    columns = [f"{first}, stage 1", f"{first}, stage 2", f"{second}, stage 2"]
+    columns += [*(f"{name}, end" for name in (first, second, third)), f"{first}: domain kept %"]
+    rows = [["Seed", "Sides with a basis", "Importance from batches", "c", "Change kept %", *columns]]
+    for record in records:
+        losses = [loss for row in record["validation"] for loss in row.values()]
+        cells = [f"{loss:.3f}" for loss in losses] + ["-"] * (6 - len(losses))
+        kept = format_kept(record["quality"][names[0]]["domain"]) if "quality" in record else "-"
+        rows.append([
+            str(record["seed"]), record["sides"], str(record["importance_batches"] or "-"),
+            f"{record['consolidation']:g}", f"{100 * record['interpolation']:g}", *cells, kept,
+        ])  # fmt: skip
+    return format_table(rows)
+
+
 def format_interpolation(records: list[dict]) -> str:
     """How much of the change of stages 2 and 3 is kept, at two seeds."""
     return format_quality(records, {

@@ -29,20 +29,22 @@ def test_keys_that_others_rely_on(trained, file):
     names = [dataset["name"] for dataset in content["datasets"]]
     for i, row in enumerate(content["evaluations"]):
         assert list(row) == names[: i + 2] if i + 1 < stage else list(row) == names
-        for splits in row.values():
-            assert set(splits) == {"validation", "test"}
+        for name, splits in row.items():
+            # The next dataset is measured for forward transfer alone.
+            assert set(splits) == ({"validation", "test"} if name in names[: i + 1] else {"test"})
             assert set(splits["test"]) == {"loss", "perplexity", "accuracy", "tokens"}
     assert set(content["history"][0]) == {
         "step", "loss", "divergence", "learning_rate", "updated_fraction", "updated_by_group", "tokens_per_second",
     }  # fmt: skip
-    assert bool(content["importance"]) == (content["method"] == "k1")
+    assert bool(content["importance"]) == (content["method"] == "k1" and stage < 3)
     assert content["history"][-1]["step"] == content["arguments"]["max_steps"] == 20
 
 
 def test_a_saved_checkpoint_comes_back_the_same(trained, tmp_path):
-    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt", "k1", stage=3)
+    checkpoint = load_checkpoint(trained.models_dir / "k1_dataset2.pt", "k1", stage=2)
     save_checkpoint(tmp_path / "copy.pt", checkpoint)
-    copy = load_checkpoint(tmp_path / "copy.pt", "k1", stage=3)
+    copy = load_checkpoint(tmp_path / "copy.pt", "k1", stage=2)
+    assert checkpoint.importance
     for name, tensor in checkpoint.model.items():
         assert torch.equal(tensor, copy.model[name])
     assert checkpoint.importance.keys() == copy.importance.keys()
@@ -52,6 +54,17 @@ def test_a_saved_checkpoint_comes_back_the_same(trained, tmp_path):
         checkpoint.evaluations, checkpoint.history, checkpoint.tokenizer,
     )  # fmt: skip
     assert os.listdir(tmp_path) == ["copy.pt"]
+
+
+@pytest.mark.parametrize("file", ["k1_dataset1.pt", "k1_dataset2.pt", "k1_final.pt"])
+def test_a_basis_that_layers_share_is_stored_once(trained, file):
+    model = load_checkpoint(trained.models_dir / file, "k1").model
+    names = [f"model.layers.0.self_attn.{layer}_proj.parametrizations.weight.0.right" for layer in "qkvo"]
+    queries, keys, values, output = (model[name].data_ptr() for name in names)
+    assert queries == keys == values != output
+    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in model.values()}
+    # In each of two layers: those of keys, values and one half of the gated feed-forward, (32, 32) in float32.
+    assert sum(4 * tensor.numel() for tensor in model.values()) - sum(stored.values()) == 2 * 3 * 4 * 32**2
 
 
 def test_a_failed_write_leaves_the_old_file(trained, tmp_path, monkeypatch):
@@ -189,7 +202,7 @@ def test_the_other_method_and_another_stage_are_refused(trained):
 
 
 def test_importance_of_other_parameters_is_refused(trained):
-    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt", "k1")
+    checkpoint = load_checkpoint(trained.models_dir / "k1_dataset2.pt", "k1")
     checkpoint.importance.popitem()
     with pytest.raises(K1Error, match="importance of other parameters"):
         restore_model(checkpoint, "cpu")

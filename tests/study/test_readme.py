@@ -184,6 +184,15 @@ def test_criteria_are_counted_over_the_seeds():
 
 
 def test_what_the_readme_says_of_generated_text_is_what_the_reports_found(results):
-    assert all(item["met"] for report in results.seeds for item in report["criteria"])
+    third = [report["criteria"][2]["values"] for report in results.seeds]
+    short = [
+        score
+        for values in third
+        for kept in values["k1"].values()
+        for score, low in kept.items()
+        if low < values["threshold"]
+    ]
+    missed = [item["criterion"][0] for report in results.seeds for item in report["criteria"] if not item["met"]]
+    assert (missed, len(short)) == (["3"], 1)
     prose = " ".join((ROOT / "README.md").read_text().split())
-    assert "the text that it generates stays good" in prose
+    assert "its text stays good ([but for one score at one seed]" in prose
