@@ -25,7 +25,9 @@ def inconsistency(checkpoint: Checkpoint) -> str | None:
     if not checkpoint.stage == len(set(names)) == len(names) == len(checkpoint.evaluations):
         return "datasets and evaluations do not match the stage"
     rows = [*zip(checkpoint.evaluations, range(2, len(names) + 2)), (checkpoint.initial_evaluation, len(names))]
-    if not all("test" in row.get(name, {}) for row, count in rows for name in names[:count]):
+    # Of the next dataset and of the initial model test text alone is measured.
+    has_test = all("test" in row.get(name, {}) for row, count in rows for name in names[:count])
+    if not has_test or not all("validation" in row[name] for row, count in rows[:-1] for name in names[: count - 1]):
         return "an evaluation is missing"
     is_untrained = checkpoint.start is not None and checkpoint.stage == 1 and checkpoint.arguments["max_steps"] == 0
     if not checkpoint.history and not is_untrained:

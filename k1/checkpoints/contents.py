@@ -63,8 +63,8 @@ class Checkpoint:
     datasets so far by parameter name, in bfloat16; the baseline, which does not look at
     it, has none, nor has the last stage, which nothing follows. `written` is text by the
     models of the stages so far, (sequences, length) token ids, which later stages
-    rehearse. The bases of K-1 are buffers
-    in `model`. `arguments` are those of `k1.arguments.Arguments`. `sha256` is the digest of all else, once written.
+    rehearse. The bases of K-1 are buffers in `model`. `arguments` are those of
+    `k1.arguments.Arguments`. `sha256` is the digest of all else, once written.
     """
 
     method: str

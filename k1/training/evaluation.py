@@ -15,7 +15,6 @@ from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
 from k1.parallel import process_count, process_rank, sum_over_processes
 
-
 SPLITS = ("validation", "test")
 
 

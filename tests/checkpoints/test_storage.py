@@ -141,6 +141,10 @@ def lost_evaluation(content):
     content["evaluations"][1].popitem()
 
 
+def lost_validation(content):
+    del content["evaluations"][-1][content["datasets"][-1]["name"]]["validation"]
+
+
 def no_tokenizer(content):
     content["tokenizer"] = "{}"
 
@@ -163,6 +167,7 @@ def unknown_token(content):
         (not_finite, "a value in model is not finite"),
         (negative_stage, "do not match the stage"),
         (lost_evaluation, "an evaluation is missing"),
+        (lost_validation, "an evaluation is missing"),
         (no_tokenizer, "the tokenizer cannot be read"),
         (text_as_loss, "evaluations of another type"),
         (incomplete_arguments, "incomplete arguments"),

@@ -75,7 +75,7 @@ def test_without_steps_stage_1_is_the_pretrained_model(untrained, folders):
         logits = [restore_model(checkpoint, "cpu").eval()(input_ids=ids).logits for checkpoint in (k1, baseline)]
     torch.testing.assert_close(*logits, rtol=0, atol=1e-4)
     assert all(value.sum() > 0 for name, value in k1.importance.items() if "weight" in name)
-    (name,) = baseline.evaluations[0].keys() & {baseline.datasets[0]["name"]}
+    (name,) = baseline.evaluations[0]
     assert baseline.evaluations[0][name]["test"] == baseline.initial_evaluation[name]["test"]
 
 
