@@ -14,7 +14,7 @@ from k1.checkpoints.contents import Checkpoint
 from k1.checkpoints.storage import load_checkpoint, require_file, restore_model
 from k1.data.tokenizer import end_of_document, load_tokenizer, vocabulary_size
 from k1.errors import K1Error
-from k1.model import configure_torch, known_positions, seeded
+from k1.model import configure_torch, known_positions, seeded, static_cache
 from k1.report.tables import dataset_label
 
 # generate() has advice on stderr for library users; ours is in `check_length`.
@@ -53,6 +53,7 @@ def generate(
         eos_token_id=end if stop_at_end else None,
         suppress_tokens=suppressed or None,
         use_cache=True,
+        disable_compile=True,
         **sampling,
     )
     model.eval()
@@ -60,7 +61,11 @@ def generate(
     with seeded(seed, model.device):
         for start in range(0, len(prompts), BATCH_SIZE):
             batch = torch.tensor(prompts[start : start + BATCH_SIZE], device=model.device)
-            output = model.generate(batch, attention_mask=torch.ones_like(batch), generation_config=config)
+            # One that ends early has room to spare, which would cost a single prompt more than it saves.
+            cache = None if stop_at_end else static_cache(model, batch.shape[1] + max_new_tokens)
+            output = model.generate(
+                batch, attention_mask=torch.ones_like(batch), generation_config=config, past_key_values=cache
+            )
             continuations += output[:, batch.shape[1] :].tolist()
     return continuations
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import parametrize
-from transformers import GenerationConfig, PreTrainedModel, StaticCache
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
 from k1.arguments import Arguments
@@ -26,7 +26,7 @@ from k1.data.batches import batches_of_blocks, shuffled
 from k1.data.loader import TokenizedDataset
 from k1.data.tokenizer import end_of_document
 from k1.errors import K1Error
-from k1.model import seeded
+from k1.model import seeded, static_cache
 from k1.parallel import copy_from_main_process
 from k1.presets import Preset
 from k1.sparse.batches import Batch, beginnings, evaluation_mode
@@ -243,10 +243,7 @@ def sample_tokens(model: PreTrainedModel, prompts: Tensor, new_tokens: int, seed
         max_new_tokens=new_tokens, do_sample=True, temperature=1.0, top_k=0, pad_token_id=end, eos_token_id=None,
         use_cache=True, remove_invalid_values=True, disable_compile=True,
     )  # fmt: skip
-    # The default cache copies all keys and values for every new token; not every model can do without, and under
-    # autocast keys and values are of two kinds.
-    is_static = model._can_compile_fullgraph and not torch.is_autocast_enabled(prompts.device.type)
-    cache = StaticCache(model.config, prompts.shape[1] + new_tokens) if is_static else None
+    cache = static_cache(model, prompts.shape[1] + new_tokens)
     with seeded(seed, prompts.device), no_settings_of_its_own(model):
         return model.generate(
             prompts, attention_mask=torch.ones_like(prompts), generation_config=config, past_key_values=cache

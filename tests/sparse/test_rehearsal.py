@@ -73,7 +73,7 @@ def count_up(model, prompts, new_tokens, seed, end):
 @pytest.mark.parametrize(("rows", "given"), [(1, 1), (5, 3)])
 def test_the_cache_in_one_piece_gives_the_same_tokens_as_the_default_one(model, monkeypatch, rows, given):
     made = []
-    monkeypatch.setattr("k1.sparse.rehearsal.StaticCache", lambda *size: made.append(size[1]) or StaticCache(*size))
+    monkeypatch.setattr("k1.model.StaticCache", lambda *size: made.append(size[1]) or StaticCache(*size))
     prompts = token_ids(rows, given)
     written = sample_tokens(model, prompts, 8 - given, 7, 0)
     assert made == [8] and torch.equal(written[:, :given], prompts) and written.shape == (rows, 8)
