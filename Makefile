@@ -5,8 +5,10 @@ PRESET ?= quick
 SEEDS ?= 0 1 2 3 4
 # The third arm: the baseline with the share of rehearsed text that K-1 has.
 REHEARSAL ?= 0.25
+# --compile, for longer trainings (k1/training/README.md).
+COMPILE ?=
 # One thread a training and two trainings at a time: as fast as the other way round, and no figure depends on the cores.
-SETTINGS = --data_source $(DATA_SOURCE) --preset $(PRESET) --threads 1
+SETTINGS = --data_source $(DATA_SOURCE) --preset $(PRESET) --threads 1 $(COMPILE)
 MAKEFLAGS += --jobs=2
 RUN = .venv/bin/python
 # An edit of one of these changes what is trained.

@@ -52,9 +52,11 @@ def main() -> None:
     untrained = evaluate(restore_initial_model(previous, arguments.device), [dataset], arguments, splits=("test",))
     before = evaluate(model, [dataset], arguments, splits=("test",))
     sample = sample_batches(dataset, arguments)
-    responsibility = fisher_information(model, sample)
     rehearsal = begin_rehearsal(model, previous.written, tokenizer, arguments)
-    history = train(model, dataset, arguments, previous.importance, responsibility, rehearsal, resume_file, event_log)
+    history = train(
+        model, dataset, arguments, importance=previous.importance, responsibility=fisher_information(model, sample),
+        rehearsal=rehearsal, resume_file=resume_file, event_log=event_log,
+    )  # fmt: skip
     importance = add_importance(previous.importance, fisher_information(model, sample))
     written = write_rehearsal(model, dataset, tokenizer, arguments, previous.written)
     after = evaluate(model, [*learned, dataset], arguments)

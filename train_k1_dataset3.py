@@ -49,9 +49,12 @@ def main() -> None:
 
     untrained = evaluate(restore_initial_model(previous, arguments.device), [dataset], arguments, splits=("test",))
     before = evaluate(model, [dataset], arguments, splits=("test",))
-    responsibility = fisher_information(model, sample_batches(dataset, arguments))
     rehearsal = begin_rehearsal(model, previous.written, tokenizer, arguments)
-    history = train(model, dataset, arguments, previous.importance, responsibility, rehearsal, resume_file, event_log)
+    history = train(
+        model, dataset, arguments, importance=previous.importance,
+        responsibility=fisher_information(model, sample_batches(dataset, arguments)),
+        rehearsal=rehearsal, resume_file=resume_file, event_log=event_log,
+    )  # fmt: skip
     after = evaluate(model, [*learned, dataset], arguments)
 
     checkpoint = stage_checkpoint(

@@ -55,6 +55,7 @@ class Arguments:
     device: str
     precision: str
     threads: int
+    compile: bool
 
     @property
     def rehearsed_rows(self) -> int:
@@ -106,6 +107,7 @@ class Flags(argparse.Namespace):
     max_steps: list[int] | None
     rehearsal: float | None
     rehearsal_on_top: bool
+    compile: bool
     save_steps: int | None
     report_to: str
     logging_dir: Path
@@ -142,6 +144,8 @@ class Flags(argparse.Namespace):
         batch_size = value("batch_size", preset.batch_size)
         if batch_size % process_count():
             raise UsageError(f"--batch_size {batch_size} cannot be shared evenly by {process_count()} processes")
+        if self.compile and process_count() > 1:
+            raise UsageError("--compile is for a training in one process; leave it out")
         device = resolve_device(self.device)
         selection = self._selection(stage, previous)
         update_fraction = 1.0 if selection == "all" else value("update_fraction", UPDATE_FRACTION)
@@ -170,6 +174,7 @@ class Flags(argparse.Namespace):
             device=device,
             precision=resolve_precision(self.precision, device),
             threads=value("threads", available_cores()),
+            compile=self.compile,
             evaluation_tokens=preset.evaluation_tokens,
             **{name: previous[name] if previous else getattr(preset, name) for name in MODEL_SHAPE},
             **{name: value(name, getattr(preset, name)) for name in FROM_PRESET},

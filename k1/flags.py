@@ -83,6 +83,11 @@ class TrainingFlags:
     seed: int | None = flag("initial weights, order of the text and random selection (default: 0)")
     device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto takes the fastest one present", "auto")
     precision: Literal["auto", "float32", "bfloat16"] = flag("auto is bfloat16 on cuda, else float32", "auto")
+    compile: bool = flag(
+        "compile the forward and backward pass (torch.compile): the first step takes a minute, the others less time; "
+        "results depend on it in the last bits",
+        False,
+    )
     threads: int | None = flag("CPU threads (default: one per core); results depend on it in the last bits")
     models_dir: str = flag("folder of the checkpoints", "models")
     save_steps: int | None = flag("steps between two writings of the resume file (default: about every 60 seconds)")

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from k1.benchmark.boundaries import first_stage
-from k1.benchmark.contestants import CONTESTANTS, missing_packages
+from k1.benchmark.contestants import contestants_at, missing_packages
 from k1.benchmark.generation import generation
 from k1.benchmark.growth import FACTORS, growth, starts
 from k1.benchmark.memory import resident_bytes
@@ -77,7 +77,6 @@ def run(shapes: list[str], steps: int | None, threads: int, folder: Path) -> dic
     os.environ["K1_CACHE"] = str(folder / "cache")
     os.environ["TMPDIR"] = str(folder)  # a process that is ended leaves its temporary files behind
     missing = missing_packages()
-    names = [name for name in CONTESTANTS if name not in missing]
     results = {
         "threads": threads, "cores": os.cpu_count(), "versions": library_versions(), "missing": missing, "shapes": {},
     }  # fmt: skip
@@ -86,6 +85,7 @@ def run(shapes: list[str], steps: int | None, threads: int, folder: Path) -> dic
         rounds = steps or shape.rounds
         found = results["shapes"][name] = {}
         if shape.trains:
+            names = [contestant for contestant in contestants_at(shape) if contestant not in missing]
             found["training"] = measure_training(setting, rounds, names)
         if shape.optimizer_alone:
             found["optimizer"] = measure_optimizer(setting, rounds)

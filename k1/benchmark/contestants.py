@@ -1,7 +1,7 @@
 """The contestants: this project's training loop in all its forms, and other ways to train the same model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from k1.arguments import Arguments
 from k1.benchmark.gpt import GPT
-from k1.benchmark.setting import Setting
+from k1.benchmark.setting import Setting, Shape
 from k1.data.batches import shuffled
 from k1.model import count_parameters
 from k1.sparse.eigenbasis import restore_eigenbasis
@@ -22,6 +22,7 @@ Wait = Callable[[], None]
 BETAS = 0.9, 0.95
 LORA_RANK = 16
 FEW_SEQUENCES = 32
+COMPILE = "--compile"
 REFERENCE, STAGE_1, LATER = "baseline", "K-1, stage 1", "K-1, later stages"
 
 
@@ -30,7 +31,7 @@ class Contestant:
     """A model and the loop that trains it, see `k1.benchmark.pacing.Turnstile`.
 
     `parameters` is the number of the model's parameters, without adapters;
-    `importance` what the loop was given besides; `loss` works out a batch's loss in
+    `teacher` the model whose predictions it rehearses; `loss` works out a batch's loss in
     nats per token. Where `is_deterministic`, torch's deterministic algorithms are on, as in
     the scripts; others use what torch does by default.
     """
@@ -39,7 +40,7 @@ class Contestant:
     loop: Callable[[Wait], object]
     parameters: int
     loss: Callable[[Tensor], Tensor]
-    importance: dict = field(default_factory=dict)
+    teacher: nn.Module | None = None
     is_deterministic: bool = False
 
 
@@ -79,9 +80,14 @@ def own_loop(setting: Setting, method: str, stage: int, *flags: str) -> Contesta
 
     def loop(wait: Wait) -> None:
         blocks = {**setting.dataset.blocks, "train": WaitingBlocks(setting.dataset.blocks["train"], wait)}
-        train(model, replace(setting.dataset, blocks=blocks), arguments, rehearsal=rehearsal, **first)
+        # As in the scripts, nobody else keeps what the training may forget.
+        train(
+            model, replace(setting.dataset, blocks=blocks), arguments, importance=first.pop("importance"),
+            responsibility=first.pop("responsibility"), rehearsal=rehearsal,
+        )  # fmt: skip
 
-    return Contestant(model, loop, count_parameters(model), partial(library_loss, model), first, is_deterministic=True)
+    loss, teacher = partial(library_loss, model), rehearsal and rehearsal.teacher
+    return Contestant(model, loop, count_parameters(model), loss, teacher, is_deterministic=True)
 
 
 def bare_loop(setting: Setting, model: nn.Module, parameters: int, loss: Callable[[Tensor], Tensor]) -> Contestant:
@@ -169,6 +175,8 @@ OWN = {
     "K-1, later stages, no rehearsal": ("k1", 2, "--rehearsal", "0"),
     LATER: ("k1", 2),
     "K-1, later stages, gain": ("k1", 2, "--selection", "gain"),
+    "baseline, compiled": ("baseline", 1, COMPILE),
+    "K-1, later stages, compiled": ("k1", 2, COMPILE),
 }
 OTHERS: dict[str, Callable[[Setting], Contestant]] = {
     "bare PyTorch loop": plain_model,
@@ -187,6 +195,11 @@ def build(name: str, setting: Setting) -> Contestant:
         method, stage, *flags = OWN[name]
         return own_loop(setting, method, stage, *flags)
     return OTHERS[name](setting)
+
+
+def contestants_at(shape: Shape) -> list[str]:
+    """The contestants at `shape`, whatever packages they need."""
+    return [name for name in CONTESTANTS if shape.compiles or COMPILE not in OWN.get(name, ())]
 
 
 def missing_packages() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Memory: that of this process at its peak, and that of the tensors which a training keeps."""
 
+import ctypes
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,12 +27,16 @@ def resident_bytes(field: str = "VmRSS") -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def forget_peak() -> None:
-    """Let the peak (VmHWM) begin anew at what is used now, where the system allows it."""
+def settled_bytes() -> int:
+    """As `resident_bytes`, after freed memory is handed back; the peak begins anew, where the system allows it."""
+    # `configure_torch` has the C library keep it for later tensors, which would then seem to need none.
+    if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         pass
+    return resident_bytes()
 
 
 class AnonymousPeak:
@@ -41,6 +46,7 @@ class AnonymousPeak:
     """
 
     def __enter__(self) -> "AnonymousPeak":
+        settled_bytes()
         self.bytes, self._before = 0, resident_bytes("RssAnon")
         self._has_ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -74,19 +80,23 @@ def tensors_within(root: object) -> Iterator[Tensor]:
             stack += vars(value).values()
 
 
-def kept_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, importance: object = None) -> dict[str, int]:
+def kept_bytes(
+    model: nn.Module, optimizer: torch.optim.Optimizer, teacher: nn.Module | None = None
+) -> dict[str, int]:
     """Bytes of the tensors of a training by what they are for, each memory counted once.
 
     `weights`, `gradients` (as they are now), `bases` (the buffers of the model),
-    `importance` (all tensors within `importance`) and `optimizer`, the rest of
-    what `optimizer` holds.
+    `importance` (what a `SparseAdamW` weighs parameters by), `teacher`, the model
+    whose predictions are rehearsed, and `optimizer`, the rest of what `optimizer` holds.
     """
+    evidence = getattr(optimizer, "evidence", None)
     parameters = list(model.parameters())
     kinds = {
         "weights": parameters,
         "gradients": [parameter.grad for parameter in parameters if parameter.grad is not None],
         "bases": list(model.buffers()),
-        "importance": tensors_within(importance),
+        "importance": tensors_within(evidence and [evidence.importance, evidence.responsibility]),
+        "teacher": [*teacher.parameters(), *teacher.buffers()] if teacher else [],
         "optimizer": tensors_within(optimizer),
     }
     counted, sizes = set(), dict.fromkeys(kinds, 0)

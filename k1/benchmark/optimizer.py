@@ -4,8 +4,8 @@ import time
 
 import torch
 
-from k1.benchmark.contestants import BETAS, OWN
-from k1.benchmark.memory import forget_peak, kept_bytes, resident_bytes
+from k1.benchmark.contestants import BETAS, COMPILE, OWN
+from k1.benchmark.memory import kept_bytes, resident_bytes, settled_bytes
 from k1.benchmark.pacing import WARM_UP, spread
 from k1.benchmark.setting import Setting
 from k1.model import build_model, count_parameters, model_config
@@ -13,8 +13,8 @@ from k1.sparse.eigenbasis import basis_sides, linear_layers, restore_eigenbasis
 from k1.sparse.importance import PRECISION
 from k1.training.optimization import build_optimizer
 
-# Rehearsal does not change the optimizer.
-KINDS = {name: how for name, how in OWN.items() if "--rehearsal" not in how}
+# Neither rehearsal nor compilation changes the optimizer.
+KINDS = {name: how for name, how in OWN.items() if not {"--rehearsal", COMPILE} & set(how)}
 ACTIVATION_TOKENS = 2, 258
 
 
@@ -41,8 +41,7 @@ def optimizer_alone(setting: Setting, name: str, rounds: int) -> dict:
     torch.manual_seed(0)
     method, stage, *flags = KINDS[name]
     arguments = setting.arguments(method, stage, *flags)
-    before = resident_bytes()
-    forget_peak()
+    before = settled_bytes()
     model = build_model(model_config(arguments, arguments.vocabulary_size), seed=0)
     importance, responsibility = None, None
     if stage > 1:
@@ -52,12 +51,13 @@ def optimizer_alone(setting: Setting, name: str, rounds: int) -> dict:
             for _ in range(2)
         )
     optimizer = build_optimizer(model, arguments, importance, responsibility)
+    del importance, responsibility
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
     for _ in range(WARM_UP):
         timed_step(model, optimizer)
     peak = resident_bytes("VmHWM") - before
-    kept = kept_bytes(model, optimizer, (importance, responsibility))
+    kept = kept_bytes(model, optimizer)
     adamw = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, betas=BETAS, fused=True)
     timed_step(model, adamw)
     pairs = [(timed_step(model, optimizer), timed_step(model, adamw)) for _ in range(rounds)]
@@ -86,8 +86,7 @@ def activation_bytes(setting: Setting, tokens: int) -> int:
     setting.begin()
     arguments = setting.arguments("baseline", 1)
     model = build_model(model_config(arguments, arguments.vocabulary_size), seed=0)
-    before = resident_bytes()
-    forget_peak()
+    before = settled_bytes()
     for _ in range(2):
         input_ids = torch.randint(0, arguments.vocabulary_size, (1, min(tokens, arguments.seq_length)))
         model(input_ids=input_ids, labels=input_ids).loss.backward()

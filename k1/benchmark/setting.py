@@ -30,8 +30,8 @@ class Shape:
     """A size of the model: `preset` with all widths times `width`, and `batch_size`, by default the preset's.
 
     `rounds` is how often each contestant has its turn. `trains` says whether whole
-    training steps are measured, `optimizer_alone` the optimizer by itself, and
-    `stages` what goes on around the training of a stage.
+    training steps are measured, `compiles` compiled ones too, `optimizer_alone` the
+    optimizer by itself, and `stages` what goes on around the training of a stage.
     """
 
     preset: str
@@ -41,6 +41,7 @@ class Shape:
     trains: bool = True
     optimizer_alone: bool = False
     stages: bool = False
+    compiles: bool = False
 
     @property
     def size(self) -> Preset:
@@ -57,8 +58,8 @@ class Shape:
 
 SHAPES = {
     "smoke": Shape("smoke", rounds=5, optimizer_alone=True, stages=True),
-    "quick": Shape("quick", rounds=15, stages=True),
-    "wide": Shape("quick", rounds=4, width=4, batch_size=8),
+    "quick": Shape("quick", rounds=15, stages=True, compiles=True),
+    "wide": Shape("quick", rounds=4, width=4, batch_size=8, compiles=True),
     "full": Shape("full", rounds=3, trains=False, optimizer_alone=True),
 }
 

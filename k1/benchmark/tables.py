@@ -52,11 +52,13 @@ def training_title(name: str, found: dict) -> str:
 def training_table(found: dict) -> str:
     """Contestants by speed and memory."""
     kinds = list(found["contestants"][REFERENCE]["kept_bytes"])
-    rows = [["Contestant", "Tokens/s", "Step time / baseline's", "Peak MB", "Bytes a parameter", *kinds]]
+    head = ["Contestant", "Tokens/s", "Step time / baseline's", "First step, s", "Peak MB", "Bytes a parameter"]
+    rows = [[*head, *kinds]]
     for name, record in found["contestants"].items():
         rows.append([
             name, with_spread(record["tokens_per_second"], 0), with_spread(record["time_ratio"], 2),
-            f"{record['peak_bytes'] / MEGABYTE:,.0f}", *per_parameter(record["kept_bytes"], record["parameters"]),
+            f"{record['first_step']:.1f}", f"{record['peak_bytes'] / MEGABYTE:,.0f}",
+            *per_parameter(record["kept_bytes"], record["parameters"]),
         ])  # fmt: skip
     return format_table(rows)
 

@@ -8,7 +8,7 @@ import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from k1.benchmark.contestants import REFERENCE, Contestant, build
-from k1.benchmark.memory import forget_peak, kept_bytes, resident_bytes
+from k1.benchmark.memory import kept_bytes, resident_bytes, settled_bytes
 from k1.benchmark.pacing import WARM_UP, Turnstile, alternate, ratios, spread
 from k1.benchmark.setting import Setting
 
@@ -29,8 +29,9 @@ def race(setting: Setting, names: list[str], rounds: int) -> dict[str, dict]:
     """Let the contestants `names`, the baseline among them, take `rounds` steps in turn.
 
     Returns for each `seconds` of every step, `tokens_per_second` and `time_ratio`
-    (to the baseline's step in the same round), both with quartiles, `parameters`,
-    and `losses`, on held-out text before and after, in nats per token.
+    (to the baseline's step in the same round), both with quartiles, `first_step`, the
+    seconds of the one before all others, which may compile, `parameters`, and
+    `losses`, on held-out text before and after, in nats per token.
     """
     setting.begin()
     # The progress bars of several loops at a time would overwrite each other.
@@ -43,7 +44,8 @@ def race(setting: Setting, names: list[str], rounds: int) -> dict[str, dict]:
             name: partial(take_turn, turnstile, contestants[name].is_deterministic)
             for name, turnstile in turnstiles.items()
         }
-        seconds = alternate(turns, rounds)
+        first_steps = {name: values[0] for name, values in alternate(turns, rounds=1, warm_up=0).items()}
+        seconds = alternate(turns, rounds, warm_up=WARM_UP - 1)
         for name, turnstile in turnstiles.items():
             turnstile.close()
             losses[name].append(held_out_loss(contestants[name], held_out))
@@ -54,6 +56,7 @@ def race(setting: Setting, names: list[str], rounds: int) -> dict[str, dict]:
             "parameters": contestants[name].parameters,
             "tokens_per_second": spread([tokens / value for value in values]),
             "time_ratio": time_ratios[name],
+            "first_step": first_steps[name],
             "losses": losses[name],
             "seconds": values,
         }
@@ -70,14 +73,14 @@ def memory(setting: Setting, name: str) -> dict:
     """
     setting.begin()
     setting.read()
-    before, found = resident_bytes(), {}
+    before, found = settled_bytes(), {}
     with redirect_stderr(io.StringIO()):
         contestant = build(name, setting)
 
         def look(optimizer: Optimizer, *_) -> None:
-            found.update(kept_bytes(contestant.model, optimizer, contestant.importance))
+            found.update(kept_bytes(contestant.model, optimizer, contestant.teacher))
 
-        forget_peak()
+        settled_bytes()
         with register_optimizer_step_pre_hook(look), closing(Turnstile(contestant.loop)) as turnstile:
             for _ in range(WARM_UP + 1):
                 turnstile.step()

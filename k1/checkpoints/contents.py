@@ -16,7 +16,7 @@ from k1.model import library_versions
 from k1.parallel import require_identical
 from k1.training.resume import HistoryEntry
 
-FORMAT = 6
+FORMAT = 7
 
 
 class DatasetRecord(TypedDict):

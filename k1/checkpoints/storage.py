@@ -87,8 +87,7 @@ def load_checkpoint(path: Path, method: str | None = None, stage: int | None = N
     than `method` or of another stage than `stage` (where one is asked for).
     """
     require_file(path, method)
-    # Files that were written before there were pretrained starts do not have the key.
-    content = {"start": None, **read_content(path, "checkpoint", FORMAT, REMEDY)}
+    content = read_content(path, "checkpoint", FORMAT, REMEDY)
     fields = get_type_hints(Checkpoint)
     missing = [name for name in fields if name not in content]
     if missing:

@@ -63,6 +63,7 @@ def require_comparable(k1: list[Checkpoint], other: list[Checkpoint], arm: str) 
         "warm-up or clipping": settings("warmup_steps", "max_grad_norm"),
         "weight decay": lambda run: [run[0].arguments["weight_decay"]],
         "precision": settings("precision"),
+        "compilation": settings("compile"),
         "evaluated text": settings("evaluation_tokens", "seq_length"),
     }  # fmt: skip
     if arm == "baseline_rehearsal":

@@ -80,12 +80,13 @@ class SparseAdamW(torch.optim.AdamW):
         self._parameters = {name: parameter for group in parameter_groups for name, parameter in group["params"]}
         super().__init__(parameter_groups, **options)
         self._selection = "all" if update_fraction == 1 else selection
-        self._evidence = Evidence(
+        self.evidence = Evidence(
             parameters=self._parameters,
             budget=budget_of(update_fraction, self._parameters),
             generator=torch.Generator().manual_seed(seed),
             importance=importance or {},
-            responsibility=responsibility or {},
+            # Consolidation needs its mean alone.
+            responsibility=(responsibility or {}) if self._selection == "gain" else {},
             gain_floor=gain_floor,
         )
         self._pending_updates: Tensors = {}
@@ -109,7 +110,7 @@ class SparseAdamW(torch.optim.AdamW):
                 loss = closure()
         for name, parameter in self._parameters.items() if self._lambda else ():
             if parameter.grad is not None:
-                of_parameter = parameter.grad, self._evidence.importance[name], parameter.data, self.start[name]
+                of_parameter = parameter.grad, self.evidence.importance[name], parameter.data, self.start[name]
                 for gradient, importance, value, start in pieces(*of_parameter):
                     gradient.addcmul_(importance, value - start, value=self._lambda)
         if self._selection == "all":
@@ -151,18 +152,18 @@ class SparseAdamW(torch.optim.AdamW):
                 self._parameters[name].data = value
             for group, decay in zip(self.param_groups, decays):
                 group["weight_decay"] = decay
-        apply_largest(self._parameters, pending, self._evidence.budget)
+        apply_largest(self._parameters, pending, self.evidence.budget)
 
     def _select(self) -> Tensors:
         if self._masks is not None and self._selection in ONCE_PER_STAGE:
             return self._masks
         if self._selection in BY_MOMENTS:
             # A parameter that never had a gradient has none.
-            self._evidence.first_moments = {
+            self.evidence.first_moments = {
                 name: self.state[parameter]["exp_avg"] if self.state[parameter] else torch.zeros_like(parameter)
                 for name, parameter in self._parameters.items()
             }
-        self._masks = SELECTION_POLICIES[self._selection](self._evidence)
+        self._masks = SELECTION_POLICIES[self._selection](self.evidence)
         return self._masks
 
     def state_dict(self) -> dict:
@@ -170,7 +171,7 @@ class SparseAdamW(torch.optim.AdamW):
         selection = {
             "masks": self._masks if self._selection in ONCE_PER_STAGE else None,
             "pending_updates": self._pending_updates,
-            "generator": self._evidence.generator.get_state(),
+            "generator": self.evidence.generator.get_state(),
         }
         return {**super().state_dict(), "selection": selection}
 
@@ -189,4 +190,4 @@ class SparseAdamW(torch.optim.AdamW):
         self._masks = saved["masks"] and {n: mask.to(self._parameters[n].device) for n, mask in saved["masks"].items()}
         for name, pending in self._pending_updates.items():
             pending.copy_(saved["pending_updates"][name])
-        self._evidence.generator.set_state(saved["generator"].cpu())
+        self.evidence.generator.set_state(saved["generator"].cpu())

@@ -10,7 +10,6 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -19,12 +18,13 @@ from k1.arguments import Arguments
 from k1.data.batches import batches_of_blocks
 from k1.data.loader import TokenizedDataset
 from k1.errors import Interruption, K1Error
-from k1.parallel import any_process, is_main_process, process_count, require_identical, share_of, sum_over_processes
+from k1.parallel import any_process, is_main_process, process_count, require_identical
 from k1.sparse.optimizer import SparseAdamW
-from k1.sparse.rehearsal import Rehearsal, divergence
+from k1.sparse.rehearsal import Rehearsal
 from k1.sparse.selection import Tensors
 from k1.training.event_log import EventLog
 from k1.training.history import History, changed_fractions, copy_parameters
+from k1.training.losses import accumulate_gradients
 from k1.training.optimization import build_optimizer, interpolate, warmup_and_cosine
 from k1.training.resume import START_ANEW, ResumeFile, identity_of
 
@@ -54,9 +54,9 @@ def train(
     model.train()
     optimizer = build_optimizer(model, arguments, importance, responsibility)
     start = (optimizer.start or copy_parameters(model)) if arguments.interpolation != 1 else {}
-    start_tensors = {"model": model.state_dict(), "importance": importance, "responsibility": responsibility}
-    start_tensors["rehearsal"] = rehearsal and {"written": rehearsal.written}
-    identity, old = begin_or_resume(resume_file, arguments, dataset, start_tensors)
+    evidence = {"importance": importance, "responsibility": responsibility}
+    identity, old = begin_or_resume(resume_file, arguments, dataset, model, evidence, rehearsal)
+    del responsibility, evidence  # its memory is free again, unless the optimizer selects by it
     if old:
         restore(model, optimizer, rehearsal, old, resume_file)
     done = old["step"] if old else 0
@@ -92,12 +92,18 @@ def train(
 
 
 def begin_or_resume(
-    resume_file: ResumeFile | None, arguments: Arguments, dataset: TokenizedDataset, start: dict[str, Tensors | None]
+    resume_file: ResumeFile | None,
+    arguments: Arguments,
+    dataset: TokenizedDataset,
+    model: PreTrainedModel,
+    evidence: dict[str, Tensors | None],
+    rehearsal: Rehearsal | None,
 ) -> tuple[dict, dict | None]:
     """What identifies the training, and the saved state that it goes on from, None where it begins anew."""
     if resume_file is None:
         return {}, None
-    identity = identity_of(arguments, dataset, start)
+    written = rehearsal and {"written": rehearsal.written}
+    identity = identity_of(arguments, dataset, {"model": model.state_dict(), **evidence, "rehearsal": written})
     return identity, resume_file.take(identity)
 
 
@@ -198,51 +204,3 @@ def restore(
             rehearsal.restore(old["rehearsed"]["sequences"])
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise K1Error(f"{resume_file.path} does not fit the model ({error!s:.100}); {START_ANEW}")
-
-
-def accumulate_gradients(
-    model: torch.nn.Module,
-    text: Iterator[tuple[Tensor, list[int]]],
-    arguments: Arguments,
-    rehearsal: Rehearsal | None = None,
-) -> tuple[float, float]:
-    """Add the gradients of one optimizer step's forward passes; returns their mean losses in nats per token.
-
-    The first is that of the new text, the second the divergence on the rehearsed
-    sequences, 0 without. `text` is that of `text_of_steps`. Of several processes each
-    takes its rows of every batch, and all end with the gradients of the whole batch.
-    """
-    totals = torch.zeros(2, dtype=torch.float64)
-    for number in range(1, arguments.gradient_accumulation_steps + 1):
-        rows, old = next(text)
-        is_last = number == arguments.gradient_accumulation_steps
-        # Gradients are exchanged once a step, not with every batch.
-        with nullcontext() if is_last or process_count() == 1 else model.no_sync():
-            losses = mean_losses(model, rows.to(arguments.device), arguments, rehearsal, old)
-            (losses[0] + arguments.rehearsal_weight * losses[1]).backward()
-        totals += losses.detach().cpu()
-    sum_over_processes(totals)
-    loss, drift = (totals / process_count()).tolist()
-    return loss, drift
-
-
-def mean_losses(
-    model: torch.nn.Module, rows: Tensor, arguments: Arguments, rehearsal: Rehearsal | None, old: list[int]
-) -> Tensor:
-    """What a batch adds to the two mean losses of an optimizer step, see `accumulate_gradients`.
-
-    Of several processes each works out the part of its own rows, times the number of processes.
-    """
-    mine, mine_old = share_of(rows), share_of(old)
-    tokens = mine if rehearsal is None else torch.cat([mine, rehearsal.sequences[mine_old]])
-    share = process_count() / arguments.gradient_accumulation_steps
-    with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
-        logits = model(input_ids=tokens).logits[:, :-1].float()
-        target = rehearsal.logits(mine_old) if rehearsal else None
-    length = logits.shape[1]
-    new = cross_entropy(logits[: len(mine)].flatten(0, 1), mine[:, 1:].flatten(), reduction="sum")
-    losses = [new * share / (len(rows) * length), new.new_zeros(())]
-    if rehearsal is not None:
-        drift = divergence(logits[len(mine) :], target).sum()
-        losses[1] = drift * share / (len(old) * length)
-    return torch.stack(losses)

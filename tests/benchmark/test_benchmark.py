@@ -6,10 +6,10 @@ import pytest
 
 from k1.benchmark import contestants
 from k1.benchmark.boundaries import stage_seconds
-from k1.benchmark.contestants import CONTESTANTS, LATER, NEEDED, REFERENCE, STAGE_1, missing_packages
+from k1.benchmark.contestants import CONTESTANTS, LATER, NEEDED, REFERENCE, STAGE_1, contestants_at, missing_packages
 from k1.benchmark.growth import FACTORS
 from k1.benchmark.optimizer import KINDS
-from k1.benchmark.setting import made_up_documents
+from k1.benchmark.setting import SHAPES, made_up_documents
 from k1.benchmark.startup import COMMANDS
 from k1.benchmark.tables import boundary_share, format_benchmark
 from k1.study.speed import format_benchmark_page, format_speed
@@ -45,8 +45,14 @@ def test_the_tables_go_to_stdout_and_the_progress_to_stderr(finished):
 
 def test_every_contestant_takes_part(finished, trained):
     assert finished[1]["missing"] == {}
-    assert list(trained) == list(CONTESTANTS)
-    assert all(f"| {name} " in finished[0].stdout for name in CONTESTANTS)
+    assert list(trained) == contestants_at(SHAPES["smoke"])
+    assert all(f"| {name} " in finished[0].stdout for name in trained)
+
+
+def test_compiled_contestants_take_part_where_compiling_does_not_take_longer_than_all_else():
+    left_out = set(CONTESTANTS) - set(contestants_at(SHAPES["smoke"]))
+    assert left_out == {"baseline, compiled", "K-1, later stages, compiled"}
+    assert contestants_at(SHAPES["quick"]) == list(CONTESTANTS)
 
 
 def test_every_contestant_learns(trained):
@@ -75,7 +81,8 @@ def test_a_training_keeps_what_its_method_needs(trained):
     for name in (REFERENCE, "bare PyTorch loop", "Hugging Face Trainer", "plain GPT"):
         assert (kept[name]["weights"], kept[name]["gradients"], kept[name]["importance"]) == (4, 4, 0)
         assert 8 <= kept[name]["optimizer"] < 8.1
-    assert kept[LATER]["importance"] > 0 and kept[LATER]["bases"] > kept[STAGE_1]["bases"]
+    assert kept[LATER]["importance"] == 2 and kept[LATER]["teacher"] >= 4
+    assert kept[LATER]["bases"] > kept[STAGE_1]["bases"]
     assert kept["LoRA (peft)"]["gradients"] < 2
     assert all(record["peak_bytes"] > 0 for record in trained.values())
 
@@ -115,7 +122,7 @@ def test_the_pages_show_what_was_measured(finished):
     ratios = [f"{record['time_ratio']['median']:.2f}" for name, record in list(
         results["shapes"]["smoke"]["training"]["contestants"].items())[1:]]  # fmt: skip
     assert [cell.strip() for cell in row.split("|")[2:-1]] == ratios
-    assert [cell.strip() for cell in head.split("|")[2:-1]] == list(CONTESTANTS)[1:]
+    assert [cell.strip() for cell in head.split("|")[2:-1]] == contestants_at(SHAPES["smoke"])[1:]
 
 
 def test_a_missing_package_is_named_and_its_contestant_left_out(monkeypatch, finished):

@@ -7,9 +7,11 @@ import torch
 
 from k1.arguments import parse_training_flags
 from k1.benchmark import memory
-from k1.benchmark.memory import AnonymousPeak, kept_bytes, resident_bytes, tensors_within
+from k1.benchmark.memory import AnonymousPeak, kept_bytes, resident_bytes, settled_bytes, tensors_within
 from k1.errors import K1Error
-from k1.model import count_parameters
+from k1.model import count_parameters, keep_freed_memory
+from k1.sparse.eigenbasis import folded_copy
+from k1.sparse.optimizer import SparseAdamW
 from k1.training.optimization import build_optimizer
 
 MEGABYTE = 10**6
@@ -25,11 +27,21 @@ def test_the_peak_is_noticed_after_it_is_gone():
 
 
 def test_memory_of_this_process_grows_by_what_is_taken():
-    before = resident_bytes()
+    before = settled_bytes()
     block = torch.ones(25 * MEGABYTE)
     assert resident_bytes() - before > 90 * MEGABYTE
     del block
     assert resident_bytes("VmHWM") >= before
+
+
+def test_freed_memory_is_kept_for_the_next_tensor_until_it_is_asked_back():
+    keep_freed_memory()
+    before, megabytes = settled_bytes(), 100
+    for _ in range(3):
+        block = torch.ones(megabytes * MEGABYTE // 4)
+        del block
+    assert resident_bytes() - before > 0.9 * megabytes * MEGABYTE
+    assert settled_bytes() - before < 0.1 * megabytes * MEGABYTE
 
 
 def test_a_system_without_proc_is_named(monkeypatch):
@@ -53,13 +65,16 @@ def test_tensors_are_found_in_containers_and_attributes_but_not_in_modules():
 def step_and_look(model, method, stage, *flags):
     """What a training of `method` keeps when its optimizer takes its second step."""
     arguments = parse_training_flags("", method, ["--preset", "smoke", "--device", "cpu", *flags]).resolve(stage)
-    importance = {name: torch.rand_like(value) for name, value in model.named_parameters()} if stage > 1 else None
-    optimizer = build_optimizer(model, arguments, importance, importance)
+    importance, responsibility = (
+        {name: torch.rand_like(value) for name, value in model.named_parameters()} if stage > 1 else None
+        for _ in range(2)
+    )
+    optimizer = build_optimizer(model, arguments, importance, responsibility)
     for _ in range(2):
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter)
         optimizer.step()
-    return {kind: size / count_parameters(model) for kind, size in kept_bytes(model, optimizer, importance).items()}
+    return {kind: size / count_parameters(model) for kind, size in kept_bytes(model, optimizer).items()}
 
 
 def test_a_dense_training_keeps_weights_gradients_and_two_moments(tiny_model):
@@ -69,15 +84,24 @@ def test_a_dense_training_keeps_weights_gradients_and_two_moments(tiny_model):
     assert 8 <= found["optimizer"] < 8.2
 
 
-def test_importance_is_counted_once_and_what_selection_keeps_with_the_optimizer(tiny_model):
-    found = step_and_look(tiny_model, "k1", 2)
-    assert found["importance"] == 4
+@pytest.mark.parametrize(("selection", "kept"), [("error_feedback", 4), ("gain", 8)])
+def test_the_responsibility_is_kept_only_where_it_selects(tiny_model, selection, kept):
+    found = step_and_look(tiny_model, "k1", 2, "--selection", selection)
+    assert found["importance"] == kept
     assert found["optimizer"] > 8.2
 
 
-def test_memory_that_two_tensors_share_is_counted_once(tiny_model):
+def test_the_teacher_is_counted_besides(tiny_model):
     optimizer = torch.optim.SGD(tiny_model.parameters(), lr=0.1)
+    teacher = folded_copy(tiny_model)
+    assert kept_bytes(tiny_model, optimizer)["teacher"] == 0
+    assert kept_bytes(tiny_model, optimizer, teacher)["teacher"] >= 4 * count_parameters(tiny_model)
+    assert kept_bytes(tiny_model, optimizer, tiny_model)["teacher"] == 0
+
+
+def test_memory_that_two_tensors_share_is_counted_once(tiny_model):
     whole = torch.zeros(100)
-    found = kept_bytes(tiny_model, optimizer, {"whole": whole, "part": whole[:10]})
+    evidence = {"importance": {"whole": whole}, "responsibility": {"part": whole[:10]}}
+    optimizer = SparseAdamW([("whole", torch.nn.Parameter(torch.zeros(100)))], selection="gain", **evidence)
+    found = kept_bytes(tiny_model, optimizer)
     assert found["importance"] == 400
-    assert found["optimizer"] == 0
