@@ -61,8 +61,8 @@ def generate(
     with seeded(seed, model.device):
         for start in range(0, len(prompts), BATCH_SIZE):
             batch = torch.tensor(prompts[start : start + BATCH_SIZE], device=model.device)
-            # One that ends early has room to spare, which would cost a single prompt more than it saves.
-            cache = None if stop_at_end else static_cache(model, batch.shape[1] + max_new_tokens)
+            # For a single prompt, copying is cheaper than the empty rest of a cache in one piece.
+            cache = static_cache(model, batch.shape[1] + max_new_tokens) if len(batch) > 1 else None
             output = model.generate(
                 batch, attention_mask=torch.ones_like(batch), generation_config=config, past_key_values=cache
             )

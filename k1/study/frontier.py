@@ -110,7 +110,7 @@ def half_interval(values: list[float]) -> float:
 
 def mean_and_interval(values: list[float], digits: int = 3) -> str:
     """The mean and, for several values, half the width of its 95% interval."""
-    text = f"{mean(values):.{digits}f}"
+    text = f"{mean(values):z.{digits}f}"
     return text if len(values) < 2 else f"{text} ± {half_interval(values):.{digits}f}"
 
 
