@@ -102,6 +102,9 @@ def test_the_teacher_is_counted_besides(tiny_model):
 def test_memory_that_two_tensors_share_is_counted_once(tiny_model):
     whole = torch.zeros(100)
     evidence = {"importance": {"whole": whole}, "responsibility": {"part": whole[:10]}}
-    optimizer = SparseAdamW([("whole", torch.nn.Parameter(torch.zeros(100)))], selection="gain", **evidence)
+    trained = [("whole", torch.nn.Parameter(torch.zeros(100)))]
+    optimizer = SparseAdamW(trained, selection="gain", update_fraction=0.5, **evidence)
     found = kept_bytes(tiny_model, optimizer)
     assert found["importance"] == 400
+    # The start values of the parameter that it steps, and the parameter itself, which is none of the model's.
+    assert found["optimizer"] == 800
