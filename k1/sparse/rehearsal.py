@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import parametrize
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.utils import logging
 
 from k1.arguments import Arguments
@@ -26,7 +26,7 @@ from k1.data.batches import batches_of_blocks, shuffled
 from k1.data.loader import TokenizedDataset
 from k1.data.tokenizer import end_of_document
 from k1.errors import K1Error
-from k1.model import seeded, static_cache
+from k1.model import static_cache
 from k1.parallel import copy_from_main_process
 from k1.presets import Preset
 from k1.sparse.batches import Batch, beginnings, evaluation_mode
@@ -240,14 +240,38 @@ def sample_tokens(model: PreTrainedModel, prompts: Tensor, new_tokens: int, seed
     diverged predicts is not noticed here, but in the loss.
     """
     config = GenerationConfig(
-        max_new_tokens=new_tokens, do_sample=True, temperature=1.0, top_k=0, pad_token_id=end, eos_token_id=None,
+        max_new_tokens=new_tokens, do_sample=False, pad_token_id=end, eos_token_id=None,
         use_cache=True, remove_invalid_values=True, disable_compile=True,
     )  # fmt: skip
-    cache = static_cache(model, prompts.shape[1] + new_tokens)
-    with seeded(seed, prompts.device), no_settings_of_its_own(model):
+    sampling = InverseTransformSampling(torch.Generator().manual_seed(seed))
+    with no_settings_of_its_own(model):
         return model.generate(
-            prompts, attention_mask=torch.ones_like(prompts), generation_config=config, past_key_values=cache
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([sampling]),
+            past_key_values=static_cache(model, prompts.shape[1] + new_tokens),
         )
+
+
+class InverseTransformSampling(LogitsProcessor):
+    """Draws the next token of each row and lets no other through, so that a greedy `generate` samples.
+
+    `torch.multinomial`, by which `generate` samples, draws a random number for every
+    token of the vocabulary; this draws one for every row, from `generator`, and
+    finds it in the cumulative distribution. That is done on the CPU: elsewhere a
+    cumulative sum does not repeat its bits.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        cumulative = torch.softmax(scores.float(), dim=-1).cpu().cumsum(-1)
+        drawn = torch.rand(len(scores), 1, generator=self.generator) * cumulative[:, -1:]
+        # Rounded up to the whole sum, it would be after the last token.
+        chosen = torch.searchsorted(cumulative, drawn, right=True).clamp(max=scores.shape[1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen.to(scores.device), 0.0)
 
 
 @contextmanager

@@ -7,12 +7,13 @@ from functools import cache
 import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
-from torch.nn.functional import cross_entropy
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from k1.arguments import Arguments
 from k1.errors import K1Error
 from k1.parallel import process_count, share_of, sum_over_processes
+from k1.sparse.batches import IGNORED
 from k1.sparse.rehearsal import Rehearsal, divergence
 
 
@@ -66,11 +67,15 @@ def summed_losses(
     `tokens` are ids, (rows, length); both are sums over rows and positions, in nats, the second 0 without a teacher.
     """
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        logits = model(input_ids=tokens).logits[:, :-1].float()
+        logits = model(input_ids=tokens).logits.float()
         with torch.no_grad():
-            target = teacher(input_ids=tokens[new:]).logits[:, :-1] if teacher else None
-    loss = cross_entropy(logits[:new].flatten(0, 1), tokens[:new, 1:].flatten(), reduction="sum")
-    return loss, divergence(logits[new:], target).sum() if teacher else loss.new_zeros(())
+            target = teacher(input_ids=tokens[new:]).logits if teacher else None
+    # The last position has nothing to predict; to slice it off would copy all logits, and their gradient.
+    following = functional.pad(tokens[:new, 1:], (0, 1), value=IGNORED)
+    loss = functional.cross_entropy(
+        logits[:new].flatten(0, 1), following.flatten(), reduction="sum", ignore_index=IGNORED
+    )
+    return loss, divergence(logits[new:], target)[:, :-1].sum() if teacher else loss.new_zeros(())
 
 
 @cache
