@@ -109,7 +109,7 @@ models/unseen/%: THIRD = --dataset_name $(word 3,$(UNSEEN))
 models/unseen/%: ALL = --dataset_names $(UNSEEN)
 
 # The experiment on top of a model that knows dataset 1 already: the baseline's first one, exported as any other is.
-LATER_STEPS ?= 300
+LATER_STEPS ?= 600
 pretrained: models/pretrained/report.json
 	@cat models/pretrained/report.md
 

@@ -289,5 +289,5 @@ def check_max_steps(flags: Flags, parser: argparse.ArgumentParser) -> None:
     for stage, value in enumerate(steps, start=1):
         minimum = 0 if may_be_0 and stage == 1 else 1
         if not minimum <= value <= MAXIMUM:
-            hint = "; 0 is for stage 1 with --init_from, as in --max_steps 0 300 300" if value == 0 else ""
+            hint = "; 0 is for stage 1 with --init_from, as in --max_steps 0 600 600" if value == 0 else ""
             parser.error(f"--max_steps must be at least {minimum} and at most {MAXIMUM}, not {value}{hint}")

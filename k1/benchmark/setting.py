@@ -27,7 +27,7 @@ CHARACTERS_PER_EVALUATED_TOKEN = 80
 
 @dataclass(frozen=True)
 class Shape:
-    """A size of the model: `preset` with all widths times `width`, and `batch_size`, by default the preset's.
+    """A size of the model: `preset` with all widths times `width`.
 
     `rounds` is how often each contestant has its turn. `trains` says whether whole
     training steps are measured, `compiles` compiled ones too, `optimizer_alone` the
@@ -37,7 +37,6 @@ class Shape:
     preset: str
     rounds: int
     width: int = 1
-    batch_size: int | None = None
     trains: bool = True
     optimizer_alone: bool = False
     stages: bool = False
@@ -52,14 +51,13 @@ class Shape:
             hidden_size=preset.hidden_size * self.width,
             intermediate_size=preset.intermediate_size * self.width,
             heads=preset.heads * self.width,
-            batch_size=self.batch_size or preset.batch_size,
         )
 
 
 SHAPES = {
     "smoke": Shape("smoke", rounds=5, optimizer_alone=True, stages=True),
     "quick": Shape("quick", rounds=15, stages=True, compiles=True),
-    "wide": Shape("quick", rounds=4, width=4, batch_size=8, compiles=True),
+    "wide": Shape("quick", rounds=4, width=4, compiles=True),
     "full": Shape("full", rounds=3, trains=False, optimizer_alone=True),
 }
 
@@ -77,7 +75,7 @@ class Setting:
         shape = SHAPES[self.shape]
         typed = ["--preset", shape.preset, "--device", "cpu", "--threads", str(self.threads), *flags]
         arguments = parse_training_flags("", method, typed).resolve(stage)
-        names = ("hidden_size", "intermediate_size", "heads", "batch_size")
+        names = ("hidden_size", "intermediate_size", "heads")
         return replace(arguments, **{name: getattr(shape.size, name) for name in names})
 
     def begin(self) -> None:

@@ -29,7 +29,8 @@ from k1.study.shares import format_shares
 from k1.study.speed import format_benchmark_page, format_speed
 from k1.study.tables import equal_learning_table, paragraph, study_tables
 from k1.study.tuning import (
-    best_of, format_bases, format_generated_text, format_interpolation, format_rehearsal, format_sweep, format_tuning,
+    best_of, format_bases, format_batches, format_generated_text, format_interpolation, format_rehearsal, format_sweep,
+    format_tuning,
 )  # fmt: skip
 
 PAGES = ("README.md", "results/README.md", "results/tuning.md", "k1/sparse/README.md", "k1/training/README.md")
@@ -166,8 +167,8 @@ def format_error_feedback(results: Results) -> str:
     return paragraph(
         f"Taking the {UPDATE_FRACTION:.0%} with the largest gradients of each step instead costs "
         f"{gradient - dense:.2f} nats on dataset 1 ({gradient:.3f} against {dense:.3f} of the dense model, on "
-        f"validation text, each at its best learning rate). With error feedback K-1 ends stage 1 at {ours} nats "
-        f"on test text, the baseline at {theirs} (means over {len(reports)} seeds with 95% intervals)."
+        f"validation text, batches of 16, each at its best learning rate). With error feedback K-1 ends stage 1 at "
+        f"{ours} nats on test text, the baseline at {theirs} (means over {len(reports)} seeds with 95% intervals)."
     )
 
 
@@ -251,6 +252,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "tuning": lambda results: format_tuning(results.json("tuning.json"), results.json("sweep.json")),
     "rehearsal": lambda results: format_rehearsal(results.json("rehearsal.json")),
     "generated_text": lambda results: format_generated_text(results.json("generated_text.json")),
+    "batches": lambda results: format_batches(results.json("batches.json")),
     "bases": lambda results: format_bases(results.json("bases.json")),
     "interpolation": lambda results: format_interpolation(results.json("interpolation.json")),
     "error_feedback": format_error_feedback,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from itertools import groupby
 
 from k1.presets import PRESETS
+from k1.report.metrics import mean
 from k1.report.tables import dataset_label, format_table
 from k1.study.tables import paragraph
 
@@ -178,6 +179,28 @@ def format_bases(records: list[dict]) -> str:
         rows.append([
             str(record["seed"]), record["sides"], str(record["importance_batches"] or "-"),
             f"{record['consolidation']:g}", f"{100 * record['interpolation']:g}", *cells, kept,
+        ])  # fmt: skip
+    return format_table(rows)
+
+
+def format_batches(records: list[dict]) -> str:
+    """The runs by which the size of a batch was chosen, and the learning rates at it, on validation text."""
+    names = max((list(record["validation"][-1]) for record in records), key=len)
+    first, second, third = map(dataset_label, names)
+    columns = [*(f"{name}, own stage" for name in (first, second, third)), f"{first}, end", f"{second}, end"]
+    rows = [["Model", "Batch", "Steps", "Learning rates", "Weight", "Change kept %", *columns, "Mean at the end"]]
+    for record in records:
+        after = record["validation"]
+        own = [stage[name] for stage, name in zip(after, names)]
+        end = [after[-1][name] for name in names[:2]] if len(after) == len(names) else []
+        mean_at_end = [f"{mean(list(after[-1].values())):.3f}"] if end else ["-"]
+        rows.append([
+            record["model"], str(record["batch_size"]), ", ".join(map(str, record["max_steps"])),
+            ", ".join(f"{rate:g}" for rate in record["learning_rates"]),
+            f"{record['weight']:g}" if "weight" in record else "-",
+            f"{100 * record['interpolation']:g}" if "interpolation" in record else "-",
+            *(f"{loss:.3f}" for loss in own), *["-"] * (3 - len(own)),
+            *([f"{loss:.3f}" for loss in end] or ["-", "-"]), *mean_at_end,
         ])  # fmt: skip
     return format_table(rows)
 
