@@ -177,7 +177,7 @@ def format_model(results: Results) -> str:
     report = results.report
     preset = PRESETS[report["preset"]]
     tokens = preset.batch_size * preset.gradient_accumulation_steps * preset.seq_length
-    steps = ", ".join(f"{count} on dataset {stage}" for stage, count in enumerate(preset.max_steps, start=1))
+    steps = ", ".join(f"{count:,} on dataset {stage}" for stage, count in enumerate(preset.max_steps, start=1))
     rows = [["Dataset", "Source", "Training tokens", "Test tokens"]]
     for dataset in report["datasets"]:
         counts = [f"{dataset['tokens'][split]:,}" for split in ("train", "test")]

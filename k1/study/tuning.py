@@ -191,16 +191,15 @@ def format_batches(records: list[dict]) -> str:
     rows = [["Model", "Batch", "Steps", "Learning rates", "Weight", "Change kept %", *columns, "Mean at the end"]]
     for record in records:
         after = record["validation"]
-        own = [stage[name] for stage, name in zip(after, names)]
-        end = [after[-1][name] for name in names[:2]] if len(after) == len(names) else []
-        mean_at_end = [f"{mean(list(after[-1].values())):.3f}"] if end else ["-"]
+        losses = [stage[name] for stage, name in zip(after, names)]
+        if len(after) == len(names):
+            losses += [*(after[-1][name] for name in names[:2]), mean(list(after[-1].values()))]
         rows.append([
             record["model"], str(record["batch_size"]), ", ".join(map(str, record["max_steps"])),
             ", ".join(f"{rate:g}" for rate in record["learning_rates"]),
             f"{record['weight']:g}" if "weight" in record else "-",
             f"{100 * record['interpolation']:g}" if "interpolation" in record else "-",
-            *(f"{loss:.3f}" for loss in own), *["-"] * (3 - len(own)),
-            *([f"{loss:.3f}" for loss in end] or ["-", "-"]), *mean_at_end,
+            *(f"{loss:.3f}" for loss in losses), *["-"] * (6 - len(losses)),
         ])  # fmt: skip
     return format_table(rows)
 
