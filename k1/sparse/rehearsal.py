@@ -134,8 +134,7 @@ class Rehearsal:
     def loss(self, model: PreTrainedModel, step: int) -> Tensor:
         """Mean divergence, in nats per token, of `model` from the teacher in the sequences of `step`, from 1 on.
 
-        It has them written anew where that is due. Its gradient is to be added, times
-        a weight, to that of the loss on new text.
+        It has them written anew where that is due. Its gradient is to be added, times a weight, to that on new text.
         """
         if self.is_due(step) or not len(self.sequences):
             self.rewrite(model, step)
@@ -143,9 +142,8 @@ class Rehearsal:
         self.teacher.to(model.device)
         size = self.rows * self.passes_per_step
         first = size * ((step - 1) % self.interval)
-        rows = list(range(first, first + size))
-        logits = model(input_ids=self.sequences[rows]).logits[:, :-1]
-        return divergence(logits, self.logits(rows)).mean()
+        tokens = self.sequences[first : first + size]
+        return divergence_from(self.teacher, tokens, model(input_ids=tokens).logits).mean()
 
     def restore(self, sequences: Tensor) -> None:
         """Go on with the `sequences` of a training that was stopped; raises `ValueError` where they do not fit."""
@@ -154,11 +152,6 @@ class Rehearsal:
         if sequences.shape != shape or sequences.dtype != torch.long or not in_vocabulary.all():
             raise ValueError("other rehearsed sequences")
         self.sequences = sequences.to(self.teacher.device)
-
-    @torch.no_grad()
-    def logits(self, rows: list[int]) -> Tensor:
-        """The teacher's logits in the sequences `rows` at all positions but the last, (rows, positions, vocabulary)."""
-        return self.teacher(input_ids=self.sequences[rows]).logits[:, :-1]
 
     def batches(self, skip: int = 0) -> Iterator[list[int]]:
         """The numbers of the sequences of each forward pass, without end; the first `skip` passes are left out."""
@@ -288,6 +281,13 @@ def no_settings_of_its_own(model: PreTrainedModel) -> Iterator[None]:
     finally:
         model.generation_config = own
         logging.set_verbosity(verbosity)
+
+
+def divergence_from(teacher: PreTrainedModel, tokens: Tensor, logits: Tensor) -> Tensor:
+    """Divergence of `logits` from those of `teacher` in `tokens`, in nats, (rows, length - 1): not at the last one."""
+    with torch.no_grad():
+        target = teacher(input_ids=tokens).logits
+    return divergence(logits, target)[:, :-1]
 
 
 def divergence(logits: Tensor, target: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from k1.arguments import Arguments
-from k1.data.batches import batches_in_order
+from k1.data.batches import IGNORED, batches_in_order, following
 from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
 from k1.parallel import process_count, process_rank, sum_over_processes
@@ -53,10 +53,10 @@ def evaluate_blocks(model: PreTrainedModel, blocks: Dataset, arguments: Argument
             input_ids = input_ids.to(model.device)
             with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
                 logits = model(input_ids=input_ids).logits
-            predictions, targets = logits[:, :-1].flatten(0, 1).float(), input_ids[:, 1:].flatten()
-            loss = cross_entropy(predictions, targets, reduction="sum").item()
+            predictions, targets = logits.flatten(0, 1).float(), following(input_ids).flatten()
+            loss = cross_entropy(predictions, targets, reduction="sum", ignore_index=IGNORED).item()
             correct = int((predictions.argmax(-1) == targets).sum())
-            totals += torch.tensor([loss, correct, targets.numel()], dtype=torch.float64)
+            totals += torch.tensor([loss, correct, input_ids[:, 1:].numel()], dtype=torch.float64)
     sum_over_processes(totals)
     loss, correct, tokens = totals.tolist()
     mean = loss / tokens

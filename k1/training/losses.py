@@ -7,14 +7,14 @@ from functools import cache
 import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
-from torch.nn import functional
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from k1.arguments import Arguments
+from k1.data.batches import IGNORED, following
 from k1.errors import K1Error
 from k1.parallel import process_count, share_of, sum_over_processes
-from k1.sparse.batches import IGNORED
-from k1.sparse.rehearsal import Rehearsal, divergence
+from k1.sparse.rehearsal import Rehearsal, divergence_from
 
 
 def accumulate_gradients(
@@ -68,14 +68,10 @@ def summed_losses(
     """
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         logits = model(input_ids=tokens).logits.float()
-        with torch.no_grad():
-            target = teacher(input_ids=tokens[new:]).logits if teacher else None
-    # The last position has nothing to predict; to slice it off would copy all logits, and their gradient.
-    following = functional.pad(tokens[:new, 1:], (0, 1), value=IGNORED)
-    loss = functional.cross_entropy(
-        logits[:new].flatten(0, 1), following.flatten(), reduction="sum", ignore_index=IGNORED
-    )
-    return loss, divergence(logits[new:], target)[:, :-1].sum() if teacher else loss.new_zeros(())
+        drift = divergence_from(teacher, tokens[new:], logits[new:]).sum() if teacher else logits.new_zeros(())
+    targets = following(tokens[:new]).flatten()
+    loss = cross_entropy(logits[:new].flatten(0, 1), targets, reduction="sum", ignore_index=IGNORED)
+    return loss, drift
 
 
 @cache
