@@ -54,10 +54,10 @@ PRESETS = {
         seq_length=128, batch_size=8, gradient_accumulation_steps=1,
         max_steps=(1_200, 600, 600), warmup_steps=100,
         learning_rates={
-            "k1": (4e-3, 4e-3, 4e-3), "baseline": (3e-3, 5e-4, 5e-4), "baseline_rehearsal": (3e-3, 4e-3, 4e-3),
+            "k1": (3e-3, 4e-3, 4e-3), "baseline": (3e-3, 5e-4, 5e-4), "baseline_rehearsal": (3e-3, 4e-3, 4e-3),
         },
         evaluation_tokens=65_536, max_documents=20_000, consolidation=0.5,
-        rehearsal_interval=50, rehearsal_weight=2.5,
+        rehearsal_interval=50, rehearsal_weight=2.0,
     ),
     "study": Preset(
         hidden_size=64, intermediate_size=172, layers=2, heads=2, vocabulary_size=1_024,

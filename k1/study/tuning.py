@@ -188,14 +188,15 @@ def format_batches(records: list[dict]) -> str:
     names = max((list(record["validation"][-1]) for record in records), key=len)
     first, second, third = map(dataset_label, names)
     columns = [*(f"{name}, own stage" for name in (first, second, third)), f"{first}, end", f"{second}, end"]
-    rows = [["Model", "Batch", "Steps", "Learning rates", "Weight", "Change kept %", *columns, "Mean at the end"]]
+    settings = ["Model", "Seed", "Batch", "Steps", "Learning rates", "Weight", "Change kept %"]
+    rows = [[*settings, *columns, "Mean at the end"]]
     for record in records:
         after = record["validation"]
         losses = [stage[name] for stage, name in zip(after, names)]
         if len(after) == len(names):
             losses += [*(after[-1][name] for name in names[:2]), mean(list(after[-1].values()))]
         rows.append([
-            record["model"], str(record["batch_size"]), ", ".join(map(str, record["max_steps"])),
+            record["model"], str(record["seed"]), str(record["batch_size"]), ", ".join(map(str, record["max_steps"])),
             ", ".join(f"{rate:g}" for rate in record["learning_rates"]),
             f"{record['weight']:g}" if "weight" in record else "-",
             f"{100 * record['interpolation']:g}" if "interpolation" in record else "-",
