@@ -284,7 +284,7 @@ def no_settings_of_its_own(model: PreTrainedModel) -> Iterator[None]:
 
 
 def divergence_from(teacher: PreTrainedModel, tokens: Tensor, logits: Tensor) -> Tensor:
-    """Divergence of `logits` from those of `teacher` in `tokens`, in nats, (rows, length - 1): not at the last one."""
+    """Divergence of `logits` from the teacher's in `tokens`, in nats; (rows, length - 1), without the last position."""
     with torch.no_grad():
         target = teacher(input_ids=tokens).logits
     return divergence(logits, target)[:, :-1]
