@@ -5,10 +5,8 @@ from itertools import count
 
 import torch
 from datasets import Dataset
-from torch.nn import functional
 
 BATCH_TOKENS = 4_096
-IGNORED = -100  # the label of a position that no loss is worked out for, as transformers has it
 
 
 def batches_of_blocks(blocks: Dataset, batch_size: int, seed: int, skip: int = 0) -> Iterator[torch.Tensor]:
@@ -31,14 +29,6 @@ def shuffled(size: int, batch_size: int, seed: int, skip: int = 0) -> Iterator[l
         if number >= skip:
             yield order[:batch_size]
         del order[:batch_size]
-
-
-def following(input_ids: torch.Tensor) -> torch.Tensor:
-    """The token that follows each of `input_ids`, (rows, length), and `IGNORED` after the last of a row.
-
-    To leave the last position out instead would copy all logits, and their gradient.
-    """
-    return functional.pad(input_ids[:, 1:], (0, 1), value=IGNORED)
 
 
 def batches_in_order(blocks: Dataset, seq_length: int, max_tokens: int) -> Iterator[torch.Tensor]:

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from k1.data.batches import IGNORED
 from k1.errors import K1Error
 from k1.parallel import process_count, process_rank
 
 # Token ids, (batch, length), or the arguments of a causal language model's forward pass by name.
 Batch = Tensor | Mapping[str, Tensor]
+IGNORED = -100  # the label of a position that no loss is worked out for, as transformers has it
 
 
 def named(batch: Batch) -> Mapping[str, Tensor]:

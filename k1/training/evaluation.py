@@ -5,15 +5,15 @@ from itertools import islice
 
 import torch
 from datasets import Dataset
-from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from k1.arguments import Arguments
-from k1.data.batches import IGNORED, batches_in_order, following
+from k1.data.batches import batches_in_order
 from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
 from k1.parallel import process_count, process_rank, sum_over_processes
+from k1.training.losses import next_token_loss
 
 SPLITS = ("validation", "test")
 
@@ -52,11 +52,10 @@ def evaluate_blocks(model: PreTrainedModel, blocks: Dataset, arguments: Argument
         for input_ids in islice(batches, process_rank(), None, process_count()):
             input_ids = input_ids.to(model.device)
             with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
-                logits = model(input_ids=input_ids).logits
-            predictions, targets = logits.flatten(0, 1).float(), following(input_ids).flatten()
-            loss = cross_entropy(predictions, targets, reduction="sum", ignore_index=IGNORED).item()
-            correct = int((predictions.argmax(-1) == targets).sum())
-            totals += torch.tensor([loss, correct, input_ids[:, 1:].numel()], dtype=torch.float64)
+                logits = model(input_ids=input_ids).logits.float()
+            loss, targets = next_token_loss(logits, input_ids).item(), input_ids[:, 1:]
+            correct = int((logits.argmax(-1)[:, :-1] == targets).sum())
+            totals += torch.tensor([loss, correct, targets.numel()], dtype=torch.float64)
     sum_over_processes(totals)
     loss, correct, tokens = totals.tolist()
     mean = loss / tokens

@@ -7,13 +7,13 @@ from functools import cache
 import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
-from torch.nn.functional import cross_entropy
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from k1.arguments import Arguments
-from k1.data.batches import IGNORED, following
 from k1.errors import K1Error
 from k1.parallel import process_count, share_of, sum_over_processes
+from k1.sparse.batches import IGNORED
 from k1.sparse.rehearsal import Rehearsal, divergence_from
 
 
@@ -69,9 +69,14 @@ def summed_losses(
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         logits = model(input_ids=tokens).logits.float()
         drift = divergence_from(teacher, tokens[new:], logits[new:]).sum() if teacher else logits.new_zeros(())
-    targets = following(tokens[:new]).flatten()
-    loss = cross_entropy(logits[:new].flatten(0, 1), targets, reduction="sum", ignore_index=IGNORED)
-    return loss, drift
+    return next_token_loss(logits[:new], tokens[:new]), drift
+
+
+def next_token_loss(logits: Tensor, input_ids: Tensor) -> Tensor:
+    """Summed cross-entropy in nats of `logits`, (rows, length, vocabulary), on the token after each of `input_ids`."""
+    # The last position has nothing to predict; to slice it off would copy all logits, and their gradient.
+    targets = functional.pad(input_ids[:, 1:], (0, 1), value=IGNORED)
+    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED)
 
 
 @cache
