@@ -1,1 +1,0 @@
-"""K-1 itself: which parameters change, in which basis, and what holds them."""
