@@ -1,4 +1,7 @@
-"""Baseline: learn the three datasets one after another, updating every parameter at each step."""
+"""Baseline: learn the three datasets one after another, updating every parameter at each step.
+
+With --rehearsal 0.25 its later stages have the rehearsal of K-1; they resume from the first stage of the run without.
+"""
 
 from k1 import (
     DataLoader,
@@ -13,6 +16,7 @@ from k1 import (
     load_finished_stage,
     output_path,
     parse_training_flags,
+    predicted_forgetting,
     print_evaluation,
     require_distinct,
     save_checkpoint,
@@ -25,7 +29,7 @@ from k1 import (
 @command
 def main() -> None:
     flags = parse_training_flags(__doc__, method="baseline")
-    outputs = [output_path(flags.models_dir, flags.arm, stage, flags.overwrite) for stage in (1, 2, 3)]
+    outputs = [output_path(flags, stage) for stage in (1, 2, 3)]
     resume_file = ResumeFile(outputs[-1], flags.save_steps, flags.overwrite)
     event_logs = [EventLog(flags, output) for output in outputs]
     arguments = flags.resolve(stage=1)
@@ -39,7 +43,7 @@ def main() -> None:
     initial = initial_model(flags.init_from, arguments, data_loaders[0].text("train"))
     tokenizer, model = initial.tokenizer, initial.build(arguments.device)
 
-    checkpoint, written, learned = None, None, []
+    checkpoint, written, learned = None, [], []
     for stage, (data_loader, output, event_log) in enumerate(zip(data_loaders, outputs, event_logs), start=1):
         arguments = flags.resolve(stage, previous=checkpoint.arguments if checkpoint else None)
         dataset = data_loader.tokenize(tokenizer)
@@ -52,15 +56,15 @@ def main() -> None:
         untrained = evaluate(initial.build(arguments.device), [dataset], arguments, splits=("test",))
         before = untrained if stage == 1 else evaluate(model, [dataset], arguments, splits=("test",))
         rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
-        history = train(model, dataset, arguments, rehearsal=rehearsal, resume_file=resume_file, event_log=event_log)
-        # The baseline rehearses nothing; with --rehearsal it goes on from the first stage of the one without.
-        if stage < len(outputs) and (stage == 1 or arguments.rehearsal):
+        history = train(model, dataset, arguments, rehearsal, resume_file, event_log)
+        predicted = predicted_forgetting(model, rehearsal)
+        if stage < len(outputs):
             written = write_rehearsal(model, dataset, tokenizer, arguments, written)
         after = evaluate(model, learned, arguments)
 
         checkpoint = stage_checkpoint(
-            model, tokenizer, dataset, arguments, previous=checkpoint,
-            untrained=untrained, before=before, after=after, history=history, written=written, start=initial.start,
+            model, tokenizer, dataset, arguments, previous=checkpoint, start=initial.start,
+            untrained=untrained, before=before, after=after, history=history, written=written, predicted=predicted,
         )  # fmt: skip
         save_checkpoint(output, checkpoint)
         event_log.add_evaluations(before, after, arguments.max_steps)

@@ -1,8 +1,7 @@
 """K-1, stage 1: learn dataset 1, updating 51% of the parameters at each step.
 
-It starts from fresh weights, or from the pretrained model of --init_from.
-Afterwards every linear layer is re-expressed in the eigenbasis of its Fisher
-information, and the importance of each parameter for dataset 1 is measured.
+It starts from fresh weights, or from the pretrained model of --init_from. At the
+end the model writes text, which later stages rehearse.
 """
 
 from k1 import (
@@ -11,14 +10,11 @@ from k1 import (
     ResumeFile,
     command,
     configure_torch,
-    enter_eigenbasis,
     evaluate,
-    fisher_information,
     initial_model,
     output_path,
     parse_training_flags,
     print_evaluation,
-    sample_batches,
     save_checkpoint,
     stage_checkpoint,
     train,
@@ -29,7 +25,7 @@ from k1 import (
 @command
 def main() -> None:
     flags = parse_training_flags(__doc__, method="k1")
-    output = output_path(flags.models_dir, "k1", stage=1, overwrite=flags.overwrite)
+    output = output_path(flags, stage=1)
     resume_file = ResumeFile(output, flags.save_steps, flags.overwrite)
     event_log = EventLog(flags, output)
     arguments = flags.resolve(stage=1)
@@ -42,16 +38,12 @@ def main() -> None:
 
     untrained = evaluate(model, [dataset], arguments, splits=("test",))
     history = train(model, dataset, arguments, resume_file=resume_file, event_log=event_log)
-    sample = sample_batches(dataset, arguments)
-    enter_eigenbasis(model, sample, arguments.max_basis_dim)
-    importance = fisher_information(model, sample)
     written = write_rehearsal(model, dataset, tokenizer, arguments)
     after = evaluate(model, [dataset], arguments)
 
     checkpoint = stage_checkpoint(
         model, tokenizer, dataset, arguments,
-        untrained=untrained, before=untrained, after=after, history=history, importance=importance, written=written,
-        start=initial.start,
+        untrained=untrained, before=untrained, after=after, history=history, written=written, start=initial.start,
     )  # fmt: skip
     save_checkpoint(output, checkpoint)
     event_log.add_evaluations(untrained, after, arguments.max_steps)

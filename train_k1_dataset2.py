@@ -1,30 +1,27 @@
-"""K-1, stage 2: go on from models/k1_dataset1.pt and learn dataset 2, updating 51% of the parameters.
+"""K-1, stage 2: load models/k1_dataset1.pt and learn dataset 2, updating 51% of the parameters.
 
-A part of every batch is text that the models of earlier stages wrote; on it the
-model is held to what it predicted before. Parameters that are important for
-earlier datasets are held near where the stage began.
+A part of every batch is text that the model itself wrote; on it the model is held
+to what it predicted before. With --rehearsal 0 the 51% are alone.
 """
 
 from k1 import (
     DataLoader,
     EventLog,
     ResumeFile,
-    add_importance,
     begin_rehearsal,
     command,
     configure_torch,
     evaluate,
-    fisher_information,
     load_checkpoint,
     load_datasets,
     load_tokenizer,
     output_path,
     parse_training_flags,
+    predicted_forgetting,
     print_evaluation,
     require_distinct,
     restore_initial_model,
     restore_model,
-    sample_batches,
     save_checkpoint,
     stage_checkpoint,
     train,
@@ -35,10 +32,10 @@ from k1 import (
 @command
 def main() -> None:
     flags = parse_training_flags(__doc__, method="k1")
-    output = output_path(flags.models_dir, "k1", stage=2, overwrite=flags.overwrite)
+    output = output_path(flags, stage=2)
     resume_file = ResumeFile(output, flags.save_steps, flags.overwrite)
     event_log = EventLog(flags, output)
-    previous = load_checkpoint(flags.models_dir / "k1_dataset1.pt", "k1", stage=1)
+    previous = load_checkpoint(flags.checkpoint(stage=1), "k1", stage=1)
     arguments = flags.resolve(stage=2, previous=previous.arguments)
     configure_torch(arguments.threads)
 
@@ -51,19 +48,15 @@ def main() -> None:
 
     untrained = evaluate(restore_initial_model(previous, arguments.device), [dataset], arguments, splits=("test",))
     before = evaluate(model, [dataset], arguments, splits=("test",))
-    sample = sample_batches(dataset, arguments)
     rehearsal = begin_rehearsal(model, previous.written, tokenizer, arguments)
-    history = train(
-        model, dataset, arguments, importance=previous.importance, responsibility=fisher_information(model, sample),
-        rehearsal=rehearsal, resume_file=resume_file, event_log=event_log,
-    )  # fmt: skip
-    importance = add_importance(previous.importance, fisher_information(model, sample))
+    history = train(model, dataset, arguments, rehearsal, resume_file, event_log)
+    predicted = predicted_forgetting(model, rehearsal)
     written = write_rehearsal(model, dataset, tokenizer, arguments, previous.written)
     after = evaluate(model, [*learned, dataset], arguments)
 
     checkpoint = stage_checkpoint(
         model, tokenizer, dataset, arguments, previous=previous,
-        untrained=untrained, before=before, after=after, history=history, importance=importance, written=written,
+        untrained=untrained, before=before, after=after, history=history, written=written, predicted=predicted,
     )  # fmt: skip
     save_checkpoint(output, checkpoint)
     event_log.add_evaluations(before, after, arguments.max_steps)

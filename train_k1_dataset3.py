@@ -1,8 +1,7 @@
-"""K-1, stage 3: go on from models/k1_dataset2.pt and learn dataset 3, updating 51% of the parameters.
+"""K-1, stage 3: load models/k1_dataset2.pt and learn dataset 3, updating 51% of the parameters.
 
-A part of every batch is text that the models of earlier stages wrote; on it the
-model is held to what it predicted before. Parameters that are important for
-earlier datasets are held near where the stage began.
+A part of every batch is text that the model itself wrote; on it the model is held
+to what it predicted before. With --rehearsal 0 the 51% are alone.
 """
 
 from k1 import (
@@ -13,17 +12,16 @@ from k1 import (
     command,
     configure_torch,
     evaluate,
-    fisher_information,
     load_checkpoint,
     load_datasets,
     load_tokenizer,
     output_path,
     parse_training_flags,
+    predicted_forgetting,
     print_evaluation,
     require_distinct,
     restore_initial_model,
     restore_model,
-    sample_batches,
     save_checkpoint,
     stage_checkpoint,
     train,
@@ -33,10 +31,10 @@ from k1 import (
 @command
 def main() -> None:
     flags = parse_training_flags(__doc__, method="k1")
-    output = output_path(flags.models_dir, "k1", stage=3, overwrite=flags.overwrite)
+    output = output_path(flags, stage=3)
     resume_file = ResumeFile(output, flags.save_steps, flags.overwrite)
     event_log = EventLog(flags, output)
-    previous = load_checkpoint(flags.models_dir / "k1_dataset2.pt", "k1", stage=2)
+    previous = load_checkpoint(flags.checkpoint(stage=2), "k1", stage=2)
     arguments = flags.resolve(stage=3, previous=previous.arguments)
     configure_torch(arguments.threads)
 
@@ -50,16 +48,13 @@ def main() -> None:
     untrained = evaluate(restore_initial_model(previous, arguments.device), [dataset], arguments, splits=("test",))
     before = evaluate(model, [dataset], arguments, splits=("test",))
     rehearsal = begin_rehearsal(model, previous.written, tokenizer, arguments)
-    history = train(
-        model, dataset, arguments, importance=previous.importance,
-        responsibility=fisher_information(model, sample_batches(dataset, arguments)),
-        rehearsal=rehearsal, resume_file=resume_file, event_log=event_log,
-    )  # fmt: skip
+    history = train(model, dataset, arguments, rehearsal, resume_file, event_log)
+    predicted = predicted_forgetting(model, rehearsal)
     after = evaluate(model, [*learned, dataset], arguments)
 
     checkpoint = stage_checkpoint(
         model, tokenizer, dataset, arguments, previous=previous,
-        untrained=untrained, before=before, after=after, history=history,
+        untrained=untrained, before=before, after=after, history=history, predicted=predicted,
     )  # fmt: skip
     save_checkpoint(output, checkpoint)
     event_log.add_evaluations(before, after, arguments.max_steps)

@@ -12,7 +12,8 @@ from transformers import HfArgumentParser
 from k1.errors import K1Error, UsageError
 from k1.flags import AllDatasetsFlags, DataFlags, OneDatasetFlags, SparseUpdateFlags, TrainingFlags
 from k1.parallel import process_count
-from k1.presets import MAXIMUM, PRESETS, SELECTION, STAGES, UPDATE_FRACTION
+from k1.presets import ARM_FILES, MAXIMUM, PRESETS, STAGES
+from k1.sparse import UPDATE_FRACTION
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,13 @@ class Arguments:
     weight_decay: float
     max_grad_norm: float
     update_fraction: float
-    selection: str
-    consolidation: float
-    interpolation: float
+    policy: str
     rehearsal: float
     rehearsal_sequences: int
     rehearsal_interval: int
     rehearsal_weight: float
     rehearsal_on_top: bool
-    gain_floor: float
-    importance_batches: int
-    max_basis_dim: int
+    forgetting_budget: float | None
     seed: int
     device: str
     precision: str
@@ -74,7 +71,7 @@ class Arguments:
 
     @property
     def stage_seed(self) -> int:
-        """Seed of the stage's text order and random selection: another one for each stage of each seed."""
+        """Seed of the stage's text order and of what sparse updates draw: another one for each stage of each seed."""
         return 10 * self.seed + self.stage
 
     def as_dict(self) -> dict:
@@ -83,18 +80,17 @@ class Arguments:
 
 
 # What a later stage takes from the checkpoint it continues; a flag may repeat it but not change it.
-INHERITED = ("preset", "seq_length", "seed", "update_fraction", "max_basis_dim")
+INHERITED = ("preset", "seq_length", "seed", "update_fraction", "policy")
 # What a flag sets and otherwise the preset, without further ado.
 FROM_PRESET = (
     "max_documents", "seq_length", "batch_size", "gradient_accumulation_steps", "max_grad_norm", "rehearsal_sequences",
-    "rehearsal_interval", "rehearsal_weight", "gain_floor", "importance_batches", "max_basis_dim",
+    "rehearsal_interval", "rehearsal_weight",
 )  # fmt: skip
 MODEL_SHAPE = ("hidden_size", "intermediate_size", "layers", "heads", "vocabulary_size")
 MINIMUM = {
     "max_documents": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "seq_length": 2,
     "warmup_steps": 0, "weight_decay": 0, "seed": 0, "threads": 1,
-    "save_steps": 1, "rehearsal_sequences": 1, "rehearsal_interval": 1, "rehearsal_weight": 0, "consolidation": 0,
-    "gain_floor": 0, "importance_batches": 1, "max_basis_dim": 0,
+    "save_steps": 1, "rehearsal_sequences": 1, "rehearsal_interval": 1, "rehearsal_weight": 0, "forgetting_budget": 0,
 }  # fmt: skip
 
 
@@ -107,6 +103,7 @@ class Flags(argparse.Namespace):
     max_steps: list[int] | None
     rehearsal: float | None
     rehearsal_on_top: bool
+    forgetting_budget: float | None
     compile: bool
     save_steps: int | None
     report_to: str
@@ -116,7 +113,13 @@ class Flags(argparse.Namespace):
     @property
     def arm(self) -> str:
         """Which arm of the experiment the training is, a key of `k1.presets.ARM_FILES`."""
-        return "baseline_rehearsal" if self.method == "baseline" and self.rehearsal else self.method
+        if self.method == "baseline":
+            return "baseline_rehearsal" if self.rehearsal else "baseline"
+        return "sparse" if self.rehearsal == 0 else "k1"
+
+    def checkpoint(self, stage: int) -> Path:
+        """Where the arm's checkpoint of `stage` is."""
+        return self.models_dir / ARM_FILES[self.arm][stage - 1]
 
     def max_steps_of_stages(self) -> list[int] | None:
         """`--max_steps` for each stage; None where the flag was not given."""
@@ -147,12 +150,9 @@ class Flags(argparse.Namespace):
         if self.compile and process_count() > 1:
             raise UsageError("--compile is for a training in one process; leave it out")
         device = resolve_device(self.device)
-        selection = self._selection(stage, previous)
-        update_fraction = 1.0 if selection == "all" else value("update_fraction", UPDATE_FRACTION)
-        consolidates = self.method == "k1" and stage > 1
-        consolidation = value("consolidation", preset.consolidation) if consolidates else 0.0
+        update_fraction = 1.0 if self.method == "baseline" else value("update_fraction", UPDATE_FRACTION)
         rehearsal = self._rehearsal(stage, preset.rehearsal, batch_size)
-        rates = preset.learning_rates[self.arm if stage > 1 else self.method]
+        rates = preset.learning_rates[self.arm]
         return Arguments(
             method=self.method,
             stage=stage,
@@ -161,15 +161,13 @@ class Flags(argparse.Namespace):
             data_source=self.data_source,
             max_steps=max_steps,
             warmup_steps=value("warmup_steps", min(preset.warmup_steps, max_steps // 5)),
-            learning_rate=value("learning_rate", rates[size]),
+            learning_rate=value("learning_rate", rates[min(stage, 2) - 1]),
             update_fraction=update_fraction,
-            selection=selection,
-            consolidation=consolidation,
-            interpolation=value("interpolation", preset.interpolation if consolidates else 1.0),
+            policy=value("policy", "windows"),
             rehearsal=rehearsal,
             rehearsal_on_top=bool(rehearsal and self.rehearsal_on_top),
-            # Decay to zero and consolidation towards the start would pull against each other.
-            weight_decay=value("weight_decay", 0.0 if consolidation else preset.weight_decay),
+            forgetting_budget=self.forgetting_budget if rehearsal else None,
+            weight_decay=value("weight_decay", preset.weight_decay),
             seed=value("seed", 0),
             device=device,
             precision=resolve_precision(self.precision, device),
@@ -186,15 +184,14 @@ class Flags(argparse.Namespace):
             return set()
         if self.method == "k1" and self.init_from is not None:
             raise UsageError("--init_from is for stage 1, which a later stage goes on from; leave it out")
-        inherited = [name for name in INHERITED if name != "update_fraction" or previous["selection"] != "all"]
-        for name in inherited:
+        for name in INHERITED:
             given = getattr(self, name, None)
             if given is not None and given != previous[name]:
                 raise UsageError(
                     f"--{name} {given} contradicts the checkpoint, which was trained with {previous[name]}; "
                     f"leave the flag out or train stage 1 again with it"
                 )
-        return set(inherited)
+        return set(INHERITED)
 
     def _rehearsal(self, stage: int, default: float, batch_size: int) -> float:
         """The share of rehearsed text in a stage; raises `UsageError` for one that is no whole number of sequences."""
@@ -208,16 +205,6 @@ class Flags(argparse.Namespace):
                 "choose another share, or 0"
             )
         return rehearsal
-
-    def _selection(self, stage: int, previous: dict | None) -> str:
-        """The selection policy of a stage; raises `UsageError` for one that cannot be."""
-        given = getattr(self, "selection", None)
-        selection = "all" if self.method == "baseline" else given or (previous["selection"] if previous else SELECTION)
-        if selection == "gain" and stage == 1:
-            raise UsageError("--selection gain weighs earlier datasets and needs one; choose another for stage 1")
-        if selection == "all" and getattr(self, "update_fraction", None) not in (None, 1.0):
-            raise UsageError("--selection all updates every parameter; leave --update_fraction out")
-        return selection
 
 
 def available_cores() -> int:
@@ -266,10 +253,9 @@ def parse_training_flags(description: str, method: str, argv: list[str] | None =
             parser.error(f"--{name} must be a positive number, not {value}")
     if flags.rehearsal is not None and not 0 <= flags.rehearsal < 1:
         parser.error(f"--rehearsal must be at least 0 and below 1, not {flags.rehearsal}")
-    for name in ("update_fraction", "interpolation"):
-        value = getattr(flags, name, None)
-        if value is not None and not 0 < value <= 1:
-            parser.error(f"--{name} must be above 0 and at most 1, not {value}")
+    update_fraction = getattr(flags, "update_fraction", None)
+    if update_fraction is not None and not 0 < update_fraction <= 1:
+        parser.error(f"--update_fraction must be above 0 and at most 1, not {update_fraction}")
     if method == "baseline" and len(flags.dataset_names) not in (0, STAGES):
         parser.error(f"--dataset_names takes {STAGES} names, not {len(flags.dataset_names)}")
     if flags.logging_dir is not None and flags.report_to == "none":

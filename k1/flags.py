@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass, field
 from typing import Literal
 
-from k1.presets import SELECTION, UPDATE_FRACTION
+from k1.sparse import POLICIES, UPDATE_FRACTION
 
 
 def flag(help_text: str, default=None):
@@ -63,9 +63,6 @@ class TrainingFlags:
     warmup_steps: int | None = flag("steps of linear warm-up (default: by preset)")
     weight_decay: float | None = flag("decoupled weight decay of matrices (default: by preset)")
     max_grad_norm: float | None = flag("gradients are clipped to this norm (default: by preset)")
-    interpolation: float | None = flag(
-        "share of its change that a stage keeps, above 0 and at most 1 (default: 1; K-1 from stage 2: by preset)"
-    )
     rehearsal: float | None = flag(
         "share of each batch, from stage 2, that is rehearsed text, which the model writes itself; 0 switches it off "
         "(default: K-1 by preset, baseline 0)"
@@ -80,7 +77,11 @@ class TrainingFlags:
         "weight of the divergence on rehearsed text against the loss on new text (default: by preset)"
     )
     rehearsal_on_top: bool = flag("add the rehearsed sequences to the batch instead of replacing new ones", False)
-    seed: int | None = flag("initial weights, order of the text and random selection (default: 0)")
+    forgetting_budget: float | None = flag(
+        "at the end of a stage the largest share of its change is kept at which the divergence on the model's own text "
+        "stays below this, in nats per token (default: all of the change)"
+    )
+    seed: int | None = flag("initial weights, order of the text and what sparse updates draw (default: 0)")
     device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto takes the fastest one present", "auto")
     precision: Literal["auto", "float32", "bfloat16"] = flag("auto is bfloat16 on cuda, else float32", "auto")
     compile: bool = flag(
@@ -101,19 +102,7 @@ class TrainingFlags:
 @dataclass
 class SparseUpdateFlags:
     update_fraction: float | None = flag(f"share of all parameters updated per step (default: {UPDATE_FRACTION})")
-    selection: Literal["all", "error_feedback", "gain", "gradient", "groups", "momentum", "random"] | None = flag(
-        f"policy that chooses the parameters to update (default: {SELECTION}); all updates every one, gain keeps the "
-        "others bit-identical for the whole stage; another choice than the default holds for the later stages too"
-    )
-    consolidation: float | None = flag(
-        "how strongly important parameters are held where a stage began, from stage 2; above 0 it replaces weight "
-        "decay (default: by preset)"
-    )
-    gain_floor: float | None = flag("kappa, importance below which parameters count as free (default: by preset)")
-    importance_batches: int | None = flag(
-        "batches of training text that bases and importance are measured on (default: by preset)"
-    )
-    max_basis_dim: int | None = flag(
-        "sides of a weight up to this size may get an eigenbasis after dataset 1, the shorter ones do; 0 keeps the "
-        "standard basis (default: by preset)"
+    policy: Literal[*POLICIES] | None = flag(  # type: ignore[valid-type]
+        "how the parameters to update are chosen: windows draws them anew at each step, stage once for the whole "
+        "stage, so that the others stay bit-identical; the choice holds for the later stages too (default: windows)"
     )

@@ -21,6 +21,7 @@ import torch
 from filelock import FileLock
 
 from k1.data.cache import scratch_folder
+from k1.files import content_digest
 from tests.processes import ServerProcess
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -233,3 +234,9 @@ def tiny_model() -> torch.nn.Module:
         "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
     return build_model(config, seed=0)
+
+
+def signed(content: dict) -> dict:
+    """The `content` of a checkpoint with the SHA-256 that makes it look intact."""
+    unsigned = {name: value for name, value in content.items() if name != "sha256"}
+    return {**unsigned, "sha256": content_digest(unsigned)}

@@ -7,7 +7,6 @@ exception a traceback on its stderr and the status `UNEXPECTED`.
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
@@ -51,16 +50,6 @@ def fork_captured(body: Callable[[], object], stdout: Path, stderr: Path) -> int
     sys.stdout.flush()
     sys.stderr.flush()
     return os.fork() or be_captured(body, stdout, stderr)
-
-
-def wait_for_end(process: int, seconds: float) -> int:
-    """The exit status of a forked process, negative for a signal; after `seconds` it is killed."""
-    end = time.monotonic() + seconds
-    while not (finished := os.waitpid(process, os.WNOHANG))[0]:
-        if time.monotonic() > end:
-            os.kill(process, signal.SIGKILL)
-        time.sleep(0.002)
-    return os.waitstatus_to_exitcode(finished[1])
 
 
 class ServerProcess:

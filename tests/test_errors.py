@@ -14,7 +14,7 @@ STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 @pytest.fixture(autouse=True)
 def heeded():
-    """The handlers of a script, also where the tests run in the background."""
+    """The handlers of a script, also if the tests run in the background."""
     before = {number: signal.signal(number, handler) for number, handler in Interruption.HANDLERS.items()}
     yield
     for number, handler in before.items():

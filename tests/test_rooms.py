@@ -14,9 +14,8 @@ from tests.conftest import ROOT
 
 # Modules at the top and rooms, in the order in which they may build on each other.
 ORDER = (
-    "errors", "presets", "flags", "files", "parallel", "arguments", "model",
-    "data", "sparse", "training", "checkpoints", "report", "export", "benchmark",
-    "study",
+    "errors", "sparse", "presets", "flags", "files", "parallel", "arguments", "model", "rehearsal",
+    "data", "training", "checkpoints", "report", "export", "benchmark", "study",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "huggingface_hub", "matplotlib", "peft", "tensorboard"}
 
@@ -71,6 +70,14 @@ def test_no_import_from_a_later_room_and_no_circle():
     assert forbidden_imports(ROOT) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "allowed"), [("k1.sparse", {"k1.errors"}), ("k1.rehearsal", {"k1.errors", "k1.model", "k1.parallel"})]
+)
+def test_what_others_may_take_for_themselves_needs_little_of_the_rest(name, allowed):
+    modules = modules_of(ROOT)
+    assert {target for _, target in imports_of(name, modules[name], modules)} == allowed
+
+
 def test_every_module_and_room_has_its_place():
     assert {name.split(".")[1] for name in modules_of(ROOT) if "." in name} == set(ORDER)
 
@@ -78,7 +85,7 @@ def test_every_module_and_room_has_its_place():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"data/a.py": "def f():\n    from k1.sparse.b import c"}, "k1/data/a.py:2 imports k1.sparse.b, which comes"),
+        ({"data/a.py": "def f():\n    from k1.training.b import c"}, "k1/data/a.py:2 imports k1.training.b, which comes"),
         ({"data/a.py": "from ..study import b", "study/b.py": ""}, "k1/data/a.py:1 imports k1.study.b, which comes"),
         ({"errors.py": "import k1.files"}, "k1/errors.py:1 imports k1.files, which comes after k1.errors"),
         ({"model.py": "from k1 import train"}, "k1/model.py:1 imports k1, which comes after k1.model"),
@@ -101,9 +108,13 @@ def heavy_modules_after(statement: str) -> set[str]:
     return HEAVY & set(finished.stdout.split())
 
 
-@pytest.mark.parametrize("statement", ["import k1", "from k1 import command", "import k1.presets, k1.flags, k1.errors"])
+@pytest.mark.parametrize("statement", ["import k1", "from k1 import command", "import k1.presets, k1.errors"])
 def test_large_libraries_wait_until_they_are_needed(statement):
     assert heavy_modules_after(statement) == set()
+
+
+def test_sparse_updates_need_torch_alone():
+    assert heavy_modules_after("import k1.sparse") == {"torch"}
 
 
 def test_the_scripts_draw_nothing_and_do_not_load_what_draws():

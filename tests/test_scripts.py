@@ -12,7 +12,8 @@ from k1.arguments import parse_training_flags
 from k1.checkpoints.storage import load_checkpoint
 from k1.errors import UsageError
 from k1.model import build_model, count_parameters, model_config
-from k1.presets import PRESETS, UPDATE_FRACTION
+from k1.presets import PRESETS
+from k1.sparse import UPDATE_FRACTION
 from tests.conftest import ROOT, assert_one_clear_line, run_script
 
 TRAINING = ["train_k1_dataset1.py", "train_k1_dataset2.py", "train_k1_dataset3.py", "train_baseline_all.py"]
@@ -47,14 +48,10 @@ def test_help(script):
         ("k1", ["--max_steps", "many"], "--max_steps"),
         ("k1", ["extra"], "extra"),
         ("baseline", ["--dataset_names", "a", "b"], "takes 3 names, not 2"),
-        ("k1", ["--selection", "best"], "--selection"),
-        ("k1", ["--consolidation", "-1"], "--consolidation must be at least 0"),
-        ("k1", ["--gain_floor", "nan"], "--gain_floor must be at least 0"),
-        ("k1", ["--importance_batches", "0"], "--importance_batches must be at least 1"),
-        ("k1", ["--max_basis_dim", "-1"], "--max_basis_dim must be at least 0"),
-        ("k1", ["--interpolation", "0"], "--interpolation must be above 0"),
+        ("k1", ["--policy", "best"], "--policy"),
+        ("k1", ["--forgetting_budget", "nan"], "--forgetting_budget must be at least 0"),
         ("baseline", ["--update_fraction", "0.5"], "--update_fraction"),
-        ("baseline", ["--consolidation", "1"], "--consolidation"),
+        ("baseline", ["--policy", "stage"], "--policy"),
     ],
 )
 def test_usage_errors(capsys, method, flags, fragment):
@@ -73,7 +70,7 @@ def test_a_usage_error_ends_the_script_with_status_2(tmp_path):
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("update_fraction", 0.4), ("max_basis_dim", 16), ("seed", 5), ("preset", "quick"), ("seq_length", 32)],
+    [("update_fraction", 0.4), ("policy", "stage"), ("seed", 5), ("preset", "quick"), ("seq_length", 32)],
 )
 def test_a_flag_that_contradicts_the_checkpoint_is_an_error(trained, flag, value):
     previous = load_checkpoint(trained.models_dir / "k1_dataset1.pt", "k1").arguments
@@ -93,43 +90,33 @@ def resolve_stages(method, *flags_of_stages):
     return resolved
 
 
-@pytest.mark.parametrize(
-    ("flags", "selections"),
-    [
-        ([[], [], []], ["error_feedback", "error_feedback", "error_feedback"]),
-        ([["--selection", "random"], [], []], ["random", "random", "random"]),
-        ([["--selection", "all"], [], []], ["all", "all", "all"]),
-        ([[], ["--selection", "momentum"], []], ["error_feedback", "momentum", "momentum"]),
-        ([[], ["--selection", "gain"], []], ["error_feedback", "gain", "gain"]),
-        ([["--selection", "gradient"], ["--selection", "gain"], []], ["gradient", "gain", "gain"]),
-        ([["--selection", "random"], [], ["--selection", "gain"]], ["random", "random", "gain"]),
-    ],
-)
-def test_a_selection_other_than_the_default_is_carried_on(flags, selections):
-    stages = resolve_stages("k1", *flags)
-    assert [arguments.selection for arguments in stages] == selections
-    fraction = 1.0 if selections[0] == "all" else UPDATE_FRACTION
-    assert {arguments.update_fraction for arguments in stages} == {fraction}
+def test_share_and_policy_of_stage_1_hold_for_the_later_stages():
+    stages = resolve_stages("k1", ["--policy", "stage", "--update_fraction", "0.3"], [], [])
+    assert {(arguments.policy, arguments.update_fraction) for arguments in stages} == {("stage", 0.3)}
+    assert {arguments.update_fraction for arguments in resolve_stages("k1", [], [], [])} == {UPDATE_FRACTION}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_consolidation_takes_the_place_of_weight_decay_after_dataset_1(preset):
-    flags = ["--preset", preset]
-    first, *later = resolve_stages("k1", flags, flags, flags)
-    assert (first.consolidation, first.weight_decay) == (0.0, 0.1)
-    for arguments in later:
-        assert arguments.consolidation == PRESETS[preset].consolidation > 0 and arguments.weight_decay == 0.0
-    for arguments in resolve_stages("baseline", flags, flags, flags):
-        assert (arguments.consolidation, arguments.weight_decay) == (0.0, 0.1)
-    without = resolve_stages("k1", flags, [*flags, "--consolidation", "0"])[1]
-    assert (without.consolidation, without.weight_decay) == (0.0, 0.1)
-    chosen = resolve_stages("k1", flags, [*flags, "--consolidation", "7", "--weight_decay", "0.2"])[1]
-    assert (chosen.consolidation, chosen.weight_decay) == (7.0, 0.2)
-
-
-def test_selecting_by_gain_without_a_stage_before_is_a_usage_error(tmp_path):
-    finished = run_script("train_k1_dataset1.py", "--selection", "gain", "--models_dir", tmp_path)
-    assert_one_clear_line(finished, 2, "--selection gain", "choose another for stage 1")
+@pytest.mark.parametrize(
+    ("method", "flags", "arm"),
+    [
+        ("baseline", [], "baseline"),
+        ("k1", ["--rehearsal", "0"], "sparse"),
+        ("baseline", ["--rehearsal", "0.25"], "baseline_rehearsal"),
+        ("k1", [], "k1"),
+    ],
+    ids=["baseline", "sparse", "baseline_rehearsal", "k1"],
+)
+def test_arms_differ_in_updates_rehearsal_and_learning_rate_alone(preset, method, flags, arm):
+    typed = [["--preset", preset, *flags] for _ in range(3)]
+    assert parse_training_flags("", method, typed[0]).arm == arm
+    reference = resolve_stages("k1", *[["--preset", preset] for _ in range(3)])
+    for ours, theirs in zip(resolve_stages(method, *typed), reference):
+        different = {name for name, value in ours.as_dict().items() if value != theirs.as_dict()[name]}
+        assert different <= {"method", "learning_rate", "update_fraction", "rehearsal"}
+        assert (ours.update_fraction < 1) == (method == "k1")
+        assert (ours.rehearsal > 0) == (arm in ("baseline_rehearsal", "k1") and ours.stage > 1)
+        assert ours.learning_rate == PRESETS[preset].learning_rates[arm][0 if ours.stage == 1 else 1]
 
 
 def test_a_contradiction_ends_the_script_with_status_2(trained, tmp_path):
@@ -163,14 +150,6 @@ def test_stdout_is_the_table_and_progress_goes_to_stderr(trained):
     assert trained.printed["train_baseline_all.py"].stdout.count("after stage") == 3
 
 
-def test_methods_differ_only_in_what_is_updated():
-    k1 = parse_training_flags("", "k1", []).resolve(stage=1).as_dict()
-    baseline = parse_training_flags("", "baseline", []).resolve(stage=1).as_dict()
-    different = {name for name in k1 if k1[name] != baseline[name]}
-    assert different <= {"method", "learning_rate", "update_fraction", "selection"}
-    assert k1["update_fraction"] == UPDATE_FRACTION == 0.51 and baseline["update_fraction"] == 1.0
-
-
 def test_the_default_preset_has_one_to_three_million_parameters():
     arguments = parse_training_flags("", "k1", []).resolve(stage=1)
     assert arguments.preset == "quick"
@@ -185,13 +164,6 @@ def test_the_full_preset_has_the_size_of_gpt2_small():
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**model_config(arguments, 32_000)))
     assert 124e6 <= count_parameters(model) <= 140e6
-
-
-def test_selecting_everything_is_recorded_as_everything():
-    arguments = parse_training_flags("", "k1", ["--selection", "all"]).resolve(stage=1)
-    assert arguments.update_fraction == 1.0
-    with pytest.raises(UsageError, match="leave --update_fraction out"):
-        parse_training_flags("", "k1", ["--selection", "all", "--update_fraction", "0.5"]).resolve(stage=1)
 
 
 def test_a_reader_that_goes_away_ends_the_script_quietly(trained):

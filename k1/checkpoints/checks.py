@@ -18,9 +18,8 @@ def inconsistency(checkpoint: Checkpoint) -> str | None:
         return "unknown method"
     if not conforms(checkpoint.arguments, Arguments):
         return "incomplete arguments"
-    for part in ("model", "importance"):
-        if not all(tensor.isfinite().all() for tensor in getattr(checkpoint, part).values()):
-            return f"a value in {part} is not finite"
+    if not all(tensor.isfinite().all() for tensor in checkpoint.model.values()):
+        return "a weight is not finite"
     names = [record["name"] for record in checkpoint.datasets]
     if not checkpoint.stage == len(set(names)) == len(names) == len(checkpoint.evaluations):
         return "datasets and evaluations do not match the stage"
@@ -36,21 +35,19 @@ def inconsistency(checkpoint: Checkpoint) -> str | None:
         tokens = vocabulary_size(load_tokenizer(checkpoint.tokenizer))
     except K1Error:
         return "the tokenizer cannot be read"
-    known, written = checkpoint.model_config.get("vocab_size"), checkpoint.written
+    known = checkpoint.model_config.get("vocab_size")
     if not isinstance(known, int) or tokens > known:
         return "more tokens than the model knows"
-    is_text = written.dtype == torch.int32 and written.dim() == 2 and ((0 <= written) & (written < known)).all()
+    is_text = all(
+        text.dtype == torch.int32 and text.dim() == 2 and ((0 <= text) & (text < known)).all()
+        for text in checkpoint.written
+    )
     return None if is_text else "what it wrote is no text"
 
 
 def require_shapes(config: dict, state: dict[str, Tensor]) -> None:
     """Raise `ValueError` where a model of `config` has other weights than `state`, before memory is taken for it."""
     for name, tensor in empty_model(config, len(state)).state_dict().items():
-        module, _, last = name.rpartition(".")
-        found = state.get(name, state.get(f"{module}.parametrizations.{last}.original"))
+        found = state.get(name)
         if found is None or (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
             raise ValueError(f"{name} is missing or of another shape")
-        for side, length in zip(("left", "right"), tensor.shape):
-            basis = state.get(f"{module}.parametrizations.{last}.0.{side}", tensor.new_empty(length, length))
-            if (basis.shape, basis.dtype) != ((length, length), tensor.dtype):
-                raise ValueError(f"a basis of {name} is of another shape")

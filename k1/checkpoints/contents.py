@@ -4,19 +4,17 @@ import json
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from k1.arguments import Arguments
 from k1.data.loader import TokenizedDataset
-from k1.files import content_digest
 from k1.model import library_versions
 from k1.parallel import require_identical
 from k1.training.resume import HistoryEntry
 
-FORMAT = 7
+FORMAT = 8
 
 
 class DatasetRecord(TypedDict):
@@ -59,12 +57,12 @@ class Checkpoint:
     next one (for forward transfer, on test text alone), as dataset -> split -> metrics.
     `initial_evaluation` has the scores on test text of the initial model: an untrained one,
     or the pretrained one that `start` describes. `history` has the entries of this stage,
-    none where stage 1 had no steps. `importance` is Omega, the Fisher information of all
-    datasets so far by parameter name, in bfloat16; the baseline, which does not look at
-    it, has none, nor has the last stage, which nothing follows. `written` is text by the
-    models of the stages so far, (sequences, length) token ids, which later stages
-    rehearse. The bases of K-1 are buffers in `model`. `arguments` are those of
-    `k1.arguments.Arguments`. `sha256` is the digest of all else, once written.
+    none where stage 1 had no steps. `written` is text by the model after each stage so far,
+    (sequences, length) token ids, which later stages rehearse, and `predicted_forgetting`
+    by how much the loss on what was written of each earlier dataset rose in this stage, in
+    nats per token (see `k1.rehearsal.Rehearsal`); both are empty without rehearsal.
+    `arguments` are those of `k1.arguments.Arguments`. `sha256` is the digest of all else,
+    once written.
     """
 
     method: str
@@ -78,12 +76,22 @@ class Checkpoint:
     evaluations: list[Evaluation]
     initial_evaluation: Evaluation
     history: list[HistoryEntry]
-    importance: dict[str, Tensor] = field(default_factory=dict)
-    written: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int32))
+    written: list[Tensor] = field(default_factory=list)
+    predicted_forgetting: list[float] = field(default_factory=list)
     start: Start | None = None
     versions: dict[str, str] = field(default_factory=library_versions)
     format: int = FORMAT
     sha256: str = ""
+
+    @property
+    def arm(self) -> str:
+        """The arm of the experiment, a key of `k1.presets.ARMS`; of stage 1, which two arms share, the method."""
+        if self.stage == 1:
+            return self.method
+        is_sparse, rehearses = self.method == "k1", self.arguments["rehearsal"] > 0
+        return {(True, True): "k1", (True, False): "sparse", (False, True): "baseline_rehearsal"}.get(
+            (is_sparse, rehearses), "baseline"
+        )
 
 
 def stage_checkpoint(
@@ -96,8 +104,8 @@ def stage_checkpoint(
     before: dict,
     after: dict,
     history: list[dict],
-    importance: dict[str, Tensor] | None = None,
-    written: Tensor | None = None,
+    written: list[Tensor] | None = None,
+    predicted: list[float] | None = None,
     previous: Checkpoint | None = None,
     start: Start | None = None,
 ) -> Checkpoint:
@@ -105,22 +113,15 @@ def stage_checkpoint(
 
     `untrained`, `before` and `after` are evaluations (see `k1.evaluate`)
     of the model with its initial weights and before and after this stage;
-    `importance` is that of all datasets so far (see `k1.sparse.importance`) and
-    `written` what later stages rehearse (see `k1.sparse.rehearsal`);
-    `previous` is the checkpoint that the stage continued, None for stage 1;
+    `written` is what later stages rehearse, and `predicted` the predicted forgetting of this
+    one (see `k1.rehearsal.Rehearsal`); `previous` is the checkpoint that the stage continued, None for stage 1;
     `start` is the pretrained model that stage 1 started from, None for fresh weights.
     """
     evaluations = [dict(row) for row in previous.evaluations] if previous else []
     if evaluations:
         evaluations[-1].update(before)
-    # The same bits are stored once: queries, keys and values, which read the same input, have the same basis.
-    stored: dict[str, Tensor] = {}
-    weights = {
-        name: stored.setdefault(content_digest(tensor), tensor.detach().cpu().clone())
-        for name, tensor in model.state_dict().items()
-    }
-    importance = {name: tensor.cpu() for name, tensor in (importance or {}).items()}
-    require_identical("weights and importance", {"model": weights, "importance": importance})
+    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    require_identical("weights", weights)
     return Checkpoint(
         method=arguments.method,
         stage=arguments.stage,
@@ -133,7 +134,7 @@ def stage_checkpoint(
         evaluations=[*evaluations, after],
         initial_evaluation={**(previous.initial_evaluation if previous else {}), **untrained},
         history=history,
-        importance=importance,
-        **({} if written is None else {"written": written}),
+        written=written or [],
+        predicted_forgetting=predicted or [],
         start=previous.start if previous else start,
     )

@@ -8,7 +8,7 @@ from typing import get_type_hints
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
-from k1.arguments import Arguments
+from k1.arguments import Arguments, Flags
 from k1.checkpoints.checks import inconsistency, require_shapes
 from k1.checkpoints.contents import FORMAT, Checkpoint, Start
 from k1.data.initial import load_pretrained
@@ -18,8 +18,6 @@ from k1.files import conforms, lock, read_content, remove_leftovers, write_conte
 from k1.model import build_model, library_versions
 from k1.parallel import is_main_process
 from k1.presets import ARM_FILES, FILES, SCRIPTS
-from k1.sparse.eigenbasis import fold_eigenbasis, restore_eigenbasis
-from k1.sparse.importance import PRECISION
 from k1.training.resume import START_ANEW, first_difference, resume_path
 
 MISFIT_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
@@ -28,18 +26,18 @@ REMEDY = "train the stage that writes it again with --overwrite"
 
 def is_shared(arm: str, path: Path) -> bool:
     """Whether `path` is there already because another arm of the experiment has the same stage, and has trained it."""
-    return arm == "baseline_rehearsal" and path.name in FILES["baseline"] and path.exists()
+    return arm in ("sparse", "baseline_rehearsal") and path.name in (*FILES["baseline"], *FILES["k1"]) and path.exists()
 
 
-def output_path(models_dir: Path, arm: str, stage: int, overwrite: bool) -> Path:
-    """Where an arm's checkpoint of a stage goes; makes the folder and locks the path for this process.
+def output_path(flags: Flags, stage: int) -> Path:
+    """Where the checkpoint of a stage goes; makes the folder and locks the path for this process.
 
     A checkpoint that the arm shares with another (see `is_shared`) is left alone.
     Raises `K1Error` if the file exists, no begun training is about to replace it and
-    `overwrite` is false, if another process is writing it, or if the folder cannot be
+    `--overwrite` was not given, if another process is writing it, or if the folder cannot be
     written, so that a script ends before it trains.
     """
-    path = models_dir / ARM_FILES[arm][stage - 1]
+    models_dir, arm, path = flags.models_dir, flags.arm, flags.checkpoint(stage)
     if not is_main_process() or is_shared(arm, path):
         return path
     try:
@@ -50,8 +48,8 @@ def output_path(models_dir: Path, arm: str, stage: int, overwrite: bool) -> Path
         raise K1Error(f"cannot write checkpoints into {models_dir} ({error.strerror}); choose another --models_dir")
     lock(path)
     remove_leftovers(path)
-    last = path if arm == "k1" else models_dir / ARM_FILES[arm][-1]
-    if path.exists() and not overwrite and not resume_path(last).exists():
+    last = path if arm in ("k1", "sparse") else models_dir / ARM_FILES[arm][-1]
+    if path.exists() and not flags.overwrite and not resume_path(last).exists():
         raise K1Error(f"{path} exists already; add --overwrite to train this stage again")
     return path
 
@@ -138,23 +136,13 @@ def restore_initial_model(checkpoint: Checkpoint, device: str) -> PreTrainedMode
     return initial.build(device)
 
 
-def restore_model(checkpoint: Checkpoint, device: str, fold: bool = False) -> PreTrainedModel:
-    """The model of `checkpoint` on `device`, in its eigenbasis or, with `fold`, multiplied out for fast generation.
-
-    Raises `K1Error` where weights, importance and configuration do not fit.
-    """
+def restore_model(checkpoint: Checkpoint, device: str) -> PreTrainedModel:
+    """The model of `checkpoint` on `device`; raises `K1Error` if weights and configuration do not fit."""
     try:
         require_shapes(checkpoint.model_config, checkpoint.model)
         model = build_model(checkpoint.model_config, checkpoint.seed)
-        restore_eigenbasis(model, checkpoint.model)
         model.load_state_dict(checkpoint.model)
-        kinds = {name: (parameter.shape, PRECISION) for name, parameter in model.named_parameters()}
-        found = {name: (omega.shape, omega.dtype) for name, omega in checkpoint.importance.items()}
-        if found and found != kinds:
-            raise ValueError("importance of other parameters")
     except (*MISFIT_ERRORS, StrictDataclassError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise K1Error(f"the checkpoint's weights do not fit its model configuration ({reason}); {REMEDY}")
-    if fold:
-        fold_eigenbasis(model)
     return model.to(device)

@@ -3,12 +3,13 @@
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from k1.checkpoints.contents import Checkpoint
+from k1.presets import ARMS
 from k1.report.metrics import accuracy_matrix
-from k1.report.tables import LABELS, dataset_label, format_table
+from k1.report.tables import dataset_label, format_table
 
 METHODS = {
-    "k1": "K-1: sparse updates in the eigenbasis of the Fisher information, which is multiplied out in this folder",
-    "baseline": "baseline: every parameter updated at each step",
+    "k1": "sparse updates, a share of the parameters at each step",
+    "baseline": "every parameter updated at each step",
 }
 
 
@@ -25,7 +26,8 @@ def model_card(checkpoint: Checkpoint, name: str, parameters: int) -> ModelCard:
     sections = [
         f"# {name}",
         f"A causal language model with {parameters:,} parameters, trained by k1 on {len(checkpoint.datasets)} "
-        f"dataset(s), one after another: {stages}. Method: {METHODS[checkpoint.method]}.",
+        f"dataset(s), one after another: {stages}. Arm of the experiment: {ARMS[checkpoint.arm]} "
+        f"({METHODS[checkpoint.method]}).",
         usage(name),
         "## Accuracy after each stage",
         "Next-token accuracy on test text in %, of the untrained model and after each stage; a dataset to the right "
@@ -105,6 +107,6 @@ def datasets_table(checkpoint: Checkpoint) -> str:
 def settings(checkpoint: Checkpoint) -> dict[str, str]:
     """The arguments of the last stage as text; a local dataset without the folders it lies in."""
     own_name = checkpoint.arguments["dataset_name"]
-    shown = {**checkpoint.arguments, "method": LABELS[checkpoint.method]}
+    shown = {**checkpoint.arguments, "method": ARMS[checkpoint.arm]}
     shown["dataset_name"] = dataset_label(own_name if own_name else checkpoint.datasets[-1]["name"])
     return {name: str(value) for name, value in shown.items()}

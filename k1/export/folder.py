@@ -32,14 +32,14 @@ def require_free(folder: Path) -> None:
 def export(checkpoint: Checkpoint, folder: Path) -> None:
     """Write `checkpoint`, of any method and stage, as a folder that `from_pretrained` opens.
 
-    It holds the weights as safetensors, with the eigenbasis multiplied out, the
-    configurations of model and generation, the tokenizer, and a model card.
+    It holds the weights as safetensors, the configurations of model and generation,
+    the tokenizer, and a model card.
     Appears whole or not at all. Raises `K1Error` where `folder` exists and is not
     empty, where the checkpoint does not fit together, and where the disk does not take it.
     """
     require_free(folder)
     folder = folder.resolve()
-    model = restore_model(checkpoint, "cpu", fold=True)
+    model = restore_model(checkpoint, "cpu")
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     end = end_of_document(tokenizer)
     # No padding token: the embedding of that one gets no gradient, and the end of a document needs its own.

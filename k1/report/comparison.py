@@ -7,7 +7,7 @@ from k1.checkpoints.contents import Checkpoint
 from k1.checkpoints.storage import load_checkpoint
 from k1.errors import K1Error
 from k1.model import configure_torch, count_parameters, empty_model
-from k1.presets import ARM_FILES, FILES, SCRIPTS
+from k1.presets import ARM_FILES, ARMS, FILES, SCRIPTS
 from k1.report.criteria import judge
 from k1.report.metrics import (
     accuracy_matrix,
@@ -16,21 +16,19 @@ from k1.report.metrics import (
     forgetting_percent,
     forward_transfer,
     mean,
-    selection_of,
 )
 from k1.report.quality import generation_quality, prepare_test
-from k1.report.tables import LABELS
 
 
 def arms_in(models_dir: Path) -> list[str]:
-    """The arms to report: K-1, the baseline and, where it was trained, the baseline with rehearsal."""
-    return [arm for arm in LABELS if arm in FILES or (models_dir / ARM_FILES[arm][-1]).exists()]
+    """The arms to report: the baseline, K-1, and of the two others those that were trained."""
+    return [arm for arm in ARMS if arm in FILES or (models_dir / ARM_FILES[arm][-1]).exists()]
 
 
 def load_run(models_dir: Path, arm: str) -> list[Checkpoint]:
     """The three checkpoints of an arm; raises `K1Error` where one is missing or they are not of one run."""
     files, scripts = ARM_FILES[arm], SCRIPTS[arm]
-    method = "k1" if arm == "k1" else "baseline"
+    method = "k1" if arm in ("k1", "sparse") else "baseline"
     run = [load_checkpoint(models_dir / file, method, stage) for stage, file in enumerate(files, start=1)]
     for stage in (1, 2):
         earlier, later = run[stage - 1], run[stage]
@@ -61,19 +59,22 @@ def require_comparable(k1: list[Checkpoint], other: list[Checkpoint], arm: str) 
         "pretrained model": lambda run: [checkpoint.start and checkpoint.start["sha256"] for checkpoint in run],
         "batch size": settings("batch_size", "gradient_accumulation_steps"),
         "warm-up or clipping": settings("warmup_steps", "max_grad_norm"),
-        "weight decay": lambda run: [run[0].arguments["weight_decay"]],
+        "weight decay": settings("weight_decay"),
         "precision": settings("precision"),
         "compilation": settings("compile"),
         "evaluated text": settings("evaluation_tokens", "seq_length"),
     }  # fmt: skip
     if arm == "baseline_rehearsal":
         must_agree["rehearsal"] = settings(
-            "rehearsal", "rehearsal_sequences", "rehearsal_interval", "rehearsal_weight", "rehearsal_on_top"
-        )
+            "rehearsal", "rehearsal_sequences", "rehearsal_interval", "rehearsal_weight", "rehearsal_on_top",
+            "forgetting_budget",
+        )  # fmt: skip
+    if arm == "sparse":
+        must_agree["sparse updates"] = settings("update_fraction", "policy")
     different = [label for label, value in must_agree.items() if value(k1) != value(other)]
     if different:
         raise K1Error(
-            f"K-1 and {LABELS[arm]} cannot be compared, they differ in: {', '.join(different)}; "
+            f"K-1 and {ARMS[arm]} cannot be compared, they differ in: {', '.join(different)}; "
             f"train both with the same settings (make does)"
         )
 
@@ -99,7 +100,7 @@ def results_of(run: list[Checkpoint], generation: dict) -> dict:
         "generation": generation,
         "updated_fraction": mean([entry["updated_fraction"] for entry in entries]),
         "tokens_per_second": mean([entry["tokens_per_second"] for entry in entries]),
-        "selection": selection_of(run),
+        "predicted_forgetting": [checkpoint.predicted_forgetting for checkpoint in run],
         "history": [
             {"stage": checkpoint.stage, "step": entry["step"], "loss": entry["loss"]}
             for checkpoint in run

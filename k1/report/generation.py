@@ -74,7 +74,7 @@ def continue_prompts(
     checkpoint: Checkpoint, prompts: list[str], arguments: argparse.Namespace, device: str
 ) -> Iterator[str]:
     """The continuation of each of `prompts` by the model of `checkpoint`, with the settings of a generate script."""
-    model = restore_model(checkpoint, device, fold=True)
+    model = restore_model(checkpoint, device)
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     for position, prompt in enumerate(prompts):
         # An empty prompt is the beginning of a document.

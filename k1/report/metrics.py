@@ -1,11 +1,8 @@
-"""What a continual-learning experiment is judged by: forgetting, transfer, what was selected, generated text."""
+"""What a continual-learning experiment is judged by: forgetting, transfer, generated text."""
 
 import re
-from collections import Counter
 
 from k1.checkpoints.contents import Checkpoint
-from k1.model import empty_model
-from k1.sparse.selection import module_group
 
 
 def accuracy_matrix(checkpoint: Checkpoint, split: str = "test", score: str = "accuracy") -> list[list[float | None]]:
@@ -53,61 +50,9 @@ def forward_transfer(matrix: list[list[float | None]]) -> float:
     return mean([matrix[i][i] - matrix[0][i] for i in range(1, len(matrix) - 1)])
 
 
-def selection_of(run: list[Checkpoint]) -> dict:
-    """Which module groups a run changed: shares of the parameters, 0 to 1, groups in the order of the model.
-
-    `share[group]` is, stage by stage, the share of the group's parameters that a
-    step changes (mean over the history, None for a stage without steps), `share_overall` the same of all
-    parameters. `overlap[group]` is, of the group's parameters that stage 2
-    changed, the share that stage 3 changed too, read off the bits of the three
-    checkpoints (None where stage 2 changed nothing), `overlap_overall` the same
-    of all parameters. `overlap_by_chance`, the share of all parameters that stage
-    3 changed, is what the overlap would be if stage 3 chose regardless of stage 2.
-    """
-    histories = [checkpoint.history for checkpoint in run]
-    in_second, in_both = Counter(), Counter()
-    in_third = total = 0
-    for name in parameter_names(run[-1]):
-        first, second, third = (checkpoint.model[name] for checkpoint in run)
-        before, after = first != second, second != third
-        in_second[module_group(name)] += int(before.sum())
-        in_both[module_group(name)] += int((before & after).sum())
-        in_third += int(after.sum())
-        total += after.numel()
-    return {
-        "share": {
-            group: [mean_or_none([entry["updated_by_group"][group] for entry in history]) for history in histories]
-            for group in histories[-1][0]["updated_by_group"]
-        },
-        "share_overall": [mean_or_none([entry["updated_fraction"] for entry in history]) for history in histories],
-        "overlap": {group: in_both[group] / changed if changed else None for group, changed in in_second.items()},
-        "overlap_overall": in_both.total() / in_second.total() if in_second.total() else None,
-        "overlap_by_chance": in_third / total,
-    }
-
-
-def parameter_names(checkpoint: Checkpoint) -> list[str]:
-    """The names of a checkpoint's tensors that training may change: neither masks nor the bases of K-1."""
-    # A weight that two layers share is one parameter, of a parametrized one only `original` is.
-    plain = empty_model(checkpoint.model_config, len(checkpoint.model))
-    shared = plain.state_dict().keys() - dict(plain.named_parameters()).keys()
-    return [
-        name
-        for name, tensor in checkpoint.model.items()
-        if tensor.is_floating_point()
-        and name not in shared
-        and (".parametrizations." not in name or name.endswith(".original"))
-    ]
-
-
 def mean(values: list[float]) -> float:
     """Arithmetic mean."""
     return sum(values) / len(values)
-
-
-def mean_or_none(values: list[float]) -> float | None:
-    """Arithmetic mean; None of no values."""
-    return mean(values) if values else None
 
 
 def words(text: str) -> list[str]:

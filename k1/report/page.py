@@ -7,9 +7,10 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from k1.presets import ARMS
 from k1.report.continuations import Continuation, Continuations
-from k1.report.plots import accuracy_figure, learning_figure, picture_address, selection_figure
-from k1.report.tables import LABELS, Table, dataset_label, first_model
+from k1.report.plots import accuracy_figure, learning_figure, picture_address
+from k1.report.tables import Table, dataset_label, first_model
 from k1.report.text import about_dataset, about_generation, about_run, generation_tables, result_tables
 
 # What HTML does not allow, and lone surrogates, which no UTF-8 file can hold.
@@ -55,7 +56,7 @@ def format_page(report: dict, continuations: Continuations, new: list[set[str]])
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    accuracy, loss, forgetting, transfer, selection = result_tables(report)
+    accuracy, loss, forgetting, transfer = result_tables(report)
     return environment.get_template("page.html.jinja").render(
         question=question(report),
         answer=answer(report),
@@ -65,7 +66,7 @@ def format_page(report: dict, continuations: Continuations, new: list[set[str]])
         pictures=pictures(report),
         matrices=accuracy_tables(report),
         domains=domains(report, continuations, new),
-        more=[loss, selection],
+        more=[loss],
         about_generation=about_generation(report),
         scores=generation_tables(report),
         run=about_run(report),
@@ -82,19 +83,17 @@ def question(report: dict) -> str:
 
 def answer(report: dict) -> str:
     """What the report found, in one sentence."""
-    forgotten = {arm: result["average_forgetting_percent"] for arm, result in report["models"].items()}
-    others = [f"the {LABELS[arm]} {value:.1f}%" for arm, value in forgotten.items() if arm != "k1"]
+    forgotten = [f"{ARMS[arm]} {result['average_forgetting_percent']:.1f}%" for arm, result in report["models"].items()]
     met = sum(item["met"] for item in report["criteria"])
     return (
-        f"{'Yes' if forgotten['k1'] < forgotten['baseline'] else 'No'}: K-1 forgets {forgotten['k1']:.1f}% of its "
-        f"accuracy on earlier datasets, {' and '.join(others)}; {met} of {len(report['criteria'])} success criteria "
-        "are met."
+        f"Of the accuracy on earlier datasets is forgotten: {', '.join(forgotten)}; {met} of "
+        f"{len(report['criteria'])} success criteria are met."
     )
 
 
 def pictures(report: dict) -> list[Picture]:
     """The figures of the report."""
-    models = ", ".join(LABELS[arm] for arm in report["models"])
+    models = ", ".join(ARMS[arm] for arm in report["models"])
     return [
         Picture(
             picture_address(accuracy_figure(report)),
@@ -107,12 +106,6 @@ def pictures(report: dict) -> list[Picture]:
             f"Curves of the training loss over the optimizer steps of all stages, for {models}. {last_losses(report)}",
             "Training loss; stages are divided by upright lines",
         ),
-        Picture(
-            picture_address(selection_figure(report)),
-            "Heat map of the share of parameters that a step of K-1 changes, a row for each module group and a column "
-            "for each stage. The table of updates under More tables has the same numbers.",
-            "Where K-1's updates go",
-        ),
     ]
 
 
@@ -121,7 +114,7 @@ def last_losses(report: dict) -> str:
     ends = []
     for arm, result in report["models"].items():
         by_stage = {entry["stage"]: f"{entry['loss']:.2f}" for entry in result["history"]}
-        ends.append(f"{LABELS[arm]} {', '.join(by_stage.values())}")
+        ends.append(f"{ARMS[arm]} {', '.join(by_stage.values())}")
     return f"The loss at the end of each stage: {'; '.join(ends)} nats per token."
 
 
@@ -131,7 +124,7 @@ def accuracy_tables(report: dict) -> list[Table]:
     head = ["Dataset", first_model(report), *(f"after stage {stage}" for stage in range(1, len(names) + 1))]
     return [
         Table(
-            f"{LABELS[arm]}: next-token accuracy on test text in %",
+            f"{ARMS[arm]}: next-token accuracy on test text in %",
             [head]
             + [
                 [name, *("not measured" if value is None else f"{100 * value:.1f}" for value in column)]
@@ -155,7 +148,7 @@ def domains(report: dict, continuations: Continuations, new: list[set[str]]) -> 
             stages = [
                 (
                     f"After stage {stage + 1}, {labels[stage]}",
-                    [cell(LABELS[arm], texts[stage][position], new[number]) for arm, texts in continuations.items()],
+                    [cell(ARMS[arm], texts[stage][position], new[number]) for arm, texts in continuations.items()],
                 )
                 for stage in range(number, len(labels))
             ]

@@ -1,4 +1,4 @@
-"""The figures of the report: accuracy, what K-1 selects, learning curves; legible in black and white."""
+"""The figures of the report: accuracy and learning curves; legible in black and white."""
 
 import base64
 import io
@@ -13,22 +13,23 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from k1.files import write_atomically
-from k1.report.tables import LABELS, dataset_label, first_model
+from k1.presets import ARMS
+from k1.report.tables import dataset_label, first_model
 
 # Line, marker and colour of each model in turn: any one of them tells the models apart.
 STYLES = (("-", "o", "#0b559f"), ("--", "s", "#b3540a"), (":", "^", "#2f7d32"), ("-.", "D", "#7a3b8f"))
-PANELS_ACROSS = 3
+PANELS_ACROSS = 2
 # On a darker grey than this, white is easier to read than black (contrast after WCAG).
 DARK = 0.46
 
 
 def plot_report(report: dict, folder: Path) -> None:
-    """Draw accuracy.png, selection.png and learning.png from a report into `folder`.
+    """Draw accuracy.png and learning.png from a report into `folder`.
 
     See `k1.report.comparison.report_of`. The same report gives the same bytes.
     Raises `K1Error` when the disk does not take them.
     """
-    for name, draw in (("accuracy", accuracy_figure), ("selection", selection_figure), ("learning", learning_figure)):
+    for name, draw in (("accuracy", accuracy_figure), ("learning", learning_figure)):
         write_figure(folder / f"{name}.png", draw(report), dpi=120)
 
 
@@ -81,28 +82,11 @@ def accuracy_figure(report: dict) -> Figure:
     for axes, (method, rows) in zip(panels.flat, by_method.items()):
         # A scale from 0 to 0 would have no colours.
         image = heat_map(axes, rows, labels, list(map(str, range(len(labels) + 1))), max(measured) or 1)
-        axes.set_title(LABELS[method], fontsize="medium")
+        axes.set_title(ARMS[method], fontsize="medium")
     for axes in panels.flat[len(by_method) :]:
         axes.remove()
     figure.supxlabel(f"after stage (0: {first_model(report)}; hatched: not measured)", fontsize="medium")
     figure.colorbar(image, ax=panels, label="next-token accuracy\non test text (%)")
-    return figure
-
-
-def selection_figure(report: dict) -> Figure:
-    """The share of each module group that a step of K-1 changes, by stage, and what stages 2 and 3 both changed."""
-    selection = report["models"]["k1"]["selection"]
-    groups = list(selection["share"])
-    overall, chance = percent([selection["overlap_overall"], selection["overlap_by_chance"]])
-    figure = Figure(figsize=(7.5, 1.5 + 0.35 * len(groups)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(5, 2))
-    heat_map(left, [percent(selection["share"][group]) for group in groups], groups, stage_labels(report, 14), 100)
-    left.set_title("K-1: changed by a step (%)", fontsize="medium")
-    image = heat_map(right, [percent([selection["overlap"][group]]) for group in groups], groups, ["2 and 3"], 100)
-    levels = f"by chance {chance:.0f}" if overall is None else f"overall {overall:.0f}, by chance {chance:.0f}"
-    right.set_title(f"of what stage 2 changed,\nstage 3 changed too (%)\n({levels})", fontsize="medium")
-    figure.supxlabel("stage", fontsize="medium")
-    figure.colorbar(image, ax=[left, right], label="parameters of the group (%)")
     return figure
 
 
@@ -129,7 +113,7 @@ def learning_figure(report: dict) -> Figure:
                 markevery=[0],
                 markersize=5,
                 clip_on=False,
-                label=None if start else LABELS[method],
+                label=None if start else ARMS[method],
             )
     for start, end, name in zip(starts, starts[1:], stage_labels(report, 18)):
         if start:

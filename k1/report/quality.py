@@ -62,7 +62,7 @@ class GenerationTest:
         """The scores of what the model of `checkpoint` generates for the datasets number `indices`."""
         # Two arms may share a checkpoint.
         missing = [index for index in indices if (checkpoint.sha256, index) not in self.known]
-        model = restore_model(checkpoint, device, fold=True) if missing else None
+        model = restore_model(checkpoint, device) if missing else None
         for index in missing:
             passages = self.passages[index]
             prompts = passages.tokens[:, : passages.prompt_length]

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from k1.checkpoints.contents import Checkpoint
 from k1.parallel import is_main_process
+from k1.presets import ARMS
 
-LABELS = {"k1": "K-1", "baseline": "baseline", "baseline_rehearsal": "baseline + rehearsal"}
 # Of generated text, see `k1.report.quality`.
 SCORES = {"domain": "domain", "fluency": "fluency", "distinct_2": "distinct-2"}
 
@@ -38,12 +38,12 @@ def print_evaluation(checkpoint: Checkpoint) -> None:
         return
     arguments = checkpoint.arguments
     how = (
-        f"{arguments['update_fraction']:.0%} of the parameters updated per step "
-        f"(selection: {arguments['selection']}), {arguments['rehearsal']:.0%} rehearsed"
+        f"{arguments['update_fraction']:.0%} of the parameters updated per step, {arguments['rehearsal']:.0%} of the "
+        "text rehearsed"
     )
     if not checkpoint.history:
         how = f"not trained, as it is in {checkpoint.start['name']}"
-    print(f"{LABELS[checkpoint.method]} after stage {checkpoint.stage}, {how}")
+    print(f"{ARMS[checkpoint.arm]} after stage {checkpoint.stage}, {how}")
     rows = [["dataset", "split", "nats per token", "perplexity", "accuracy %", "tokens"]]
     for name, splits in checkpoint.evaluations[-1].items():
         for split, scores in splits.items():

@@ -1,6 +1,7 @@
 """The tables of the report, and all of it as Markdown."""
 
-from k1.report.tables import LABELS, Table, dataset_label, format_table
+from k1.presets import ARMS
+from k1.report.tables import Table, dataset_label, format_table
 
 
 def format_report(report: dict) -> str:
@@ -43,10 +44,9 @@ def about_run(report: dict) -> str:
 
 
 def result_tables(report: dict) -> list[Table]:
-    """Accuracy, loss, forgetting, transfer and selection, in this order."""
+    """Accuracy, loss, forgetting and transfer, in this order."""
     models = report["models"]
     names = [dataset["name"] for dataset in report["datasets"]]
-    chance = models["k1"]["selection"]["overlap_by_chance"]
 
     def arrow(result: dict, name: str, score: str, scale: float, digits: int) -> str:
         own, final = scale * result["own"][name][score], scale * result["final"][name][score]
@@ -55,7 +55,7 @@ def result_tables(report: dict) -> list[Table]:
     def rows(cell, last_column: str, last_cell) -> list[list[str]]:
         head = ["Model", *map(dataset_label, names), last_column]
         return [head] + [
-            [LABELS[method], *(cell(result, name) for name in names), last_cell(result)]
+            [ARMS[method], *(cell(result, name) for name in names), last_cell(result)]
             for method, result in models.items()
         ]
 
@@ -81,11 +81,6 @@ def result_tables(report: dict) -> list[Table]:
         Table(
             "Transfer in percentage points of accuracy, and the measured share of parameters that a step changes",
             transfer_rows(models),
-        ),
-        Table(
-            "Where K-1's updates go: share of each module group that a step changes, in %, and of what stage 2 changed "
-            f"the share that stage 3 changed too (by chance {100 * chance:.0f}%)",
-            selection_rows(models["k1"]["selection"], names),
         ),
     ]
 
@@ -134,7 +129,7 @@ def generation_rows(report: dict, score: str, scale: float, digits: int) -> list
     for method, result in report["models"].items():
         scores = [result["generation"][name][score] for name in names]
         # Nothing follows the last dataset.
-        rows.append([LABELS[method], *map(cell, scores[:-1]), number(scores[-1]["final"])])
+        rows.append([ARMS[method], *map(cell, scores[:-1]), number(scores[-1]["final"])])
     return rows
 
 
@@ -143,14 +138,5 @@ def transfer_rows(models: dict) -> list[list[str]]:
     rows = [["Model", "Backward transfer", "Forward transfer", "Parameters changed per step %"]]
     for method, result in models.items():
         percent = [100 * result[name] for name in ("backward_transfer", "forward_transfer", "updated_fraction")]
-        rows.append([LABELS[method], f"{percent[0]:+.2f}", f"{percent[1]:+.2f}", f"{percent[2]:.2f}"])
-    return rows
-
-
-def selection_rows(chosen: dict, names: list[str]) -> list[list[str]]:
-    """Which module groups K-1 changes, by stage, and what of it stages 2 and 3 share."""
-    rows = [["Module group", *map(dataset_label, names), "Of stage 2, again in 3"]]
-    for group, shares in {**chosen["share"], "all": chosen["share_overall"]}.items():
-        values = [*shares, chosen["overlap_overall"] if group == "all" else chosen["overlap"][group]]
-        rows.append([group, *("-" if value is None else f"{100 * value:.1f}" for value in values)])
+        rows.append([ARMS[method], f"{percent[0]:+.2f}", f"{percent[1]:+.2f}", f"{percent[2]:.2f}"])
     return rows

@@ -4,8 +4,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from k1.errors import K1Error
-from k1.presets import Preset
-from k1.sparse.rehearsal import Rehearsal
+from k1.rehearsal import REHEARSAL_WEIGHT, Rehearsal
 
 
 class RehearsalCallback(TrainerCallback):
@@ -19,7 +18,7 @@ class RehearsalCallback(TrainerCallback):
     for `fp16`, whose scaled losses it does not know; `bf16` works.
     """
 
-    def __init__(self, rehearsal: Rehearsal, weight: float = Preset.rehearsal_weight) -> None:
+    def __init__(self, rehearsal: Rehearsal, weight: float = REHEARSAL_WEIGHT) -> None:
         self.rehearsal = rehearsal
         self.weight = weight
 

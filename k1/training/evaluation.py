@@ -5,7 +5,6 @@ from itertools import islice
 
 import torch
 from datasets import Dataset
-from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from k1.arguments import Arguments
@@ -47,15 +46,13 @@ def evaluate_blocks(model: PreTrainedModel, blocks: Dataset, arguments: Argument
     model.eval()
     totals = torch.zeros(3, dtype=torch.float64)  # loss, correct predictions, predictions
     batches = batches_in_order(blocks, arguments.seq_length, arguments.evaluation_tokens)
-    # The weights L Theta R^T are multiplied out once, not again for every batch.
-    with parametrize.cached():
-        for input_ids in islice(batches, process_rank(), None, process_count()):
-            input_ids = input_ids.to(model.device)
-            with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
-                logits = model(input_ids=input_ids).logits.float()
-            loss, targets = next_token_loss(logits, input_ids).item(), input_ids[:, 1:]
-            correct = int((logits.argmax(-1)[:, :-1] == targets).sum())
-            totals += torch.tensor([loss, correct, targets.numel()], dtype=torch.float64)
+    for input_ids in islice(batches, process_rank(), None, process_count()):
+        input_ids = input_ids.to(model.device)
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
+            logits = model(input_ids=input_ids).logits.float()
+        loss, targets = next_token_loss(logits, input_ids).item(), input_ids[:, 1:]
+        correct = int((logits.argmax(-1)[:, :-1] == targets).sum())
+        totals += torch.tensor([loss, correct, targets.numel()], dtype=torch.float64)
     sum_over_processes(totals)
     loss, correct, tokens = totals.tolist()
     mean = loss / tokens

@@ -1,12 +1,12 @@
 """The history of a stage: its losses, its learning rates, and which parameters its steps changed."""
 
 import time
-from collections import Counter
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from k1.arguments import Arguments
-from k1.sparse.selection import Tensors, module_group
+from k1.model import count_parameters
 from k1.training.event_log import EventLog
 
 LOGGED_STEPS = 50
@@ -18,8 +18,7 @@ class History:
     An entry has `step`, `loss` (of new text) and `divergence` (on rehearsed text;
     both in nats per token, mean since the last entry), `learning_rate`,
     `updated_fraction` (share of all parameters whose bits this step changed, by
-    comparing them before and after), `updated_by_group` (the same share within each
-    module group, see `k1.sparse.selection.module_group`) and `tokens_per_second`.
+    comparing them before and after) and `tokens_per_second`.
     `old` is the saved state of a training that was stopped, which the log goes on
     from. `event_log` gets every new entry.
     """
@@ -48,14 +47,14 @@ class History:
         self.divergences.append(divergence)
         self._steps += 1
 
-    def add_entry(self, step: int, learning_rate: float, changed: dict) -> str:
-        """Add the entry of `step`, with what `changed_fractions` found; returns it in short, for the progress bar."""
+    def add_entry(self, step: int, learning_rate: float, updated_fraction: float) -> str:
+        """Add the entry of `step`, see `changed_fraction`; returns it in short, for the progress bar."""
         entry = {
             "step": step,
             "loss": sum(self.losses) / len(self.losses),
             "divergence": sum(self.divergences) / len(self.divergences),
             "learning_rate": learning_rate,
-            **changed,
+            "updated_fraction": updated_fraction,
             "tokens_per_second": self._steps * self._tokens_per_step / (time.perf_counter() - self._started),
         }
         self.entries.append(entry)
@@ -66,19 +65,12 @@ class History:
         return f"loss {entry['loss']:.3f}, {entry['tokens_per_second']:,.0f} tokens/s"
 
 
-def copy_parameters(model: PreTrainedModel) -> Tensors:
+def copy_parameters(model: PreTrainedModel) -> dict[str, Tensor]:
     """A copy of every parameter, to compare with later."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def changed_fractions(before: Tensors, model: PreTrainedModel) -> dict:
-    """`updated_fraction`, the share of all parameters that differ from the copies, and `updated_by_group`."""
-    changed, sizes = Counter(), Counter()
-    for name, parameter in model.named_parameters():
-        group = module_group(name)
-        changed[group] += int((before[name] != parameter).sum())
-        sizes[group] += parameter.numel()
-    return {
-        "updated_fraction": changed.total() / sizes.total(),
-        "updated_by_group": {group: changed[group] / size for group, size in sizes.items()},
-    }
+def changed_fraction(before: dict[str, Tensor], model: PreTrainedModel) -> float:
+    """The share of all parameters that differ from the copies."""
+    changed = sum(int((before[name] != parameter).sum()) for name, parameter in model.named_parameters())
+    return changed / count_parameters(model)

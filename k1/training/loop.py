@@ -1,8 +1,8 @@
-"""The training loop of one stage; K-1 and baseline differ only in what `SparseAdamW` is told to select."""
+"""The training loop of one stage; the arms differ only in sparse updates and rehearsal."""
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from itertools import repeat
@@ -19,13 +19,11 @@ from k1.data.batches import batches_of_blocks
 from k1.data.loader import TokenizedDataset
 from k1.errors import Interruption, K1Error
 from k1.parallel import any_process, is_main_process, process_count, require_identical
-from k1.sparse.optimizer import SparseAdamW
-from k1.sparse.rehearsal import Rehearsal
-from k1.sparse.selection import Tensors
+from k1.rehearsal import Rehearsal
 from k1.training.event_log import EventLog
-from k1.training.history import History, changed_fractions, copy_parameters
+from k1.training.history import History, changed_fraction, copy_parameters
 from k1.training.losses import accumulate_gradients
-from k1.training.optimization import build_optimizer, interpolate, warmup_and_cosine
+from k1.training.optimization import build_optimizer, warmup_and_cosine
 from k1.training.resume import START_ANEW, ResumeFile, identity_of
 
 
@@ -33,30 +31,28 @@ def train(
     model: PreTrainedModel,
     dataset: TokenizedDataset,
     arguments: Arguments,
-    importance: Tensors | None = None,
-    responsibility: Tensors | None = None,
     rehearsal: Rehearsal | None = None,
     resume_file: ResumeFile | None = None,
     event_log: EventLog | None = None,
+    attach: Callable[[torch.optim.Optimizer], object] | None = None,
 ) -> list[dict]:
     """Train `model` in place on the training text of `dataset` for `arguments.max_steps` steps.
 
-    `importance` is the Fisher information of all earlier datasets and
-    `responsibility` that of `dataset` at the start (see `k1.sparse.importance`): what
-    the selection `gain` and consolidation go by. `rehearsal` takes the share
-    `arguments.rehearsal` of each batch. At the end the model keeps the share `arguments.interpolation` of its change.
+    `rehearsal` takes the share `arguments.rehearsal` of each batch. With a
+    `arguments.forgetting_budget` the model keeps at the end what stays within it of its change.
 
     With a `resume_file` the training goes on from it, saves itself there while it runs, at the end and before Ctrl-C
     or SIGTERM end it, and comes out with the same bits as one that was never stopped. `event_log` gets the history.
+    `attach` is called with the optimizer, for methods that work by its hooks.
 
     Returns the history (`k1.training.history.History`); raises `K1Error` when loss or gradient is no longer finite.
     """
     model.train()
-    optimizer = build_optimizer(model, arguments, importance, responsibility)
-    start = (optimizer.start or copy_parameters(model)) if arguments.interpolation != 1 else {}
-    evidence = {"importance": importance, "responsibility": responsibility}
-    identity, old = begin_or_resume(resume_file, arguments, dataset, model, evidence, rehearsal)
-    del responsibility, evidence  # its memory is free again, unless the optimizer selects by it
+    optimizer = build_optimizer(model, arguments)
+    if attach:
+        attach(optimizer)
+    start = copy_parameters(model) if arguments.forgetting_budget is not None else {}
+    identity, old = begin_or_resume(resume_file, arguments, dataset, model, rehearsal)
     if old:
         restore(model, optimizer, rehearsal, old, resume_file)
     done = old["step"] if old else 0
@@ -79,7 +75,7 @@ def train(
             optimizer.zero_grad()
             history.add_step(loss, drift)
             if before:
-                entry = history.add_entry(step, learning_rate, changed_fractions(before, model))
+                entry = history.add_entry(step, learning_rate, changed_fraction(before, model))
                 progress.set_postfix_str(entry, refresh=False)
             if resume_file:
                 if step == arguments.max_steps:  # no later step would notice that this one diverged
@@ -87,7 +83,9 @@ def train(
                     optimizer.zero_grad()
                 save_or_stop(resume_file, identity, step, history, model, optimizer, rehearsal, interruption)
     require_identical("update masks and moments", optimizer.state_dict())
-    interpolate(model, start, arguments.interpolation)
+    if rehearsal and start:
+        share = rehearsal.keep_within(model, start, arguments.forgetting_budget)
+        print(f"kept {share:.0%} of the change of the stage", file=sys.stderr)
     return history.entries
 
 
@@ -96,14 +94,13 @@ def begin_or_resume(
     arguments: Arguments,
     dataset: TokenizedDataset,
     model: PreTrainedModel,
-    evidence: dict[str, Tensors | None],
     rehearsal: Rehearsal | None,
 ) -> tuple[dict, dict | None]:
     """What identifies the training, and the saved state that it goes on from, None where it begins anew."""
     if resume_file is None:
         return {}, None
-    written = rehearsal and {"written": rehearsal.written}
-    identity = identity_of(arguments, dataset, {"model": model.state_dict(), **evidence, "rehearsal": written})
+    written = {str(number): text for number, text in enumerate(rehearsal.written if rehearsal else ())}
+    identity = identity_of(arguments, dataset, {"model": model.state_dict(), "written": written})
     return identity, resume_file.take(identity)
 
 
@@ -167,7 +164,7 @@ def save_or_stop(
     step: int,
     history: History,
     model: PreTrainedModel,
-    optimizer: SparseAdamW,
+    optimizer: torch.optim.Optimizer,
     rehearsal: Rehearsal | None,
     interruption: Interruption,
 ) -> None:
@@ -186,7 +183,11 @@ def save_or_stop(
 
 
 def restore(
-    model: PreTrainedModel, optimizer: SparseAdamW, rehearsal: Rehearsal | None, old: dict, resume_file: ResumeFile
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    rehearsal: Rehearsal | None,
+    old: dict,
+    resume_file: ResumeFile,
 ) -> None:
     """Put the state of a training that was stopped back; raises `K1Error` where it does not fit."""
     try:

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from k1.arguments import Arguments
 from k1.errors import K1Error
 from k1.parallel import process_count, share_of, sum_over_processes
-from k1.sparse.batches import IGNORED
-from k1.sparse.rehearsal import Rehearsal, divergence_from
+from k1.rehearsal import Rehearsal, divergence_from
+
+IGNORED = -100  # the label of a position without a loss, as transformers has it
 
 
 def accumulate_gradients(
@@ -68,7 +69,7 @@ def summed_losses(
     """
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         logits = model(input_ids=tokens).logits.float()
-        drift = divergence_from(teacher, tokens[new:], logits[new:]).sum() if teacher else logits.new_zeros(())
+        drift = divergence_from(teacher, tokens[new:], logits[new:]) if teacher else logits.new_zeros(())
     return next_token_loss(logits[:new], tokens[:new]), drift
 
 

@@ -1,40 +1,30 @@
-"""The optimizer of a stage, its learning rates, and the share of the stage's change that is kept."""
+"""The optimizer of a stage and its learning rates."""
 
 import torch
 from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
 
 from k1.arguments import Arguments
-from k1.sparse.optimizer import SparseAdamW
-from k1.sparse.selection import Tensors
+from k1.sparse import sparse_updates
 
-# Near zero, float32 rounds most updates away, and a step would change far fewer parameters than were selected.
+# Near zero, float32 rounds most updates away, and a step would change far fewer parameters than were chosen.
 FINAL_LEARNING_RATE_SHARE = 0.1
 
 
-def build_optimizer(
-    model: PreTrainedModel,
-    arguments: Arguments,
-    importance: Tensors | None = None,
-    responsibility: Tensors | None = None,
-) -> SparseAdamW:
-    """AdamW over all parameters; weight decay acts on matrices only, not on normalisations."""
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    matrices = [(name, parameter) for name, parameter in trained if parameter.dim() >= 2]
-    vectors = [(name, parameter) for name, parameter in trained if parameter.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": arguments.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return SparseAdamW(
-        [group for group in groups if group["params"]],
-        selection=arguments.selection,
-        update_fraction=arguments.update_fraction,
-        seed=arguments.stage_seed,
-        importance=importance and {name: value.to(arguments.device) for name, value in importance.items()},
-        responsibility=responsibility,
-        gain_floor=arguments.gain_floor,
-        consolidation=arguments.consolidation,
-        lr=arguments.learning_rate,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+def build_optimizer(model: PreTrainedModel, arguments: Arguments) -> torch.optim.AdamW:
+    """AdamW over all parameters, with the sparse updates of `arguments`; weight decay acts on matrices only."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {
+            "params": [parameter for parameter in trained if parameter.dim() >= 2],
+            "weight_decay": arguments.weight_decay,
+        },
+        {"params": [parameter for parameter in trained if parameter.dim() < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate, betas=(0.9, 0.95), fused=True)
+    if arguments.update_fraction < 1:
+        sparse_updates(optimizer, arguments.update_fraction, arguments.stage_seed, arguments.policy)
+    return optimizer
 
 
 def warmup_and_cosine(optimizer: torch.optim.Optimizer, warmup_steps: int, max_steps: int, done: int = 0):
@@ -45,13 +35,3 @@ def warmup_and_cosine(optimizer: torch.optim.Optimizer, warmup_steps: int, max_s
     return get_cosine_with_min_lr_schedule_with_warmup(
         optimizer, warmup_steps + 1, max_steps + 1, last_epoch=done, min_lr_rate=FINAL_LEARNING_RATE_SHARE
     )
-
-
-@torch.no_grad()
-def interpolate(model: PreTrainedModel, start: Tensors, share: float) -> None:
-    """Keep `share` of the change since `start`, in place: weight-space ensembling (WiSE-FT, arXiv:2109.01903).
-
-    A parameter that did not change keeps its bits.
-    """
-    for name, value in start.items():
-        model.get_parameter(name).lerp_(value, 1 - share)

@@ -13,7 +13,6 @@ from k1.errors import K1Error
 from k1.files import conforms, content_digest, read_content, write_content
 from k1.model import library_versions
 from k1.parallel import is_main_process, process_count
-from k1.sparse.selection import Tensors
 
 FORMAT = 3
 SECONDS_BETWEEN_SAVES = 60
@@ -28,7 +27,6 @@ class HistoryEntry(TypedDict):
     divergence: float
     learning_rate: float
     updated_fraction: float
-    updated_by_group: dict[str, float]
     tokens_per_second: float
 
 
@@ -115,10 +113,10 @@ class ResumeFile:
             self.path.unlink(missing_ok=True)
 
 
-def identity_of(arguments: Arguments, dataset: TokenizedDataset, start: dict[str, Tensors | None]) -> dict:
+def identity_of(arguments: Arguments, dataset: TokenizedDataset, start: dict[str, dict[str, Tensor]]) -> dict:
     """What must be the same for a training to go on: settings, text, library versions, processes, starting state.
 
-    `start` names the tensors that the stage starts from: the model's and those that it selects by.
+    `start` names the tensors that the stage starts from: the model's and what it rehearses.
     """
     return {
         "arguments": arguments.as_dict(),
@@ -126,7 +124,7 @@ def identity_of(arguments: Arguments, dataset: TokenizedDataset, start: dict[str
         "versions": library_versions(),
         "processes": process_count(),
         "starting state": content_digest(
-            {name: {key: value.cpu() for key, value in (tensors or {}).items()} for name, tensors in start.items()}
+            {name: {key: value.cpu() for key, value in tensors.items()} for name, tensors in start.items()}
         ),
     }
 

@@ -5,15 +5,15 @@ import os
 import pytest
 import torch
 
+from k1.arguments import parse_training_flags
 from k1.checkpoints.contents import FORMAT
 from k1.checkpoints.storage import load_checkpoint, output_path, restore_model, save_checkpoint
 from k1.errors import K1Error
-from tests.conftest import assert_one_clear_line, run_script
-from tests.faults.checkpoint_mutations import signed
+from tests.conftest import assert_one_clear_line, run_script, signed
 
 KEYS = {
     "format", "method", "stage", "model_config", "model", "tokenizer", "arguments", "seed", "start", "datasets",
-    "evaluations", "initial_evaluation", "history", "importance", "written", "versions", "sha256",
+    "evaluations", "initial_evaluation", "history", "written", "predicted_forgetting", "versions", "sha256",
 }  # fmt: skip
 
 
@@ -34,9 +34,12 @@ def test_keys_that_others_rely_on(trained, file):
             assert set(splits) == ({"validation", "test"} if name in names[: i + 1] else {"test"})
             assert set(splits["test"]) == {"loss", "perplexity", "accuracy", "tokens"}
     assert set(content["history"][0]) == {
-        "step", "loss", "divergence", "learning_rate", "updated_fraction", "updated_by_group", "tokens_per_second",
+        "step", "loss", "divergence", "learning_rate", "updated_fraction", "tokens_per_second",
     }  # fmt: skip
-    assert bool(content["importance"]) == (content["method"] == "k1" and stage < 3)
+    # Nothing follows the last stage, and of the baseline nothing is rehearsed after the first.
+    writes = {"k1": (1, 2, 0), "baseline": (1, 0, 0)}[content["method"]]
+    assert len(content["written"]) == writes[stage - 1]
+    assert len(content["predicted_forgetting"]) == (stage - 1 if content["method"] == "k1" else 0)
     assert content["history"][-1]["step"] == content["arguments"]["max_steps"] == 20
 
 
@@ -44,27 +47,13 @@ def test_a_saved_checkpoint_comes_back_the_same(trained, tmp_path):
     checkpoint = load_checkpoint(trained.models_dir / "k1_dataset2.pt", "k1", stage=2)
     save_checkpoint(tmp_path / "copy.pt", checkpoint)
     copy = load_checkpoint(tmp_path / "copy.pt", "k1", stage=2)
-    assert checkpoint.importance
     for name, tensor in checkpoint.model.items():
         assert torch.equal(tensor, copy.model[name])
-    assert checkpoint.importance.keys() == copy.importance.keys()
-    for name, tensor in checkpoint.importance.items():
-        assert torch.equal(tensor, copy.importance[name])
+    assert len(checkpoint.written) == 2 and all(map(torch.equal, checkpoint.written, copy.written))
     assert (copy.evaluations, copy.history, copy.tokenizer) == (
         checkpoint.evaluations, checkpoint.history, checkpoint.tokenizer,
     )  # fmt: skip
     assert os.listdir(tmp_path) == ["copy.pt"]
-
-
-@pytest.mark.parametrize("file", ["k1_dataset1.pt", "k1_dataset2.pt", "k1_final.pt"])
-def test_a_basis_that_layers_share_is_stored_once(trained, file):
-    model = load_checkpoint(trained.models_dir / file, "k1").model
-    names = [f"model.layers.0.self_attn.{layer}_proj.parametrizations.weight.0.right" for layer in "qkvo"]
-    queries, keys, values, output = (model[name].data_ptr() for name in names)
-    assert queries == keys == values != output
-    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in model.values()}
-    # In each of two layers: those of keys, values and one half of the gated feed-forward, (32, 32) in float32.
-    assert sum(4 * tensor.numel() for tensor in model.values()) - sum(stored.values()) == 2 * 3 * 4 * 32**2
 
 
 def test_a_failed_write_leaves_the_old_file(trained, tmp_path, monkeypatch):
@@ -123,7 +112,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, content, message):
 
 def test_one_changed_weight_is_noticed(trained, tmp_path):
     content = torch.load(trained.models_dir / "k1_final.pt", weights_only=True)
-    content["model"]["lm_head.parametrizations.weight.original"][3, 5] += 1e-6
+    content["model"]["lm_head.weight"][3, 5] += 1e-6
     torch.save(content, tmp_path / "k1_final.pt")
     with pytest.raises(K1Error, match="does not have the SHA-256"):
         load_checkpoint(tmp_path / "k1_final.pt", "k1")
@@ -158,13 +147,13 @@ def incomplete_arguments(content):
 
 
 def unknown_token(content):
-    content["written"] = torch.full((2, 3), 10**6, dtype=torch.int32)
+    content["written"] = [torch.full((2, 3), 10**6, dtype=torch.int32)]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (not_finite, "a value in model is not finite"),
+        (not_finite, "a weight is not finite"),
         (negative_stage, "do not match the stage"),
         (lost_evaluation, "an evaluation is missing"),
         (lost_validation, "an evaluation is missing"),
@@ -206,27 +195,21 @@ def test_the_other_method_and_another_stage_are_refused(trained):
         load_checkpoint(trained.models_dir / "k1_dataset2.pt", "k1", stage=1)
 
 
-def test_importance_of_other_parameters_is_refused(trained):
-    checkpoint = load_checkpoint(trained.models_dir / "k1_dataset2.pt", "k1")
-    checkpoint.importance.popitem()
-    with pytest.raises(K1Error, match="importance of other parameters"):
-        restore_model(checkpoint, "cpu")
-
-
-@pytest.mark.parametrize("part", ["weight", "parametrizations.weight.original", "parametrizations.weight.0.right"])
-def test_weights_that_do_not_fit_are_refused(trained, part):
+def test_weights_that_do_not_fit_are_refused(trained):
     checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt", "k1")
-    checkpoint.model[f"lm_head.{part}"] = torch.zeros(3, 3)
+    checkpoint.model["lm_head.weight"] = torch.zeros(3, 3)
     with pytest.raises(K1Error, match="do not fit"):
         restore_model(checkpoint, "cpu")
 
 
 def test_an_existing_output_is_kept_unless_overwrite(tmp_path):
-    path = output_path(tmp_path, "k1", 1, overwrite=False)
+    flags = parse_training_flags("", "k1", ["--models_dir", str(tmp_path)])
+    path = output_path(flags, stage=1)
     path.write_bytes(b"")
     with pytest.raises(K1Error, match="--overwrite"):
-        output_path(tmp_path, "k1", 1, overwrite=False)
-    assert output_path(tmp_path, "k1", 1, overwrite=True) == path
+        output_path(flags, stage=1)
+    flags.overwrite = True
+    assert output_path(flags, stage=1) == path
 
 
 def test_a_models_dir_that_is_a_file(tmp_path):
@@ -242,7 +225,7 @@ def test_a_models_dir_that_is_a_file(tmp_path):
         ("train_k1_dataset3.py", "run train_k1_dataset2.py first"),
         ("generate_k1.py", "run train_k1_dataset3.py first"),
         ("generate_baseline.py", "run train_baseline_all.py first"),
-        ("-m k1.report", "run train_k1_dataset1.py first"),
+        ("-m k1.report", "run train_baseline_all.py first"),
     ],
 )
 def test_a_missing_input_names_the_script_to_run_first(tmp_path, script, first):

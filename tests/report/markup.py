@@ -16,7 +16,7 @@ class Element:
     children: list = field(default_factory=list)
 
     def all(self, *tags: str) -> list["Element"]:
-        """The elements below this one, in order; of `tags` where any are named."""
+        """The elements below this one, in order; of `tags` if any are named."""
         return [element for element in self._below() if not tags or element.tag in tags]
 
     def _below(self) -> Iterator["Element"]:
@@ -54,7 +54,7 @@ class TreeBuilder(HTMLParser):
 
 
 def parse(page: str) -> Element:
-    """The root of the tree of `page`; raises `AssertionError` where the page is not well-formed."""
+    """The root of the tree of `page`; raises `AssertionError` if the page is not well-formed."""
     assert page.startswith("<!DOCTYPE html>\n")
     builder = TreeBuilder()
     builder.feed(page)

@@ -46,7 +46,7 @@ def loaded_from_elsewhere(browser: Chromium, page: Path) -> list[str]:
 
 
 def take(browser: Chromium, page: Path, view: View) -> bytes:
-    """A PNG of `view`; raises `K1Error` where the page is too wide for it or loads anything."""
+    """A PNG of `view`; raises `K1Error` if the page is too wide for it or loads anything."""
     browser.open(page, view.width, view.scheme)
     if found := loaded_from_elsewhere(browser, page):
         raise K1Error(f"{page} is not self-contained: it loads {', '.join(found)}")

@@ -1,4 +1,4 @@
-"""The figures of the report, checked against values worked out by hand."""
+"""The figures of the report, checked against values computed by hand."""
 
 import pytest
 

@@ -13,11 +13,10 @@ from PIL import Image
 
 from k1.checkpoints.storage import load_checkpoint
 from k1.errors import K1Error
-from k1.presets import FILES
+from k1.presets import ARMS, FILES
 from k1.report.comparison import load_runs
 from k1.report.continuations import Continuation, continue_all, new_words, words_of
 from k1.report.page import answer, format_page
-from k1.report.tables import LABELS
 from k1.report.text import format_report
 from tests.conftest import ROOT, VOCABULARIES, assert_one_clear_line, run_script
 from tests.report.chromium import NAMES, Chromium, find_chromium
@@ -88,14 +87,14 @@ def test_the_structure_is_one_that_a_screen_reader_can_follow(page):
     for figure in page.all("figure"):
         (image,), (caption,) = figure.all("img"), figure.all("figcaption")
         assert len(image.attributes["alt"]) > len(caption.text) > 10
-    assert len(page.all("figure")) == 3
+    assert len(page.all("figure")) == 2
 
 
 def test_the_tables_are_those_of_the_text(written, page):
     tables = [table.all("tr") for table in page.all("table")]
     found = [[" | ".join(cell.text for cell in row.all("th", "td")) for row in rows] for rows in tables]
     text = re.findall(r"(?:^\|.*\|\n)+", written.printed.stdout, re.M)
-    assert len(text) == 8
+    assert len(text) == 7
     for table in text:
         rows = [" | ".join(cell.strip() for cell in line.strip("|").split("|")) for line in table.splitlines()]
         assert [row.replace("->", "→") for row in (rows[0], *rows[2:])] in found
@@ -109,14 +108,11 @@ def test_the_criteria_say_whether_they_are_met(page, report):
 
 
 def test_the_answer_is_computed(report):
-    averages = {"k1": 3.25, "baseline": 20.0}
-    for method, value in averages.items():
+    for method, value in {"baseline": 20.0, "k1": 3.25}.items():
         report["models"][method]["average_forgetting_percent"] = value
     met = sum(item["met"] for item in report["criteria"])
-    rest = f"its accuracy on earlier datasets, the baseline 20.0%; {met} of 4 success criteria are met."
-    assert answer(report) == f"Yes: K-1 forgets 3.2% of {rest}"
-    report["models"]["k1"]["average_forgetting_percent"] = 20.0
-    assert answer(report) == f"No: K-1 forgets 20.0% of {rest}"
+    forgotten = "Of the accuracy on earlier datasets is forgotten: baseline 20.0%, K-1 3.2%"
+    assert answer(report) == f"{forgotten}; {met} of 4 success criteria are met."
 
 
 def cells(page):
@@ -138,9 +134,9 @@ def test_the_page_has_what_the_generate_scripts_print(trained, page, method):
     for stage, block in enumerate(re.split(r"^##### checkpoint .*\n", printed, flags=re.M)[1:], start=1):
         for heading, text in re.findall(r"^=== (.*)\n((?:.|\n)*?)\n\n(?====|\Z)", block, re.M):
             prompt = heading.partition(": ")[2].replace("\\n", "↵")
-            expected.add((prompt, f"After stage {stage}, {trained.corpora[stage - 1].name}", LABELS[method], text))
+            expected.add((prompt, f"After stage {stage}, {trained.corpora[stage - 1].name}", ARMS[method], text))
     assert len(expected) == 18
-    assert {cell for cell in cells(page) if cell[2] == LABELS[method]} == expected
+    assert {cell for cell in cells(page) if cell[2] == ARMS[method]} == expected
 
 
 def test_a_word_is_marked_where_the_training_text_does_not_have_it(page):
@@ -181,7 +177,7 @@ def test_names_prompts_and_texts_are_escaped(report, continuations):
     page = format_page(report, hostile, [{"script", "alert"}] * 3)
     page.encode()
     tree = parse(page)
-    assert tree.all("script") == [] and len(tree.all("img")) == 3
+    assert tree.all("script") == [] and len(tree.all("img")) == 2
     for prompt, stage, _, shown in cells(tree):
         assert shown == text.translate(dict.fromkeys((0xD83D, 0, 0x1B), "\ufffd"))
         assert prompt in (HOSTILE, "The beginning of a document", "\ufffd\ufffd")
@@ -194,13 +190,13 @@ def test_text_without_a_letter_is_said_to_be_there(report, continuations):
     assert format_page(report, blank, [set()] * 3).count("Nothing but white space.") >= 6
 
 
-def test_three_models_stand_side_by_side(report, continuations):
-    report["models"]["baseline_rehearsal"] = copy.deepcopy(report["models"]["baseline"])
-    three = {**continuations, "baseline_rehearsal": continuations["baseline"]}
-    tree = parse(format_page(report, three, [set()] * 3))
-    models = [cell[2] for cell in cells(tree)]
-    assert models == [*LABELS.values()] * 18
-    assert "and the baseline + rehearsal" in answer(report)
+def test_all_four_arms_stand_side_by_side(report, continuations):
+    baseline = report["models"]["baseline"]
+    report["models"] = {arm: report["models"].get(arm) or copy.deepcopy(baseline) for arm in ARMS}
+    four = {arm: continuations.get(arm, continuations["baseline"]) for arm in ARMS}
+    tree = parse(format_page(report, four, [set()] * 3))
+    assert [cell[2] for cell in cells(tree)] == [*ARMS.values()] * 18
+    assert all(label in answer(report) for label in ARMS.values())
 
 
 def colors_of(css: str) -> list[dict[str, str]]:

@@ -7,10 +7,10 @@ import pytest
 
 from k1.checkpoints.storage import load_checkpoint, save_checkpoint
 from k1.errors import K1Error
-from k1.presets import FILES
-from k1.report.comparison import load_runs, report_of, require_comparable
+from k1.presets import ARM_FILES, ARMS, FILES
+from k1.report.comparison import load_runs, report_of
 from k1.report.criteria import MAX_FORGETTING_PERCENT, MIN_QUALITY_KEPT, judge
-from k1.report.tables import LABELS, SCORES
+from k1.report.tables import SCORES
 from k1.report.text import format_report
 from tests.conftest import assert_one_clear_line, run_script
 
@@ -34,10 +34,10 @@ def test_the_json_has_the_numbers_of_the_checkpoints(trained, report):
         assert [[cell is not None for cell in row] for row in result["accuracy_matrix"]] == [
             [True, True, True], [True, True, False], [True, True, True], [True, True, True],
         ]  # fmt: skip
-    assert results["models"]["k1"]["updated_fraction"] == pytest.approx(0.51, abs=1e-3)
-    # The bases, which are fixed, are not counted as parameters of K-1.
-    importance = load_checkpoint(trained.models_dir / "k1_dataset2.pt", "k1").importance
-    assert results["parameters"] == sum(value.numel() for value in importance.values())
+    assert results["models"]["k1"]["updated_fraction"] == pytest.approx(0.51, abs=0.01)
+    weights = load_checkpoint(trained.models_dir / "k1_dataset2.pt", "k1").model
+    assert results["parameters"] == sum(value.numel() for value in weights.values())
+    assert [len(found) for found in results["models"]["k1"]["predicted_forgetting"]] == [0, 1, 2]
 
 
 def test_the_text_shows_the_same_figures(report):
@@ -87,7 +87,7 @@ def test_the_text_shows_the_scores_of_real_and_generated_text(report):
         (tables[2], "domain", 100, 1), (tables[4], "fluency", 1, 2), (tables[6], "distinct_2", 100, 1),
     ):  # fmt: skip
         rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-        assert [row[0] for row in rows[2:]] == ["real text", *(LABELS[method] for method in results["models"])]
+        assert [row[0] for row in rows[2:]] == ["real text", *(ARMS[method] for method in results["models"])]
         assert rows[2][1] == f"{scale * results['judges']['real_text'][first][score]:.{digits}f}"
         for row, result in zip(rows[3:], results["models"].values()):
             values = result["generation"][first][score]
@@ -106,7 +106,7 @@ def test_two_reports_are_the_same(trained, report):
 
 
 def verdict(ours, theirs, average=None, **low):
-    """Which criteria are met, given forgetting in %, and where not 1 the lower ends of what is kept of dataset a."""
+    """Which criteria are met, given forgetting in %, and if not 1 the lower ends of what is kept of dataset a."""
 
     def result(forgetting, mean_forgetting):
         kept = {score: {"kept": 1.0, "interval": [low.get(score, 1.0), 1.1]} for score in SCORES}
@@ -181,17 +181,33 @@ def test_runs_that_are_not_comparable_are_refused_by_name(copies, change, named)
         report_of(load_runs(copies), "cpu")
 
 
-def test_weight_decay_must_agree_where_nothing_is_consolidated(copies):
-    """K-1 has consolidation instead of weight decay in stages 2 and 3, and that is compared."""
-
+def test_weight_decay_must_agree_in_every_stage(copies):
     def set_weight_decay(checkpoint):
         checkpoint.arguments["weight_decay"] = 0.3
 
-    runs = load_runs(copies)
-    require_comparable(runs["k1"], runs["baseline"], "baseline")
-    alter(copies, "baseline_dataset1.pt", "baseline", set_weight_decay)
+    alter(copies, "baseline_final.pt", "baseline", set_weight_decay)
     with pytest.raises(K1Error, match="they differ in: weight decay;"):
         report_of(load_runs(copies), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("arm", "setting", "named"),
+    [("sparse", "update_fraction", "sparse updates"), ("baseline_rehearsal", "rehearsal_weight", "rehearsal")],
+)
+def test_all_four_arms_are_compared_if_they_share_what_they_stand_for(copies, arm, setting, named):
+    for other, method, like in (("sparse", "k1", "baseline"), ("baseline_rehearsal", "baseline", "k1")):
+        for stage in (1, 2):
+            checkpoint = load_checkpoint(copies / FILES[method][stage])
+            checkpoint.arguments["rehearsal"] = load_checkpoint(copies / FILES[like][stage]).arguments["rehearsal"]
+            save_checkpoint(copies / ARM_FILES[other][stage], checkpoint)
+    assert {name: run[-1].arm for name, run in load_runs(copies).items()} == {name: name for name in ARMS}
+
+    def change(checkpoint):
+        checkpoint.arguments[setting] = 0.123
+
+    alter(copies, ARM_FILES[arm][-1], None, change)
+    with pytest.raises(K1Error, match=f"they differ in: {named};"):
+        load_runs(copies)
 
 
 def test_another_tokenizer_is_refused_by_name(copies):

@@ -79,7 +79,7 @@ def test_a_stopped_training_goes_on_in_its_log_without_double_points(tiny_model,
 
 
 def test_a_log_is_not_part_of_what_a_training_is(tiny_model, tmp_path):
-    """One that was begun without goes on with it, and the other way round."""
+    """One that was begun without resumes with it, and the other way round."""
     output = tmp_path / "k1_dataset1.pt"
     with pytest.raises(Killed):
         trained(tiny_model, None, KilledAtStep(output, 7))

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,12 +16,9 @@ from k1.data.tokenizer import load_tokenizer
 from k1.errors import K1Error, UsageError
 from k1.presets import FILES
 from k1.report.comparison import load_run, require_comparable
-from k1.sparse.eigenbasis import enter_eigenbasis
-from k1.sparse.importance import sample_batches
 from k1.training.loop import train
 from k1.training.resume import ResumeFile
-from tests.conftest import assert_one_clear_line, run_script
-from tests.faults.checkpoint_mutations import signed
+from tests.conftest import assert_one_clear_line, run_script, signed
 from tests.pretrained import END, LENGTH, fresh_model, train_own_tokenizer, write_model
 
 COMMON = ["--preset", "smoke", "--seq_length", LENGTH, "--threads", 1]
@@ -55,7 +51,7 @@ def train_from(folder, models_dir, corpora, first_steps):
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory, corpora, folders):
-    """The folder of the checkpoints, and what was printed, where dataset 1 is not trained on."""
+    """The folder of the checkpoints, and what was printed, if dataset 1 is not trained on."""
     models_dir = tmp_path_factory.mktemp("untrained")
     return models_dir, train_from(folders["gpt2"], models_dir, corpora, 0)
 
@@ -69,12 +65,7 @@ def test_without_steps_stage_1_is_the_pretrained_model(untrained, folders):
     assert k1.start == baseline.start == initial.start and not k1.history and not baseline.history
     assert k1.arguments["max_steps"] == baseline.arguments["max_steps"] == 0
     for name, value in initial.build("cpu").state_dict().items():
-        assert torch.equal(baseline.model[name], value), name
-    ids = torch.arange(LENGTH).unsqueeze(0)
-    with torch.no_grad():
-        logits = [restore_model(checkpoint, "cpu").eval()(input_ids=ids).logits for checkpoint in (k1, baseline)]
-    torch.testing.assert_close(*logits, rtol=0, atol=1e-4)
-    assert all(value.sum() > 0 for name, value in k1.importance.items() if "weight" in name)
+        assert torch.equal(baseline.model[name], value) and torch.equal(k1.model[name], value), name
     (name,) = baseline.evaluations[0]
     assert baseline.evaluations[0][name]["test"] == baseline.initial_evaluation[name]["test"]
 
@@ -88,7 +79,7 @@ def test_later_stages_measure_forward_transfer_against_the_pretrained_model(untr
         assert splits["test"] == k1.initial_evaluation[name]["test"]
     assert len(k1.history) == len(baseline.history) == 3
     for entry in k1.history:
-        assert entry["updated_fraction"] == pytest.approx(0.51, abs=1e-3)
+        assert entry["updated_fraction"] == pytest.approx(0.51, abs=0.01)
     initial = restore_initial_model(k1, "cpu")
     theirs = fresh_model("gpt2").float()
     for name, value in theirs.state_dict().items():
@@ -106,9 +97,8 @@ def test_the_report_compares_them(untrained, tmp_path):
     start = report["start"]
     # By the name of its folder, as where that lies says nothing on another machine.
     assert f"started from {os.path.basename(start['name'])}, SHA-256 {start['sha256'][:12]}" in finished.stdout
-    assert report["models"]["k1"]["selection"]["share_overall"][0] is None
     for result in report["models"].values():
-        assert result["accuracy_matrix"][0][0] == pytest.approx(result["accuracy_matrix"][1][0], abs=1e-3)
+        assert result["accuracy_matrix"][0][0] == result["accuracy_matrix"][1][0]
 
 
 def test_the_end_can_be_exported_and_started_from_again(untrained, tmp_path):
@@ -150,7 +140,8 @@ def test_with_steps_the_same_command_gives_the_same_bits(corpora, folders, tmp_p
     assert len(first.history) == 4 and first.evaluations[0] != first.initial_evaluation
     initial = restore_initial_model(first, "cpu").state_dict()
     untouched = first.model["gpt_neox.embed_in.weight"] == initial["gpt_neox.embed_in.weight"]
-    assert 0.1 < untouched.float().mean() < 1
+    # What a window left alone in each of four steps.
+    assert 0.01 < untouched.float().mean() < 0.2
 
 
 class StoppedAtStep2(ResumeFile):
@@ -168,9 +159,6 @@ def test_a_stopped_training_goes_on_with_the_same_bits(corpora, folders, tmp_pat
     initial = load_pretrained(str(folders["gpt2"]), seed=0)
     dataset = DataLoader(str(corpora[0]), arguments).tokenize(initial.tokenizer)
     models = [initial.build("cpu") for _ in range(4)]
-    sample = sample_batches(dataset, replace(arguments, importance_batches=2))
-    for model in models:
-        enter_eigenbasis(model, sample, arguments.max_basis_dim)
     whole, begun, resumed, other = models
     train(whole, dataset, arguments)
     output = tmp_path / "k1_dataset1.pt"

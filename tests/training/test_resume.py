@@ -1,4 +1,4 @@
-"""A training that is stopped, at any step and in any way, goes on and ends with the same bits."""
+"""A training that is stopped, at any step and in any way, resumes and ends with the same bits."""
 
 import os
 import resource
@@ -21,10 +21,8 @@ from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
 from k1.files import lock, read_content, remove_leftovers
 from k1.presets import FILES
-from k1.sparse.eigenbasis import enter_eigenbasis
-from k1.sparse.importance import fisher_information
-from k1.sparse.rehearsal import begin_rehearsal, write_rehearsal
 from k1.training.loop import train
+from k1.training.rehearsal import begin_rehearsal, write_rehearsal
 from k1.training.resume import FORMAT, ResumeFile, first_difference, resume_path
 from tests.conftest import ROOT, assert_one_clear_line, run_script, start_script
 from tests.faults import kills
@@ -59,17 +57,12 @@ def arguments_of(stage=1, method="k1", **settings):
     return replace(flags.resolve(1), **{"stage": stage, "max_steps": 13, "warmup_steps": 2, "threads": 1, **settings})
 
 
-def trained_parameters(model, arguments, resume_file=None, later_stage=False):
-    """The parameters and the losses after training `model`; with importance where the stage has one before it."""
-    importance = responsibility = None
-    if later_stage:
-        batches = list(torch.randint(0, 37, (3, 4, 8), generator=torch.Generator().manual_seed(5)))
-        enter_eigenbasis(model, batches, 100)
-        importance, responsibility = fisher_information(model, batches), fisher_information(model, batches[:1])
+def trained_parameters(model, arguments, resume_file=None):
+    """The parameters and the losses after training `model`, with rehearsal if `arguments` has it."""
     tokenizer = SimpleNamespace(token_to_id=lambda token: 0, post_processor=None)
     written = write_rehearsal(model, dataset_of(7), tokenizer, arguments)
     rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
-    history = train(model, dataset_of(10), arguments, importance, responsibility, rehearsal, resume_file)
+    history = train(model, dataset_of(10), arguments, rehearsal, resume_file)
     return dict(model.named_parameters()), [(entry["step"], entry["loss"]) for entry in history]
 
 
@@ -78,17 +71,15 @@ def trained_parameters(model, arguments, resume_file=None, later_stage=False):
     "settings",
     [
         {"method": "baseline"},
-        {"selection": "error_feedback", "gradient_accumulation_steps": 2},
-        {"selection": "gradient"},
-        {"selection": "random", "interpolation": 0.5},
-        {"selection": "gain", "stage": 2, "consolidation": 1.7, "interpolation": 0.9, "weight_decay": 0.0},
-        {"selection": "error_feedback", "stage": 2, "consolidation": 1.7, "rehearsal": 0.5, "rehearsal_interval": 4},
+        {"gradient_accumulation_steps": 2},
+        {"policy": "error_feedback"},
+        {"policy": "stage"},
+        {"stage": 2, "rehearsal": 0.5, "rehearsal_interval": 4, "forgetting_budget": 0.01},
     ],
-    ids=["baseline", "error_feedback", "gradient", "random", "gain", "rehearsal"],
+    ids=["baseline", "windows", "error_feedback", "stage", "rehearsal"],
 )
 def test_a_stopped_training_ends_with_the_same_bits(tiny_model, tmp_path, settings, step):
     arguments = arguments_of(**settings)
-    later_stage = arguments.stage > 1
     initial = {name: value.clone() for name, value in tiny_model.state_dict().items()}
 
     def fresh_model():
@@ -98,12 +89,12 @@ def test_a_stopped_training_ends_with_the_same_bits(tiny_model, tmp_path, settin
         model.load_state_dict(initial)
         return model
 
-    expected, losses = trained_parameters(fresh_model(), arguments, None, later_stage)
+    expected, losses = trained_parameters(fresh_model(), arguments)
     output = tmp_path / "k1_dataset1.pt"
     with pytest.raises(Killed):
-        trained_parameters(fresh_model(), arguments, KilledAfter(output, step), later_stage)
+        trained_parameters(fresh_model(), arguments, KilledAfter(output, step))
     assert read_content(resume_path(output), "resume file", FORMAT, "")["step"] == step
-    found, losses_found = trained_parameters(fresh_model(), arguments, ResumeFile(output), later_stage)
+    found, losses_found = trained_parameters(fresh_model(), arguments, ResumeFile(output))
     assert losses_found == losses
     for name, parameter in expected.items():
         assert torch.equal(parameter, found[name]), name
@@ -181,7 +172,7 @@ def test_a_full_disk_is_a_warning_while_training(tiny_model, tmp_path, monkeypat
 
 
 def test_a_file_that_another_process_writes_is_not_written_twice(tmp_path):
-    path = output_path(tmp_path, "k1", 1, overwrite=False)
+    path = output_path(parse_training_flags("", "k1", ["--models_dir", str(tmp_path)]), stage=1)
     flags = ("train_k1_dataset1.py", "--preset", "smoke", "--data_source", "bundled", "--models_dir", tmp_path)
     assert_one_clear_line(run_script(*flags), 1, f"another process is writing {path}")
 
