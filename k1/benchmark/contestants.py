@@ -1,207 +1,150 @@
-"""The contestants: this project's training loop in all its forms, and other ways to train the same model."""
+"""The contestants: the arms of the experiment, and other ways to train the same model, one step at a time."""
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from importlib.util import find_spec
+from itertools import pairwise
 from tempfile import TemporaryDirectory
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from k1.arguments import Arguments
 from k1.benchmark.gpt import GPT
-from k1.benchmark.setting import Setting, Shape
-from k1.data.batches import shuffled
+from k1.benchmark.setting import Shape
+from k1.benchmark.timing import WARM_UP, alternate, ratio, spread
+from k1.data.batches import batches_of_blocks
+from k1.data.loader import TokenizedDataset
 from k1.model import count_parameters
-from k1.sparse.eigenbasis import restore_eigenbasis
-from k1.sparse.rehearsal import begin_rehearsal, write_rehearsal
-from k1.training.loop import train
+from k1.presets import ARMS
+from k1.training.loop import text_of_steps
+from k1.training.losses import accumulate_gradients
+from k1.training.optimization import build_optimizer, warmup_and_cosine
+from k1.training.rehearsal import begin_rehearsal
 
-Wait = Callable[[], None]
+REFERENCE, K1 = ARMS["baseline"], ARMS["k1"]
+TRAINER = "Hugging Face Trainer"
 BETAS = 0.9, 0.95
 LORA_RANK = 16
-FEW_SEQUENCES = 32
-COMPILE = "--compile"
-REFERENCE, STAGE_1, LATER = "baseline", "K-1, stage 1", "K-1, later stages"
 
 
-@dataclass
-class Contestant:
-    """A model and the loop that trains it, see `k1.benchmark.pacing.Turnstile`.
+class Stage:
+    """A later stage of `arm`, which `step` trains one step at a time; `written` is what it rehearses, if it does."""
 
-    `parameters` is the number of the model's parameters, without adapters;
-    `teacher` the model whose predictions it rehearses; `loss` works out a batch's loss in
-    nats per token. Where `is_deterministic`, torch's deterministic algorithms are on, as in
-    the scripts; others use what torch does by default.
-    """
+    def __init__(
+        self, shape: Shape, arm: str, tokenizer: Tokenizer, dataset: TokenizedDataset, written: list[Tensor]
+    ) -> None:
+        self.arguments, self.model = shape.arguments(arm), shape.model()
+        self.rehearsal = begin_rehearsal(self.model, written, tokenizer, self.arguments)
+        if self.rehearsal:
+            self.rewrite()
+        self._text = text_of_steps(dataset, self.arguments, self.rehearsal, 0)
+        self._optimizer = build_optimizer(self.model, self.arguments)
+        self._schedule = warmup_and_cosine(self._optimizer, self.arguments.warmup_steps, self.arguments.max_steps)
 
-    model: nn.Module
-    loop: Callable[[Wait], object]
-    parameters: int
-    loss: Callable[[Tensor], Tensor]
-    teacher: nn.Module | None = None
-    is_deterministic: bool = False
+    def step(self) -> float:
+        """Take a step and return its loss on new text, in nats per token."""
+        # A step of k1.training.loop.train, from its parts: train itself runs to its end.
+        loss, _ = accumulate_gradients(self.model, self._text, self.arguments, self.rehearsal)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
+        self._optimizer.step()
+        self._schedule.step()
+        self._optimizer.zero_grad()
+        return loss
 
-
-@dataclass(frozen=True)
-class WaitingBlocks:
-    """The blocks of a dataset, which call `wait` before a batch is taken."""
-
-    blocks: object
-    wait: Wait
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __getitem__(self, rows: list[int]) -> dict:
-        self.wait()
-        return self.blocks[rows]
+    def rewrite(self) -> None:
+        """Let the model write what it rehearses until it is regenerated."""
+        self.rehearsal.rewrite(self.model, 1)
 
 
-def library_loss(model: nn.Module, input_ids: Tensor) -> Tensor:
-    """The loss as a model of transformers works it out."""
-    return model(input_ids=input_ids, labels=input_ids).loss
+def bare_loop(
+    shape: Shape, dataset: TokenizedDataset, model: nn.Module, loss_of: Callable[[Tensor], Tensor]
+) -> Callable[[], float]:
+    """A step as one writes it by hand in PyTorch: the loss, its gradients, clipping, and fused AdamW."""
+    arguments = shape.arguments("baseline")
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, lr=arguments.learning_rate, betas=BETAS, weight_decay=arguments.weight_decay, fused=True
+    )
+    batches = batches_of_blocks(dataset.blocks["train"], arguments.batch_size, seed=0)
+
+    def step() -> float:
+        loss = loss_of(next(batches))
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, arguments.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
 
 
-def own_loop(setting: Setting, method: str, stage: int, *flags: str) -> Contestant:
-    """`k1.training.loop.train` as the scripts call it: from fresh weights, or from K-1's first stage."""
-    arguments = setting.arguments(method, stage, *flags)
-    model = setting.fresh_model()
-    first = {"importance": None, "responsibility": None}
-    if stage > 1:
-        first = torch.load(setting.first_stage, weights_only=True)
-        restore_eigenbasis(model, first["model"])
-        model.load_state_dict(first.pop("model"))
-    # Text is written once after a stage; what is read of it at each step does not depend on how much it is.
-    few = replace(arguments, rehearsal_sequences=FEW_SEQUENCES)
-    written = write_rehearsal(model, setting.dataset, setting.tokenizer, few) if arguments.rehearsal else None
-    rehearsal = begin_rehearsal(model, written, setting.tokenizer, arguments)
-
-    def loop(wait: Wait) -> None:
-        blocks = {**setting.dataset.blocks, "train": WaitingBlocks(setting.dataset.blocks["train"], wait)}
-        # As in the scripts, nobody else keeps what the training may forget.
-        train(
-            model, replace(setting.dataset, blocks=blocks), arguments, importance=first.pop("importance"),
-            responsibility=first.pop("responsibility"), rehearsal=rehearsal,
-        )  # fmt: skip
-
-    loss, teacher = partial(library_loss, model), rehearsal and rehearsal.teacher
-    return Contestant(model, loop, count_parameters(model), loss, teacher, is_deterministic=True)
-
-
-def bare_loop(setting: Setting, model: nn.Module, parameters: int, loss: Callable[[Tensor], Tensor]) -> Contestant:
-    """What one writes by hand in PyTorch: the loss, its gradients, clipping, and fused AdamW."""
-    arguments = setting.arguments("baseline", 1)
-
-    def loop(wait: Wait) -> None:
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, **adamw_options(arguments), fused=True)
-        blocks = setting.dataset.blocks["train"]
-        for rows in shuffled(len(blocks), arguments.batch_size, seed=0):
-            wait()
-            loss(blocks[rows]["input_ids"].long()).backward()
-            nn.utils.clip_grad_norm_(trained, arguments.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-
-    return Contestant(model, loop, parameters, loss)
-
-
-def adamw_options(arguments: Arguments) -> dict:
-    """The options of AdamW that all contestants share."""
-    return {"lr": arguments.learning_rate, "betas": BETAS, "weight_decay": arguments.weight_decay}
-
-
-def plain_model(setting: Setting) -> Contestant:
-    """The baseline's model in a bare loop."""
-    model = setting.fresh_model()
-    return bare_loop(setting, model, count_parameters(model), partial(library_loss, model))
-
-
-def low_rank(setting: Setting) -> Contestant:
-    """The baseline's model with low-rank adapters (LoRA, arXiv:2106.09685), which alone are trained, in a bare loop."""
+def other_ways(shape: Shape, dataset: TokenizedDataset) -> dict[str, Callable[[], float]]:
+    """A step of each way to train the baseline's model that is not this project's, but the `Trainer`'s."""
     from peft import LoraConfig, get_peft_model
 
-    model = setting.fresh_model()
-    parameters = count_parameters(model)
-    adapted = get_peft_model(model, LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules="all-linear"))
-    return bare_loop(setting, adapted, parameters, partial(library_loss, adapted))
-
-
-def plain_gpt(setting: Setting) -> Contestant:
-    """A hand-written GPT with as many parameters as the baseline's model, in a bare loop."""
-    arguments = setting.arguments("baseline", 1)
-    reference = count_parameters(setting.fresh_model())
-    torch.manual_seed(0)
-    model = GPT(
-        setting.tokenizer.get_vocab_size(), arguments.hidden_size, arguments.layers, arguments.heads,
-        arguments.seq_length, reference,
+    arguments = shape.arguments("baseline")
+    plain = shape.model()
+    adapters = LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules="all-linear")
+    adapted = get_peft_model(shape.model(), adapters)
+    gpt = GPT(
+        arguments.vocabulary_size, arguments.hidden_size, arguments.layers, arguments.heads, arguments.seq_length,
+        count_parameters(plain),
     )  # fmt: skip
-    return bare_loop(setting, model, count_parameters(model), lambda input_ids: model(input_ids, input_ids))
+    models = {
+        "bare PyTorch loop": (plain, lambda ids: plain(input_ids=ids, labels=ids).loss),
+        "LoRA (peft)": (adapted, lambda ids: adapted(input_ids=ids, labels=ids).loss),
+        "plain GPT": (gpt, lambda ids: gpt(ids, ids)),
+    }
+    return {name: bare_loop(shape, dataset, *model) for name, model in models.items()}
 
 
-def trainer(setting: Setting) -> Contestant:
-    """The baseline's model in the `Trainer` of transformers, with fused AdamW, that reports and saves nothing."""
-    from transformers import Trainer, TrainingArguments
+def trainer_seconds(
+    shape: Shape, dataset: TokenizedDataset, baseline_step: Callable[[], float], rounds: int
+) -> tuple[list[float], list[float]]:
+    """Seconds of `rounds` steps of the `Trainer` of transformers, and of a step of the baseline after each of them.
 
-    arguments = setting.arguments("baseline", 1)
-    model = setting.fresh_model()
+    A `Trainer` runs to its end, so that the baseline takes its turns in a callback.
+    """
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    def loop(wait: Wait) -> None:
-        def collate(rows: list[dict]) -> dict:
-            wait()
-            input_ids = torch.stack([row["input_ids"] for row in rows]).long()
-            return {"input_ids": input_ids, "labels": input_ids}
+    arguments, marks = shape.arguments("baseline"), []
 
-        with TemporaryDirectory() as folder:
-            settings = TrainingArguments(
-                folder, max_steps=arguments.max_steps, per_device_train_batch_size=arguments.batch_size,
-                learning_rate=arguments.learning_rate, weight_decay=arguments.weight_decay, adam_beta2=BETAS[1],
-                max_grad_norm=arguments.max_grad_norm, optim="adamw_torch_fused", use_cpu=True, report_to="none",
-                save_strategy="no", logging_strategy="no", disable_tqdm=True,
-            )  # fmt: skip
-            blocks = setting.dataset.blocks["train"]
-            Trainer(model, settings, train_dataset=blocks, data_collator=collate).train()
+    class Turn(TrainerCallback):
+        def on_step_end(self, *_: object, **__: object) -> None:
+            marks.append(time.perf_counter())
+            baseline_step()
+            marks.append(time.perf_counter())
 
-    return Contestant(model, loop, count_parameters(model), partial(library_loss, model))
+    def collate(rows: list[dict]) -> dict:
+        ids = torch.stack([row["input_ids"] for row in rows]).long()
+        return {"input_ids": ids, "labels": ids}
 
-
-
-# How K-1 and the baseline are trained: method, stage, flags.
-OWN = {
-    REFERENCE: ("baseline", 1),
-    STAGE_1: ("k1", 1),
-    "K-1, later stages, no rehearsal": ("k1", 2, "--rehearsal", "0"),
-    LATER: ("k1", 2),
-    "K-1, later stages, gain": ("k1", 2, "--selection", "gain"),
-    "baseline, compiled": ("baseline", 1, COMPILE),
-    "K-1, later stages, compiled": ("k1", 2, COMPILE),
-}
-OTHERS: dict[str, Callable[[Setting], Contestant]] = {
-    "bare PyTorch loop": plain_model,
-    "Hugging Face Trainer": trainer,
-    "LoRA (peft)": low_rank,
-    "plain GPT": plain_gpt,
-}
-CONTESTANTS = (*OWN, *OTHERS)
-# Packages of requirements-dev.txt.
-NEEDED = {"Hugging Face Trainer": "accelerate", "LoRA (peft)": "peft"}
+    with TemporaryDirectory() as folder:
+        settings = TrainingArguments(
+            folder, max_steps=WARM_UP + rounds, per_device_train_batch_size=arguments.batch_size,
+            learning_rate=arguments.learning_rate, weight_decay=arguments.weight_decay, adam_beta2=BETAS[1],
+            max_grad_norm=arguments.max_grad_norm, optim="adamw_torch_fused", use_cpu=True, report_to="none",
+            save_strategy="no", logging_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        trainer = Trainer(
+            shape.model(), settings, train_dataset=dataset.blocks["train"], data_collator=collate, callbacks=[Turn()]
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    between = [after - before for before, after in pairwise(marks)]
+    return between[1::2][-rounds:], between[::2][-rounds:]
 
 
-def build(name: str, setting: Setting) -> Contestant:
-    """The contestant `name`."""
-    if name in OWN:
-        method, stage, *flags = OWN[name]
-        return own_loop(setting, method, stage, *flags)
-    return OTHERS[name](setting)
-
-
-def contestants_at(shape: Shape) -> list[str]:
-    """The contestants at `shape`, whatever packages they need."""
-    return [name for name in CONTESTANTS if shape.compiles or COMPILE not in OWN.get(name, ())]
-
-
-def missing_packages() -> dict[str, str]:
-    """The contestants that cannot take part, and the package that each lacks."""
-    return {name: package for name, package in NEEDED.items() if find_spec(package) is None}
+def measure_steps(shape: Shape, stages: dict[str, Stage], dataset: TokenizedDataset, rounds: int) -> dict[str, dict]:
+    """Steps of the `stages` by arm and of all other ways in turn; the keys are those of `steps`, see `__main__`."""
+    things = {ARMS[arm]: stage.step for arm, stage in stages.items()} | other_ways(shape, dataset)
+    seconds = alternate({**things, "rewriting": stages["k1"].rewrite}, rounds)
+    interval, reference = stages["k1"].arguments.rehearsal_interval, seconds[REFERENCE]
+    rewriting = [value / interval for value in seconds.pop("rewriting")]
+    found = {name: {"seconds": spread(values), "ratio": ratio(values, reference)} for name, values in seconds.items()}
+    for arm, stage in stages.items():
+        if stage.rehearsal:
+            summed = [sum(both) for both in zip(seconds[ARMS[arm]], rewriting)]
+            found[ARMS[arm]] |= {"rewriting": ratio(rewriting, reference), "in_sum": ratio(summed, reference)}
+    theirs, ours = trainer_seconds(shape, dataset, stages["baseline"].step, rounds)
+    return found | {TRAINER: {"seconds": spread(theirs), "ratio": ratio(theirs, ours)}}

@@ -1,169 +1,162 @@
-"""A small run of the whole benchmark: what it measures, and that every contestant really trains."""
+"""The whole benchmark at its smallest: what it measures, that every contestant really trains, and its tables."""
 
 import json
 
 import pytest
+import torch
 
-from k1.benchmark import contestants
-from k1.benchmark.boundaries import stage_seconds
-from k1.benchmark.contestants import CONTESTANTS, LATER, NEEDED, REFERENCE, STAGE_1, contestants_at, missing_packages
-from k1.benchmark.growth import FACTORS
-from k1.benchmark.optimizer import KINDS
-from k1.benchmark.setting import SHAPES, made_up_documents
-from k1.benchmark.startup import COMMANDS
-from k1.benchmark.tables import boundary_share, format_benchmark
-from k1.study.speed import format_benchmark_page, format_speed
+from k1.benchmark import __main__ as benchmark
+from k1.benchmark.contestants import K1, REFERENCE, TRAINER, Stage, other_ways
+from k1.benchmark.setting import SHAPES
+from k1.benchmark.tables import format_benchmark
+from k1.errors import K1Error
+from k1.presets import ARMS
+from k1.training.loop import train
+from k1.training.rehearsal import begin_rehearsal, write_rehearsal
 from tests.conftest import Finished, assert_one_clear_line, run_script
 
-STEPS = 3
+SMOKE = SHAPES["smoke"]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Finished, dict]:
-    """The benchmark at its smallest, as a command, and what it wrote."""
+    """The benchmark in one round, as a command, and what it wrote: every median is the one value that was measured."""
     file = tmp_path_factory.mktemp("benchmark") / "benchmark.json"
-    flags = ["--shapes", "smoke", "--steps", STEPS, "--json", file]
-    finished = run_script("-m k1.benchmark", *flags, starts_processes=True)
+    finished = run_script("-m k1.benchmark", "--shapes", "smoke", "--rounds", 1, "--json", file, starts_processes=True)
     assert finished.status == 0, finished.stderr
     return finished, json.loads(file.read_text())
 
 
 @pytest.fixture(scope="module")
-def trained(finished) -> dict[str, dict]:
-    """What was measured of each contestant."""
-    return finished[1]["shapes"]["smoke"]["training"]["contestants"]
+def record(finished) -> dict:
+    """What was measured of the shape."""
+    return finished[1]["shapes"]["smoke"]
+
+
+@pytest.fixture(scope="module")
+def text() -> tuple:
+    """Tokenizer, dataset, and text to rehearse, of a model with fresh weights."""
+    tokenizer, dataset = SMOKE.read()
+    return tokenizer, dataset, write_rehearsal(SMOKE.model(), dataset, tokenizer, SMOKE.arguments("k1"))
 
 
 def test_the_tables_go_to_stdout_and_the_progress_to_stderr(finished):
     command, results = finished
     assert command.stdout == format_benchmark(results) + "\n"
-    assert [line for line in command.stderr.splitlines() if " s: smoke: " not in line] == [
-        line for line in command.stderr.splitlines()[-1:] if line.endswith(" s: start-up")
-    ]
-    assert "smoke: memory of plain GPT" in command.stderr
+    assert "smoke: steps in turn" in command.stderr
 
 
-def test_every_contestant_takes_part(finished, trained):
-    assert finished[1]["missing"] == {}
-    assert list(trained) == contestants_at(SHAPES["smoke"])
-    assert all(f"| {name} " in finished[0].stdout for name in trained)
+def test_the_steps_of_every_contestant_are_compared_with_the_baseline(record):
+    steps = record["steps"]
+    assert list(steps) == [*ARMS.values(), "bare PyTorch loop", "LoRA (peft)", "plain GPT", TRAINER]
+    for name in {*steps} - {TRAINER}:
+        ratio = steps[name]["seconds"]["median"] / steps[REFERENCE]["seconds"]["median"]
+        assert steps[name]["ratio"]["median"] == pytest.approx(ratio)
+    assert steps[TRAINER]["ratio"]["median"] > 0
 
 
-def test_compiled_contestants_take_part_where_compiling_does_not_take_longer_than_all_else():
-    left_out = set(CONTESTANTS) - set(contestants_at(SHAPES["smoke"]))
-    assert left_out == {"baseline, compiled", "K-1, later stages, compiled"}
-    assert contestants_at(SHAPES["quick"]) == list(CONTESTANTS)
+def test_rewriting_is_counted_for_those_that_rehearse(record):
+    steps = record["steps"]
+    assert [name for name in steps if "rewriting" in steps[name]] == [ARMS["baseline_rehearsal"], K1]
+    figures = {key: steps[K1][key]["median"] for key in ("ratio", "rewriting", "in_sum")}
+    assert figures["in_sum"] == pytest.approx(figures["ratio"] + figures["rewriting"]) and figures["rewriting"] > 0
 
 
-def test_every_contestant_learns(trained):
-    losses = {name: record["losses"] for name, record in trained.items()}
-    assert {name: (before, after) for name, (before, after) in losses.items() if after >= before} == {}
-
-
-def test_the_models_are_of_one_size(trained):
-    size = trained[REFERENCE]["parameters"]
-    assert {name for name, record in trained.items() if abs(record["parameters"] / size - 1) > 0.02} == set()
-
-
-def test_every_contestant_has_a_time_for_each_round(trained):
-    for record in trained.values():
-        assert len(record["seconds"]) == STEPS and min(record["seconds"]) > 0
-        for figure in ("tokens_per_second", "time_ratio"):
-            assert 0 < record[figure]["low"] <= record[figure]["median"] <= record[figure]["high"]
-    assert trained[REFERENCE]["time_ratio"] == {"low": 1, "median": 1, "high": 1}
-
-
-def test_a_training_keeps_what_its_method_needs(trained):
-    kept = {
-        name: {kind: size / record["parameters"] for kind, size in record["kept_bytes"].items()}
-        for name, record in trained.items()
-    }
-    for name in (REFERENCE, "bare PyTorch loop", "Hugging Face Trainer", "plain GPT"):
-        assert (kept[name]["weights"], kept[name]["gradients"], kept[name]["importance"]) == (4, 4, 0)
-        assert 8 <= kept[name]["optimizer"] < 8.1
-    assert kept[LATER]["importance"] == 2 and kept[LATER]["teacher"] >= 4
-    assert kept[LATER]["bases"] > kept[STAGE_1]["bases"]
-    assert kept["LoRA (peft)"]["gradients"] < 2
-    assert all(record["peak_bytes"] > 0 for record in trained.values())
-
-
-def test_the_optimizer_alone_is_measured_beside_adamw(finished):
-    found = finished[1]["shapes"]["smoke"]["optimizer"]
-    assert list(found["kinds"]) == list(KINDS)
-    assert all(record["time_ratio"]["median"] > 0 for record in found["kinds"].values())
-    bases = {name: record["kept_bytes"]["bases"] for name, record in found["kinds"].items()}
-    assert bases[LATER] > bases[REFERENCE]
-
-
-def test_text_grows_and_memory_stays(finished):
-    growth = finished[1]["surroundings"]["growth"]
-    assert list(growth) == [str(factor) for factor in FACTORS]
-    first, *_, last = growth.values()
-    assert last["bytes"] > 40 * first["bytes"]
-    assert last["seconds"]["tokenizing and packing"] > first["seconds"]["tokenizing and packing"]
-    assert all(record["encode_batch_ratio"] > 0 for record in growth.values())
-    assert last["peak_bytes"] - first["peak_bytes"] < 100e6
-
-
-def test_generation_boundaries_and_starts_are_measured(finished):
-    results = finished[1]
-    assert all(way["tokens_per_second"]["median"] > 0 for way in results["surroundings"]["generation"]["ways"].values())
-    stages = results["shapes"]["smoke"]["training"]["stages"]
-    assert min(stages["seconds"].values()) > 0
-    assert stages["checkpoint_bytes"]["k1"] > stages["checkpoint_bytes"]["baseline"] > 0
-    assert min(results["surroundings"]["starts"].values()) > 0
-    assert list(results["start_up"]) == list(COMMANDS)
-
-
-def test_the_pages_show_what_was_measured(finished):
-    results = finished[1]
-    assert format_benchmark_page(results) == format_benchmark(results)
-    head, _, row = format_speed(results).splitlines()
-    ratios = [f"{record['time_ratio']['median']:.2f}" for name, record in list(
-        results["shapes"]["smoke"]["training"]["contestants"].items())[1:]]  # fmt: skip
-    assert [cell.strip() for cell in row.split("|")[2:-1]] == ratios
-    assert [cell.strip() for cell in head.split("|")[2:-1]] == contestants_at(SHAPES["smoke"])[1:]
-
-
-def test_a_missing_package_is_named_and_its_contestant_left_out(monkeypatch, finished):
-    monkeypatch.setattr(contestants, "find_spec", lambda package: None)
-    assert missing_packages() == NEEDED
-    text = format_benchmark({**finished[1], "missing": NEEDED})
-    assert "LoRA (peft) was left out: it needs peft; run pip install -r requirements-dev.txt" in text
-
-
-def test_boundaries_are_those_of_the_scripts():
+def test_a_stage_is_the_sum_of_its_parts(record):
+    stage = record["stage"]
     seconds = {
-        "evaluation": 1.0, "evaluation on test text": 0.5, "evaluation in the eigenbasis": 2.0,
-        "eigenbasis": 4.0, "importance": 8.0,
-        "summing importance": 0.5, "writing rehearsed text": 16.0, "rewriting rehearsed text": 3.0,
-        "checkpoint of k1": 0.25, "checkpoint of baseline": 0.125,
+        name: {part: spread["median"] for part, spread in parts.items()} for name, parts in stage["seconds"].items()
+    }
+    assert set(seconds[REFERENCE]) == {"training", "evaluation", "checkpoint", "sum"}
+    sums = {name: parts.pop("sum") for name, parts in seconds.items()}
+    assert sums == pytest.approx({name: sum(parts.values()) for name, parts in seconds.items()})
+    assert stage["ratio"]["median"] == pytest.approx(sums[K1] / sums[REFERENCE])
+    assert stage["checkpoint_bytes"][K1] > stage["checkpoint_bytes"][REFERENCE] > 4 * record["parameters"]
+
+
+def test_what_sparse_updates_add_is_measured(record):
+    optimizer = record["optimizer"]
+    extra, alone = (optimizer[key]["median"] for key in ("extra_seconds", "adamw_seconds"))
+    assert optimizer["ratio"]["median"] == pytest.approx(1 + extra / alone)
+    step = record["steps"][REFERENCE]["seconds"]["median"]
+    assert optimizer["step_ratio"]["median"] == pytest.approx(1 + extra / step)
+    # A copy of 49% of the parameters, 4 bytes each, and little else.
+    assert 1.5 < optimizer["bytes_per_parameter"] < 5
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_steps_of_an_arm_are_those_of_the_training_loop(arm, text):
+    tokenizer, dataset, written = text
+    stage, model = Stage(SMOKE, arm, tokenizer, dataset, written), SMOKE.model()
+    train(model, dataset, stage.arguments, begin_rehearsal(model, written, tokenizer, stage.arguments))
+    for _ in range(stage.arguments.max_steps):
+        stage.step()
+    assert all(map(torch.equal, stage.model.parameters(), model.parameters()))
+
+
+def test_other_ways_to_train_learn(text):
+    torch.manual_seed(0)
+    for name, step in other_ways(SMOKE, text[1]).items():
+        losses = [step() for _ in range(40)]
+        assert sum(losses[-5:]) < sum(losses[:5]) - 0.1, name
+
+
+def test_the_tables_have_medians_and_quartiles_and_a_row_for_each_contestant_stage_and_shape():
+    def spread(value):
+        return {"median": value, "low": 0.5 * value, "high": 2 * value}
+
+    optimizer = {
+        "adamw_seconds": spread(0.004), "extra_seconds": spread(0.002), "ratio": spread(1.5),
+        "bytes_per_parameter": 2.0,
     }  # fmt: skip
-    step = {"baseline": 0.1, "k1_first": 0.2, "k1_later": 0.3}
-    stages = stage_seconds(seconds, rewritings=2, step=step, steps=(100, 50, 50))
-    around = {name: sum(stage["boundaries"].values()) for name, stage in stages.items()}
-    assert around["K-1, stage 1"] == 0.5 + 2 + 4 + 8 + 16 + 0.25
-    assert around["K-1, stage 2"] == 2 * 0.5 + 2 * 2 + 2 * 8 + 0.5 + 16 + 0.25
-    assert (around["baseline, stage 1"], around["baseline, stage 2"]) == (17.625, 3.125)
-    assert (stages["K-1, stage 2"]["training"], stages["K-1, stage 2"]["rewriting"]) == (15, 6)
-    assert boundary_share(stages["K-1, stage 1"]) == pytest.approx(100 * 30.75 / 50.75)
+    steps = {
+        REFERENCE: {"seconds": spread(0.5), "ratio": spread(1.0)},
+        K1: {"seconds": spread(0.6), "ratio": spread(1.2), "rewriting": spread(0.3), "in_sum": spread(1.5)},
+    }
+    stage = {
+        "seconds": {
+            REFERENCE: {"training": spread(50.0), "sum": spread(50.0)},
+            K1: {"training": spread(60.0), "writing": spread(5.0), "sum": spread(65.0)},
+        },
+        "ratio": spread(1.3), "checkpoint_bytes": {REFERENCE: 5_000_000, K1: 5_250_000},
+    }  # fmt: skip
+    quick = {"parameters": 1_000, "tokens_per_step": 1_024, "steps": steps, "stage": stage}
+    shapes = {
+        "quick": quick | {"optimizer": optimizer | {"step_ratio": spread(1.004)}},
+        "full": {"parameters": 2_000, "tokens_per_step": 8_192, "optimizer": optimizer},
+    }
+    text = format_benchmark({"threads": 1, "cores": 2, "versions": {}, "shapes": shapes})
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    assert rows[1:3] == [
+        [REFERENCE, "2,048", "1.00 (0.50 to 2.00)", "", ""],
+        [K1, "1,707", "1.20 (0.60 to 2.40)", "0.30 (0.15 to 0.60)", "1.50 (0.75 to 3.00)"],
+    ]
+    assert rows[4:6] == [
+        [REFERENCE, "50.00", "", "50.00", "", "5.00"],
+        [K1, "60.00", "5.00", "65.00", "1.30 (0.65 to 2.60)", "5.25"],
+    ]
+    alone = ["4.0 (2.0 to 8.0)", "1.50 (0.75 to 3.00)"]
+    assert rows[7:] == [
+        ["`quick`", "1,000", *alone, "1.004 (0.502 to 2.008)", "2.00"],
+        ["`full`", "2,000", *alone, "", "2.00"],
+    ]
 
 
-def test_made_up_text_is_the_same_each_time_and_as_long_as_asked():
-    texts = list(made_up_documents(50_000))
-    assert texts == list(made_up_documents(50_000)) != list(made_up_documents(50_000, seed=1))
-    assert 50_000 <= sum(map(len, texts)) < 60_000
-    assert len(set(texts)) == len(texts)
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr(benchmark, "find_spec", lambda package: None)
+    monkeypatch.setattr("sys.argv", ["benchmark"])
+    with pytest.raises(K1Error, match="needs accelerate and peft; run pip install -r requirements-dev.txt"):
+        benchmark.main.__wrapped__()
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--steps", 0], "--steps must be at least 1, not 0"),
+        (["--rounds", 0], "--rounds must be at least 1, not 0"),
         (["--threads", 0], "--threads must be at least 1, not 0"),
         (["--json", "/nowhere/file.json"], "--json /nowhere/file.json is not a file in an existing folder"),
     ],
-    ids=["steps", "threads", "json"],
+    ids=["rounds", "threads", "json"],
 )
 def test_flags_that_cannot_be_are_refused(flags, message):
     assert_one_clear_line(run_script("-m k1.benchmark", *flags), 2, message)
