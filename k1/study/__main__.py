@@ -4,8 +4,7 @@ Every run learns datasets 2 and 3 with one method, through the same training loo
 as the scripts, from a model of dataset 1 that the methods share. A run that is
 recorded in results.json below --out is not repeated, so the study can be stopped
 and started again. Each training runs on one thread. The tables go to stdout and
-results.md, the plot of forgetting against learning to frontier.png. Where K-1 ran
-with several shares of updated parameters, shares.md and shares.png compare them.
+results.md, the plot of forgetting against learning to frontier.png.
 """
 
 import argparse
@@ -13,12 +12,10 @@ import argparse
 from k1.errors import UsageError, command
 from k1.files import write_text
 from k1.presets import PRESETS, STAGES
-from k1.report.plots import write_figure
 from k1.study.commands import open_results, parse, recorded_settings, study_parser
 from k1.study.execution import Run, best_first, execute_all
 from k1.study.methods import METHODS, require_packages
 from k1.study.plots import plot_frontier
-from k1.study.shares import best_by_share, format_shares, shares_figure
 from k1.study.tables import study_tables
 
 
@@ -32,7 +29,6 @@ def parse_study_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--first_learning_rates", nargs="+", type=float, help="on dataset 1; the best one is used (default: by preset)"
     )
-    parser.add_argument("--consolidation", nargs="+", type=float, help="strengths (default: each method's own)")
     parser.add_argument(
         "--dataset_names", nargs="+", default=["wikitext", "code", "science"], metavar="NAME",
         help="the three datasets, in order; more of them: python3 -m k1.study.stream",
@@ -48,12 +44,9 @@ def parse_study_arguments() -> argparse.Namespace:
 
 def later_runs(arguments: argparse.Namespace, method: str, seed: int) -> list[Run]:
     """Every run of `method` on datasets 2 and 3 with `seed`."""
-    settings = METHODS[method].settings
-    if arguments.consolidation and "consolidation" in METHODS[method].dial:
-        settings = [{"consolidation": value} for value in arguments.consolidation]
     return [
         Run(method, seed, rate, tuple(setting.items()))
-        for setting in settings
+        for setting in METHODS[method].settings
         for rate in arguments.learning_rates or METHODS[method].learning_rates
     ]
 
@@ -69,13 +62,13 @@ def main() -> None:
     }
     results = open_results(arguments.out, settings)
 
-    firsts = dict.fromkeys(METHODS[method].first for method in arguments.methods)
+    firsts = dict.fromkeys(METHODS[method].script for method in arguments.methods)
     first_runs = [
         Run(f"first-{first}", seed, rate) for seed in arguments.seeds for first in firsts for rate in first_rates[first]
     ]
     execute_all(dict.fromkeys(first_runs), results, arguments.out, arguments.jobs)
     runs = {
-        run: best_first(results["runs"], METHODS[method].first, seed, first_rates[METHODS[method].first])
+        run: best_first(results["runs"], METHODS[method].script, seed, first_rates[METHODS[method].script])
         for seed in arguments.seeds
         for method in arguments.methods
         for run in later_runs(arguments, method, seed)
@@ -86,11 +79,6 @@ def main() -> None:
     write_text(arguments.out / "results.md", tables + "\n")
     plot_frontier(results["runs"], arguments.out / "frontier.png")
     print(tables)
-    if len(best_by_share(results["runs"])) > 1:
-        table = format_shares(results["runs"])
-        write_text(arguments.out / "shares.md", table + "\n")
-        write_figure(arguments.out / "shares.png", shares_figure(results["runs"]), dpi=120)
-        print(f"\n{table}")
 
 
 if __name__ == "__main__":

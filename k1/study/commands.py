@@ -50,13 +50,12 @@ def require_different(names: Sequence[str]) -> None:
 def recorded_settings(arguments: argparse.Namespace) -> dict:
     """What all runs of a command share, as plain values: the preset's shape, the datasets and where they come from.
 
-    Learning rates and consolidation are not in it: they belong to the runs. Raises
+    Learning rates are not in it: they belong to the runs. Raises
     `UsageError` as `require_different` does.
     """
     require_different(arguments.dataset_names)
     shape = asdict(PRESETS[arguments.preset])
-    for name in ("learning_rates", "consolidation"):
-        del shape[name]
+    del shape["learning_rates"]
     chosen = {name: getattr(arguments, name) for name in ("dataset_names", "data_source")}
     return json.loads(json.dumps({"preset": arguments.preset, **shape, **chosen}))
 

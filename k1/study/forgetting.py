@@ -10,7 +10,7 @@ from k1.study.methods import METHODS
 
 NATS, ACCURACY = 0, 1
 # Whose forgetting is a share of whose.
-PAIRS = (("k1", REFERENCE), ("dense_rehearsal", REFERENCE), ("k1", "dense_rehearsal"))
+PAIRS = (("sparse", REFERENCE), ("baseline_rehearsal", REFERENCE), ("k1", REFERENCE), ("k1", "baseline_rehearsal"))
 
 
 def matrix_of(record: dict, score: int) -> list[list[float | None]]:

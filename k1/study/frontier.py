@@ -14,7 +14,7 @@ from scipy.stats import t as student
 from k1.report.metrics import mean
 from k1.study.methods import METHODS
 
-REFERENCE = "dense"
+REFERENCE = "baseline"
 KINDS = ("dataset 1 after stage 2", "dataset 1 at the end", "dataset 2 at the end")
 
 

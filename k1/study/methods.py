@@ -1,27 +1,26 @@
-"""The methods of the study: each one is a few flags of the K-1 scripts, or an adapter around the model."""
+"""The methods of the study: each one is a few flags of the training scripts, or a few lines around their training."""
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from itertools import islice
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from k1.arguments import Arguments
+from k1.data.batches import batches_of_blocks
+from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
-from k1.presets import PRESETS
+from k1.presets import ARMS, PRESETS
 
 # A model that is held to what it was takes higher rates than one that is not.
 HELD_RATES = (1e-3, 3e-3, 9e-3)
 PLASTIC_RATES = (5e-4, 1.5e-3, 4.5e-3)
-STRENGTHS = {"consolidation": (1.7, 5.0)}
-STANDARD_BASIS = ("--max_basis_dim", "0")
-NO_CONSOLIDATION = ("--consolidation", "0")
-NO_REHEARSAL = ("--rehearsal", "0")
-NO_INTERPOLATION = ("--interpolation", "1")
-# What a comparison gives to methods other than K-1.
-REHEARSAL = ("--rehearsal", str(PRESETS["study"].rehearsal))
-PLAIN = (*STANDARD_BASIS, *NO_CONSOLIDATION, *NO_INTERPOLATION)
-ALL_STANDARD = ("--selection", "all", *STANDARD_BASIS, *NO_INTERPOLATION)
+SHARE = str(PRESETS["study"].rehearsal)
+FISHER_BATCHES, FISHER_ROWS = 20, 8
 
 
 @dataclass(frozen=True)
@@ -30,26 +29,67 @@ class Method:
 
     `label` is its name in tables, `flags` what it tells the training scripts of
     `script` (`k1` or `baseline`), `learning_rates` those tried by default on the
-    later datasets. `dial` is a second setting that is tuned, name -> values: a
-    flag of the scripts or an argument of `adapter`. `first` says whose model of dataset 1 it goes on from.
-    `adapter` wraps the model for one stage (from `peft`). `replay` is the share
-    of old training text, `joint` means all datasets at once from fresh weights.
+    later datasets. `dial` is a second setting that is tuned, name -> values:
+    `strength` of EWC, `keep` of WiSE-FT, or an argument of `adapter`, which wraps the
+    model for one stage (from `peft`). `replay` is the share of old training text,
+    `joint` means all datasets at once from fresh weights.
     """
 
     label: str
     flags: tuple[str, ...] = ()
-    script: str = "k1"
-    learning_rates: tuple[float, ...] = HELD_RATES
+    script: str = "baseline"
+    learning_rates: tuple[float, ...] = PLASTIC_RATES
     dial: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    first: str = "baseline"
     adapter: Callable[..., PreTrainedModel] | None = None
     replay: float = 0.0
     joint: bool = False
 
     @property
     def settings(self) -> list[dict[str, float]]:
-        """Every setting of the dial, one dictionary each; one empty dictionary where there is no dial."""
+        """Every setting of the dial, one dictionary each; one empty dictionary without a dial."""
         return [{name: value} for name, values in self.dial.items() for value in values] or [{}]
+
+
+def fisher_information(model: PreTrainedModel, dataset: TokenizedDataset, arguments: Arguments) -> list[Tensor]:
+    """Mean squared gradient of the loss by parameter, over 20 batches of 8 training sequences of `dataset`.
+
+    In squared nats per token and unit of the parameter: the diagonal of the empirical
+    Fisher information of EWC, of mini-batches instead of samples.
+    """
+    model.eval()
+    total = [torch.zeros_like(parameter) for parameter in model.parameters()]
+    batches = batches_of_blocks(dataset.blocks["train"], FISHER_ROWS, arguments.stage_seed)
+    for ids in islice(batches, FISHER_BATCHES):
+        model(input_ids=ids, labels=ids).loss.backward()
+        for value, parameter in zip(total, model.parameters()):
+            value.addcmul_(parameter.grad, parameter.grad, value=1 / FISHER_BATCHES)
+        model.zero_grad()
+    return total
+
+
+def mean_element(tensors: list[Tensor]) -> float:
+    """Mean over all elements of all tensors."""
+    return sum(float(value.double().sum()) for value in tensors) / sum(value.numel() for value in tensors)
+
+
+def consolidation(
+    model: PreTrainedModel, importance: list[Tensor], responsibility: list[Tensor], strength: float
+) -> Callable[[torch.optim.Optimizer], object]:
+    """EWC (arXiv:1612.00796): what to attach to an optimizer so that important parameters are held where they are now.
+
+    It adds lambda x importance x (parameter - its value now) to each gradient, with
+    lambda = strength x sqrt(mean(responsibility)) / mean(importance): so a parameter of
+    mean importance that has moved by 1 / strength is pulled back as strongly as the new
+    text pulls at the start. Both are of `fisher_information`, of old text and of new.
+    """
+    weight = strength * math.sqrt(mean_element(responsibility)) / mean_element(importance)
+    start = [parameter.detach().clone() for parameter in model.parameters()]
+
+    def pull(*_: object) -> None:
+        for parameter, omega, value in zip(model.parameters(), importance, start):
+            parameter.grad.addcmul_(omega, parameter.detach() - value, value=weight)
+
+    return lambda optimizer: optimizer.register_step_pre_hook(pull)
 
 
 def low_rank_adapter(model: PreTrainedModel, rank: float) -> PreTrainedModel:
@@ -75,57 +115,35 @@ def orthogonal_subspace(model: PreTrainedModel, embeddings: float = 0) -> PreTra
     return wrapped
 
 
-# The other shares of parameters that a step updates; 51% and 100% are `k1` and `k1_all`.
-SHARES = (0.05, 0.10, 0.25, 0.75)
+REHEARSAL = ("--rehearsal", SHARE)
+NO_REHEARSAL = ("--rehearsal", "0")
+NO_DECAY = ("--weight_decay", "0")  # decay to zero and a pull to the start would work against each other
+STANDARD = {
+    "ewc": Method("EWC", NO_DECAY, dial={"strength": (1.7, 5.0)}),
+    "wise_ft": Method("WiSE-FT", dial={"keep": (0.6, 0.8)}),
+    "lora": Method("LoRA", dial={"rank": (4, 16)}, adapter=low_rank_adapter),
+    "osf": Method("OSF", dial={"embeddings": (0, 1)}, adapter=orthogonal_subspace),
+    "momentum": Method("MoFO, 51%", ("--policy", "momentum"), script="k1"),
+    "stage": Method("half fine-tuning, 51%", ("--policy", "stage"), script="k1"),
+}
 METHODS = {
-    "dense": Method("dense (baseline)", script="baseline", learning_rates=(2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
-    "dense_rehearsal": Method(
-        "dense + rehearsal", REHEARSAL, script="baseline", learning_rates=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
-    ),
-    "k1": Method("K-1", first="k1"),
+    "baseline": Method(ARMS["baseline"], learning_rates=(2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
+    "sparse": Method(ARMS["sparse"], NO_REHEARSAL, script="k1", learning_rates=(2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
+    "baseline_rehearsal": Method(ARMS["baseline_rehearsal"], REHEARSAL, learning_rates=HELD_RATES),
+    "k1": Method(ARMS["k1"], script="k1", learning_rates=HELD_RATES),
     **{
-        f"k1_{share:.0%}": Method(f"K-1, {share:.0%} a step", ("--update_fraction", str(share)), first="k1")
-        for share in SHARES
+        name: replace(method, flags=(*method.flags, *(NO_REHEARSAL if method.script == "k1" else ())))
+        for name, method in STANDARD.items()
     },
-    "k1_all": Method("K-1, all parameters", ("--selection", "all"), first="k1"),
-    "k1_fixed_mask": Method("K-1, 51% for the whole stage", ("--selection", "gain"), first="k1"),
-    "k1_standard_basis": Method("K-1, standard basis", STANDARD_BASIS, first="k1"),
-    "k1_no_consolidation": Method("K-1, no consolidation", NO_CONSOLIDATION, first="k1"),
-    "k1_no_interpolation": Method("K-1, no interpolation", NO_INTERPOLATION, first="k1"),
-    "k1_no_rehearsal": Method("K-1, no rehearsal", NO_REHEARSAL, first="k1"),
-    "ewc": Method("EWC", (*ALL_STANDARD, *NO_REHEARSAL), dial=STRENGTHS),
-    "ewc_rehearsal": Method("EWC + rehearsal", ALL_STANDARD, dial={"consolidation": (0.5, 1.7)}),
-    "laplace": Method(
-        "structured Laplace", ("--selection", "all", *NO_REHEARSAL, *NO_INTERPOLATION), dial=STRENGTHS
-    ),
-    "momentum": Method(
-        "MoFO, 51%", ("--selection", "momentum", *PLAIN, *NO_REHEARSAL), learning_rates=PLASTIC_RATES
-    ),
-    "momentum_rehearsal": Method("MoFO, 51% + rehearsal", ("--selection", "momentum", *PLAIN)),
-    "random": Method(
-        "random half (HFT), 51%", ("--selection", "random", *PLAIN, *NO_REHEARSAL), learning_rates=PLASTIC_RATES
-    ),
-    "random_rehearsal": Method("random half, 51% + rehearsal", ("--selection", "random", *PLAIN)),
-    "groups": Method(
-        "coarse groups, 51%", ("--selection", "groups", *PLAIN, *NO_REHEARSAL), learning_rates=PLASTIC_RATES
-    ),
-    "wise_ft": Method(
-        "dense + WiSE-FT", script="baseline", dial={"interpolation": (0.6, 0.8)}, learning_rates=PLASTIC_RATES
-    ),
-    "lora": Method("LoRA", script="baseline", dial={"rank": (4, 16)}, adapter=low_rank_adapter),
-    "osf": Method(
-        "OSF", script="baseline", dial={"embeddings": (0, 1)}, adapter=orthogonal_subspace,
-        learning_rates=PLASTIC_RATES,
-    ),
-    "replay": Method(
-        "dense + 5% replay (sees old text)", script="baseline", replay=0.05, learning_rates=PLASTIC_RATES
-    ),
-    "replay_20": Method(
-        "dense + 20% replay (sees old text)", script="baseline", replay=0.2, learning_rates=PLASTIC_RATES
-    ),
-    "joint": Method(
-        "joint training (sees all text)", script="baseline", joint=True, learning_rates=(3e-3, 6e-3, 1e-2)
-    ),
+    **{
+        f"{name}_rehearsal": replace(
+            method, label=f"{method.label} + rehearsal", flags=(*method.flags, *REHEARSAL), learning_rates=HELD_RATES
+        )
+        for name, method in STANDARD.items()
+    },
+    "replay": Method("5% replay (sees old text)", replay=0.05),
+    "replay_25": Method("25% replay (sees old text)", replay=0.25),
+    "joint": Method("all datasets at once (sees old text)", learning_rates=(4e-3,), joint=True),
 }  # fmt: skip
 
 

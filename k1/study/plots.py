@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from k1.presets import ARMS
 from k1.report.metrics import mean
 from k1.report.plots import STYLES, percent, write_figure
 from k1.report.tables import dataset_label
@@ -15,9 +16,9 @@ from k1.study.methods import METHODS
 
 matplotlib.rcParams["axes.spines.top"] = matplotlib.rcParams["axes.spines.right"] = False
 # Marker and line style tell the methods apart without colour; those compared most are drawn heavy.
-EMPHASIZED = {"k1": ("o", "-", "#0b559f"), "dense": ("s", "--", "#b3540a")}
 # The arms of the experiment: line, marker and colour.
-ARM_STYLES = {"dense": STYLES[1], "dense_rehearsal": STYLES[2], "k1": STYLES[0]}
+ARM_STYLES = dict(zip(ARMS, STYLES))
+EMPHASIZED = {name: (marker, line, color) for name, (line, marker, color) in ARM_STYLES.items()}
 MARKERS = ["v", "^", "<", ">", "D", "p", "P", "X", "*", "h", "d", "8", "s", "H"]
 
 

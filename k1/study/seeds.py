@@ -3,9 +3,12 @@
 import argparse
 import json
 from pathlib import Path
+from statistics import correlation
 
 from k1.errors import K1Error, command
-from k1.report.tables import LABELS, dataset_label, format_table
+from k1.presets import ARMS
+from k1.report.metrics import mean
+from k1.report.tables import dataset_label, format_table
 from k1.study.frontier import KINDS, mean_and_interval
 
 
@@ -46,7 +49,7 @@ def format_seeds(reports: list[dict]) -> str:
 
     def table(title: str, columns: list[str], cell) -> list[str]:
         rows = [["Model", *columns]]
-        rows += [[LABELS[method], *cell(runs)] for method, runs in models.items()]
+        rows += [[ARMS[method], *cell(runs)] for method, runs in models.items()]
         return [title, format_table(rows)]
 
     def at_both_times(score: str, scale: float, digits: int):
@@ -86,6 +89,8 @@ def format_seeds(reports: list[dict]) -> str:
         "Forgetting in nats as a share of the baseline's, and loss on datasets 2 and 3 after their own stage less the "
         "baseline's; seed by seed, means",
         format_table(against_baseline(models, names)),
+        *two_by_two(models, names),
+        *predicted_and_real(models),
         f"The criteria of the report ({len(reports)} seeds)",
         format_table(criteria),
     ]  # fmt: skip
@@ -105,8 +110,60 @@ def against_baseline(models: dict[str, list[dict]], names: list[str]) -> list[li
             mean_and_interval([run["own"][name]["loss"] - dense["own"][name]["loss"] for run, dense in pairs], 3)
             for name in names[1:]
         ]
-        rows.append([LABELS[method], *cells])
+        rows.append([ARMS[method], *cells])
     return rows
+
+
+def two_by_two(models: dict[str, list[dict]], names: list[str]) -> list[str]:
+    """What the 51% and rehearsal each do: main effects and interaction, seed by seed, means with 95% intervals.
+
+    Nothing unless all four arms are there. The effect of the 51% is the mean of (51% - 100%) over both
+    columns, that of rehearsal the mean of (rehearsal - none) over both rows, and the interaction is how much
+    more the 51% do with rehearsal than without.
+    """
+    if set(models) != set(ARMS):
+        return []
+    quantities = {
+        "average forgetting, %": lambda run: run["average_forgetting_percent"],
+        "mean of the three kinds of forgetting, nats": lambda run: mean(list(forgotten_nats(run).values())),
+        "loss on new datasets, nats": lambda run: mean([run["own"][name]["loss"] for name in names[1:]]),
+        "mean loss at the end, nats": lambda run: run["mean_final_loss"],
+    }
+    rows = [["", "51% - 100%", "rehearsal - none", "interaction"]]
+    for title, quantity in quantities.items():
+        dense, sparse, rehearsed, both = ([quantity(run) for run in models[arm]] for arm in ARMS)
+        by_seed = list(zip(dense, sparse, rehearsed, both))
+        effects = [
+            [((s - d) + (b - r)) / 2 for d, s, r, b in by_seed],
+            [((r - d) + (b - s)) / 2 for d, s, r, b in by_seed],
+            [(b - r) - (s - d) for d, s, r, b in by_seed],
+        ]
+        rows.append([title, *map(mean_and_interval, effects)])
+    return ["Two by two: what the 51% do, what rehearsal does, and what they do together", format_table(rows)]
+
+
+def predicted_and_real(models: dict[str, list[dict]]) -> list[str]:
+    """Predicted forgetting beside the real rise of the loss on test text in the same stage, of all runs that rehearse.
+
+    In nats per token, means over the seeds; nothing if no run rehearses.
+    """
+    rows, pairs = [["Model", "Stage", "Dataset", "Predicted", "Real"]], []
+    for arm, runs in models.items():
+        stages = runs[0]["predicted_forgetting"]
+        for stage, dataset in [(stage, number) for stage, found in enumerate(stages) for number in range(len(found))]:
+            predicted = [run["predicted_forgetting"][stage][dataset] for run in runs]
+            real = [run["loss_matrix"][stage + 1][dataset] - run["loss_matrix"][stage][dataset] for run in runs]
+            pairs += zip(predicted, real)
+            rows.append([ARMS[arm], str(stage + 1), str(dataset + 1), *map(mean_and_interval, (predicted, real))])
+    if not pairs:
+        return []
+    error = mean([abs(predicted - real) for predicted, real in pairs])
+    caption = (
+        "Predicted forgetting, the divergence on the model's own text, beside the real rise of the loss in the same "
+        f"stage, in nats per token; they are {error:.3f} apart in the mean of {len(pairs)} pairs, their correlation is "
+        f"{correlation(list(zip(*pairs))[0], list(zip(*pairs))[1]):.2f}"
+    )
+    return [caption, format_table(rows)]
 
 
 @command

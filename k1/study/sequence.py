@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import replace
 from functools import lru_cache
@@ -18,14 +19,13 @@ from k1.checkpoints.storage import load_checkpoint, restore_model, save_checkpoi
 from k1.data.loader import DataLoader, TokenizedDataset
 from k1.data.tokenizer import load_tokenizer, train_tokenizer
 from k1.model import build_model, configure_torch, model_config
+from k1.rehearsal import Rehearsal
 from k1.report.metrics import mean
 from k1.report.tables import dataset_label
-from k1.sparse.eigenbasis import enter_eigenbasis
-from k1.sparse.importance import add_importance, fisher_information, sample_batches
-from k1.sparse.rehearsal import begin_rehearsal, write_rehearsal
-from k1.study.methods import METHODS, Method
+from k1.study.methods import METHODS, Method, consolidation, fisher_information
 from k1.training.evaluation import evaluate
 from k1.training.loop import train
+from k1.training.rehearsal import begin_rehearsal, write_rehearsal
 
 
 def stage_arguments(
@@ -63,8 +63,7 @@ def learn_first_dataset(first: str, seed: int, learning_rate: float, output: Pat
     history = quietly_train(model, dataset, arguments)
     after = evaluate(model, [dataset], arguments)
     checkpoint = stage_checkpoint(
-        model, tokenizer, dataset, arguments,
-        untrained=untrained, before=untrained, after=after, history=history,
+        model, tokenizer, dataset, arguments, untrained=untrained, before=untrained, after=after, history=history,
         written=write_rehearsal(model, dataset, tokenizer, arguments),
     )  # fmt: skip
     save_checkpoint(output, checkpoint)
@@ -74,16 +73,12 @@ def learn_first_dataset(first: str, seed: int, learning_rate: float, output: Pat
 def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Path, settings: dict) -> dict:
     """Learn datasets 2, 3 and so on by method `name`; returns the record.
 
-    It goes on from the model of dataset 1 in the file `first`. `dial` is one of the method's `settings`.
+    It continues the model of dataset 1 in the file `first`. `dial` is one of the method's `settings`.
     """
     method = METHODS[name]
-    previous = load_checkpoint(first, method.first)
-    is_dense = method.script == "baseline"
-    flags = method.flags
-    if not method.adapter:
-        flags += tuple(f"--{setting}={value}" for setting, value in dial.items())
+    previous = load_checkpoint(first, method.script)
     stages = [
-        stage_arguments(stage, learning_rate, previous.seed, settings, method.script, flags)
+        stage_arguments(stage, learning_rate, previous.seed, settings, method.script, method.flags)
         for stage in range(2, len(settings["dataset_names"]) + 1)
     ]
     configure_torch(stages[0].threads)
@@ -98,40 +93,35 @@ def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Pat
     tokenizer = load_tokenizer(previous.tokenizer)
     model, written = restore_model(previous, stages[0].device), previous.written
     evaluations, history, importance = [previous.evaluations[0]], [], None
-    if not is_dense:
-        sample = sample_batches(datasets[0], replace(stages[0], stage=1))
-        enter_eigenbasis(model, sample, stages[0].max_basis_dim)
-        importance = fisher_information(model, sample)
-        # To rounding the same model, but the bits are those that the scripts report.
-        evaluations = [evaluate(model, datasets[:1], stages[0])]
     for arguments in stages:
         learned, dataset = datasets[: arguments.stage - 1], datasets[arguments.stage - 1]
-        sample = None if is_dense else sample_batches(dataset, arguments)
-        responsibility = None if is_dense else fisher_information(model, sample)
+        start = [parameter.detach().clone() for parameter in model.parameters()]
+        attach = None
+        if "strength" in dial:
+            found = fisher_information(model, learned[-1], arguments)
+            importance = found if importance is None else [old + new for old, new in zip(importance, found)]
+            attach = consolidation(model, importance, fisher_information(model, dataset, arguments), dial["strength"])
+        rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
         text = with_replay(dataset, learned, method.replay, arguments) if method.replay else dataset
-        if method.adapter:
-            model = train_adapter(method, dial, model, text, arguments, history)
-        else:
-            rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
-            history += quietly_train(model, text, arguments, importance, responsibility, rehearsal)
-            if rehearsal and arguments is not stages[-1]:
-                written = write_rehearsal(model, dataset, tokenizer, arguments, written)
-        if not is_dense and arguments is not stages[-1]:
-            importance = add_importance(importance, fisher_information(model, sample))
+        trained = adapted(method, dial, model, arguments) if method.adapter else model
+        history += quietly_train(trained, text, arguments, rehearsal, attach)
+        model = trained.merge_and_unload().requires_grad_(True) if method.adapter else model
+        if "keep" in dial:
+            with torch.no_grad():
+                for parameter, value in zip(model.parameters(), start):
+                    parameter.lerp_(value, 1 - dial["keep"])
+        if arguments is not stages[-1]:
+            written = write_rehearsal(model, dataset, tokenizer, arguments, written)
         evaluations.append(evaluate(model, [*learned, dataset], arguments))
     return record_of(evaluations, history, started)
 
 
-def train_adapter(
-    method: Method, dial: dict, model: PreTrainedModel, text: TokenizedDataset, arguments: Arguments, history: list
-) -> PreTrainedModel:
-    """Train the adapter of `method` around `model`, adding to `history`; returns the model with it merged in."""
+def adapted(method: Method, dial: dict, model: PreTrainedModel, arguments: Arguments) -> PreTrainedModel:
+    """`model` inside the adapter of `method`, whose fresh weights depend on the stage's seed."""
     torch.manual_seed(arguments.stage_seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        adapted = method.adapter(model, **dial)
-    history += quietly_train(adapted, text, arguments)
-    return adapted.merge_and_unload().requires_grad_(True)
+        return method.adapter(model, **dial)
 
 
 def learn_all_at_once(
@@ -160,10 +150,16 @@ def mixture(datasets: list[TokenizedDataset], shares: list[float], arguments: Ar
     return replace(datasets[0], blocks={**datasets[0].blocks, "train": mixed})
 
 
-def quietly_train(*arguments) -> list[dict]:
+def quietly_train(
+    model: PreTrainedModel,
+    dataset: TokenizedDataset,
+    arguments: Arguments,
+    rehearsal: Rehearsal | None = None,
+    attach: Callable[[torch.optim.Optimizer], object] | None = None,
+) -> list[dict]:
     """`k1.train` without its progress bar: the study has one of its own."""
     with redirect_stderr(StringIO()):
-        return train(*arguments)
+        return train(model, dataset, arguments, rehearsal, attach=attach)
 
 
 def record_of(evaluations: list[dict], history: list[dict], started: float) -> dict:

@@ -1,9 +1,9 @@
 """python3 -m k1.study.stream: any number of datasets, learned one after another by the arms of the experiment.
 
-The baseline, the baseline with rehearsal and K-1, each at one learning rate, over
-several seeds. A run that is recorded in results.json below --out is not repeated,
-so the stream can be stopped and started again. Each training runs on one thread.
-The tables go to stdout and results.md, the picture of all datasets to stream.png.
+The four arms, each at one learning rate, over several seeds. A run that is recorded
+in results.json below --out is not repeated, so the stream can be stopped and started
+again. Each training runs on one thread. The tables go to stdout and results.md, the
+picture of all datasets to stream.png.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from k1.errors import K1Error, UsageError, command
 from k1.files import write_text
-from k1.presets import PRESETS
+from k1.presets import ARMS, PRESETS
 from k1.report.plots import write_figure
 from k1.study.commands import label_of, open_results, parse, recorded_settings, study_parser
 from k1.study.execution import Run, best_first, execute_all
@@ -24,8 +24,6 @@ from k1.study.plots import stream_figure
 from k1.study.sequence import data_loader
 from k1.study.unseen import CORPORA
 
-# By method of the study: the arm whose learning rates a preset names.
-ARMS = {"dense": "baseline", "dense_rehearsal": "baseline_rehearsal", "k1": "k1"}
 UNSEEN = Path("models/unseen")
 DATASETS = ["wikitext", "code", "science", *(str(UNSEEN / f"{name}.jsonl") for name in CORPORA)]
 
@@ -47,7 +45,7 @@ def parse_stream_arguments() -> argparse.Namespace:
     if arguments.learning_rates and not all(0 < rate < inf for rate in arguments.learning_rates):
         raise UsageError("--learning_rates must be positive numbers")
     presets = PRESETS[arguments.preset].learning_rates
-    rates = arguments.learning_rates or [presets[arm][1] for arm in ARMS.values()]
+    rates = arguments.learning_rates or [presets[arm][1] for arm in ARMS]
     arguments.learning_rates = dict(zip(ARMS, rates))
     return arguments
 
@@ -61,7 +59,7 @@ def stream_settings(arguments: argparse.Namespace) -> dict:
         if Path(name).parent == UNSEEN and not Path(name).exists():
             raise K1Error(f"{name} is missing; write it with: python3 -m k1.study.unseen {UNSEEN}")
         texts[label_of(name)] = data_loader(name, settings).fingerprint
-    return {**settings, "consolidation": PRESETS[arguments.preset].consolidation, "text": texts}
+    return {**settings, "text": texts}
 
 
 def run_stream(arguments: argparse.Namespace, results: dict) -> dict[str, Point]:
@@ -70,13 +68,13 @@ def run_stream(arguments: argparse.Namespace, results: dict) -> dict[str, Point]
     A run that diverged is named on stderr; raises `K1Error` where no run finished.
     """
     first_rates = {first: rates[:1] for first, rates in PRESETS[arguments.preset].learning_rates.items()}
-    firsts = dict.fromkeys(METHODS[arm].first for arm in ARMS)
+    firsts = dict.fromkeys(METHODS[arm].script for arm in ARMS)
     first_runs = [Run(f"first-{first}", seed, first_rates[first][0]) for seed in arguments.seeds for first in firsts]
     execute_all(dict.fromkeys(first_runs), results, arguments.out, arguments.jobs)
     runs = {}
     for seed in arguments.seeds:
         for arm, rate in arguments.learning_rates.items():
-            first = METHODS[arm].first
+            first = METHODS[arm].script
             runs[Run(arm, seed, rate)] = best_first(results["runs"], first, seed, first_rates[first])
     execute_all(runs, results, arguments.out, arguments.jobs)
 

@@ -1,28 +1,36 @@
 """Several seeds together: means, intervals and shares are those of the reports."""
 
-import copy
 import json
 
 import pytest
 
 from k1.errors import K1Error
+from k1.study.frontier import KINDS
 from k1.study.seeds import forgotten_nats, format_seeds, load_reports
 from tests.conftest import assert_one_clear_line, run_script
 
+# By seed and arm: the loss of dataset `a` at the end, which is 4 after its own stage and after stage 2.
+ENDS = [
+    {"baseline": 5.0, "sparse": 5.1, "baseline_rehearsal": 4.3, "k1": 4.6},
+    {"baseline": 5.0, "sparse": 5.3, "baseline_rehearsal": 4.5, "k1": 4.8},
+]
 
-def report(seed, k1_end, baseline_end):
-    """A report in which the loss of dataset `a` goes from 4 to the given values."""
 
-    def model(end):
-        scores = {"accuracy": 0.25, "loss": 4.0}
-        return {
-            "own": {"a": scores, "b": scores, "c": scores}, "final": {"a": scores, "b": scores, "c": scores},
-            "forgetting_percent": {"a": 10.0, "b": 5.0, "c": 0.0}, "average_forgetting_percent": 7.5,
-            "loss_matrix": [[7, 7, 7], [4, 6, None], [end - 0.5, 2, 5], [end, 2.5, 3]], "learning_rates": [1, 2, 3],
-        }  # fmt: skip
-
+def model(end, rehearses):
+    """An arm in a report; what it predicts is 0.2 less than the truth of dataset 1, and right of dataset 2."""
+    scores = {name: {"accuracy": 0.25, "loss": 4.0} for name in "abc"}
     return {
-        "models": {"k1": model(k1_end), "baseline": model(baseline_end)},
+        "own": scores, "final": scores, "forgetting_percent": {"a": 10.0, "b": 5.0, "c": 0.0},
+        "average_forgetting_percent": 10 * (end - 4), "mean_final_loss": end,
+        "loss_matrix": [[7, 7, 7], [4, 6, None], [4.1, 2, 5], [end, 2.5, 3]], "learning_rates": [1, 2, 3],
+        "predicted_forgetting": [[], [0.1 - 0.2], [end - 4.1 - 0.2, 0.5]] if rehearses else [[], [], []],
+    }  # fmt: skip
+
+
+def report(seed, ends):
+    """A report of the arms of `ends`."""
+    return {
+        "models": {arm: model(end, arm in ("baseline_rehearsal", "k1")) for arm, end in ends.items()},
         "criteria": [{"criterion": "1. it holds", "met": seed == 0}],
         "datasets": [{"name": name, "fingerprint": name} for name in "abc"],
         "preset": "quick", "seed": seed,
@@ -31,40 +39,67 @@ def report(seed, k1_end, baseline_end):
 
 @pytest.fixture
 def paths(tmp_path):
-    written = []
-    for seed, ends in enumerate([(4.6, 5.0), (4.8, 5.0)]):
-        written.append(tmp_path / f"{seed}.json")
-        written[-1].write_text(json.dumps(report(seed, *ends)))
+    written = [tmp_path / f"{seed}.json" for seed in range(len(ENDS))]
+    for seed, path in enumerate(written):
+        path.write_text(json.dumps(report(seed, ENDS[seed])))
     return written
+
+
+def rows_of(text, head):
+    """The cells of the table whose first row begins with the cells `head`, by the first cell of each row."""
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    start = next(place for place, cells in enumerate(lines) if cells[: len(head)] == head)
+    return {cells[0]: cells[1:] for cells in lines[start : lines.index([], start)]}
 
 
 def test_shares_are_taken_seed_by_seed(paths):
     reports = load_reports(paths)
-    assert forgotten_nats(reports[0]["models"]["k1"]) == pytest.approx(
-        {"dataset 1 after stage 2": 0.1, "dataset 1 at the end": 0.6, "dataset 2 at the end": 0.5}
-    )
+    assert forgotten_nats(reports[0]["models"]["k1"]) == pytest.approx(dict(zip(KINDS, (0.1, 0.6, 0.5))))
     finished = run_script("-m k1.study.seeds", *paths)
     assert finished.status == 0 and finished.stdout == format_seeds(reports) + "\n"
     # 0.6 and 0.8, and a 95% interval of 12.706 standard errors with two seeds.
-    assert "0.700 ± 1.271" in finished.stdout
+    rows = rows_of(finished.stdout, ["Model", *KINDS, "new loss of b"])
+    assert rows["K-1"] == ["1.000 ± 0.000", "0.700 ± 1.271", "1.000 ± 0.000", "0.000 ± 0.000", "0.000 ± 0.000"]
+    assert "baseline" not in rows
     assert "| 1. it holds |    met | NOT MET |" in finished.stdout
 
 
-def test_every_model_is_compared_with_the_baseline(paths):
+def test_new_losses_are_less_the_baselines(paths):
     reports = load_reports(paths)
-    for report in reports:
-        third = copy.deepcopy(report["models"]["k1"])
-        third["own"]["b"] = {"accuracy": 0.25, "loss": 3.75}
-        report["models"]["baseline_rehearsal"] = third
-    lines = [line.split("|")[1:-1] for line in format_seeds(reports).splitlines() if "| " in line]
-    found = {cells[0].strip(): [cell.strip() for cell in cells[4:]] for cells in lines if len(cells) == 6}
-    assert found["Model"] == ["new loss of b", "new loss of c"]
-    assert found["K-1"] == ["0.000 ± 0.000", "0.000 ± 0.000"]
-    assert found["baseline + rehearsal"] == ["-0.250 ± 0.000", "0.000 ± 0.000"]
+    for found in reports:
+        found["models"]["sparse"]["own"]["b"]["loss"] -= 0.25
+    assert rows_of(format_seeds(reports), ["Model", *KINDS, "new loss of b"])["51% alone"][3:] == [
+        "-0.250 ± 0.000", "0.000 ± 0.000",
+    ]  # fmt: skip
+
+
+def test_main_effects_and_interaction_are_those_of_each_seed(paths):
+    rows = rows_of(format_seeds(load_reports(paths)), ["", "51% - 100%"])
+    # Seed 0: 51% cost 0.1 alone and 0.3 with rehearsal, seed 1: 0.3 and 0.3; rehearsal gains 0.7 and 0.5 in each.
+    assert rows["mean loss at the end, nats"] == ["0.250 ± 0.635", "-0.550 ± 0.635", "0.100 ± 1.271"]
+    assert rows["average forgetting, %"] == ["2.500 ± 6.353", "-5.500 ± 6.353", "1.000 ± 12.706"]
+    # Of the three kinds only one differs.
+    assert rows["mean of the three kinds of forgetting, nats"][0] == "0.083 ± 0.212"
+
+
+def test_predicted_forgetting_stands_beside_the_rise_in_the_same_stage(paths):
+    text = format_seeds(load_reports(paths))
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert ["K-1", "2", "1", "-0.100 ± 0.000", "0.100 ± 0.000"] in lines
+    assert ["K-1", "3", "1", "0.400 ± 1.271", "0.600 ± 1.271"] in lines
+    assert ["baseline + rehearsal", "3", "2", "0.500 ± 0.000", "0.500 ± 0.000"] in lines
+    assert "they are 0.133 apart in the mean of 12 pairs, their correlation is 0.9" in text
+
+
+def test_without_all_four_arms_or_rehearsal_there_is_no_such_table(paths):
+    for seed, path in enumerate(paths):
+        path.write_text(json.dumps(report(seed, {arm: ENDS[seed][arm] for arm in ("baseline", "sparse")})))
+    text = format_seeds(load_reports(paths))
+    assert "51% alone" in text and "Two by two" not in text and "Predicted" not in text
 
 
 def test_reports_of_other_experiments_are_refused(paths):
-    other = copy.deepcopy(report(2, 4.6, 5.0))
+    other = report(2, ENDS[1])
     other["datasets"][0]["fingerprint"] = "other"
     paths[1].write_text(json.dumps(other))
     with pytest.raises(K1Error, match="data differ"):

@@ -6,7 +6,7 @@ import random
 import pytest
 from matplotlib.colors import to_rgb
 
-from k1.presets import PRESETS
+from k1.presets import ARMS
 from k1.study.forgetting import (
     ACCURACY,
     NATS,
@@ -21,7 +21,6 @@ from k1.study.forgetting import (
 )
 from k1.study.frontier import points_of
 from k1.study.plots import ARM_STYLES, stream_figure
-from k1.study.stream import ARMS, DATASETS
 from tests.conftest import assert_one_clear_line, run_script
 from tests.study.records import record
 
@@ -51,26 +50,26 @@ def test_metrics_of_one_run():
 
 
 def test_shares_are_taken_seed_by_seed_of_the_seeds_that_both_have():
-    dense = [more_forgotten("dense", seed, nats) for seed, nats in ((0, 1.75 / 3), (1, 1.75), (3, 9.0))]
+    dense = [more_forgotten("baseline", seed, nats) for seed, nats in ((0, 1.75 / 3), (1, 1.75), (3, 9.0))]
     k1 = [more_forgotten("k1", seed, 0.0) for seed in (2, 1, 0)]
     arms = arms_of(*dense, *k1)
-    assert forgetting_shares(arms["k1"], arms["dense"]) == pytest.approx([1 / 2, 1 / 4])
+    assert forgetting_shares(arms["k1"], arms["baseline"]) == pytest.approx([1 / 2, 1 / 4])
     # The mean and 12.706 standard errors.
-    assert "| K-1 / dense (baseline) |     2 | 0.38 ± 1.59 |" in stream_tables(arms)
+    assert "| K-1 / baseline |     2 | 0.38 ± 1.59 |" in stream_tables(arms)
 
 
 def test_where_the_other_arm_forgot_nothing_there_is_no_share():
-    arms = arms_of(more_forgotten("dense", 0, -1.75 / 3), more_forgotten("k1", 0, 0.0))
-    assert forgetting_shares(arms["k1"], arms["dense"]) == []
+    arms = arms_of(more_forgotten("baseline", 0, -1.75 / 3), more_forgotten("k1", 0, 0.0))
+    assert forgetting_shares(arms["k1"], arms["baseline"]) == []
     assert "as a share" not in stream_tables(arms)
 
 
 def test_tables_show_every_dataset_and_average():
-    tables = stream_tables(arms_of(more_forgotten("dense", 0, 1.0), more_forgotten("k1", 0, 0.0)))
-    assert "| 1: a    |     50.0 -> 25.0 | 50.0 -> 25.0 |" in tables
-    assert "| 2: b    |   3.000 -> 4.500 | 3.000 -> 3.500 |" in tables
-    assert "| 4: d    |   1.000 -> 1.000 | 1.000 -> 1.000 |" in tables
-    assert "| K-1              |         0.001 |     1 |      0.583 |         25.0 |            2.000 |" in tables
+    tables = stream_tables(arms_of(more_forgotten("baseline", 0, 1.0), more_forgotten("k1", 0, 0.0)))
+    assert "| 1: a    | 50.0 -> 25.0 | 50.0 -> 25.0 |" in tables
+    assert "| 2: b    | 3.000 -> 4.500 | 3.000 -> 3.500 |" in tables
+    assert "| 4: d    | 1.000 -> 1.000 | 1.000 -> 1.000 |" in tables
+    assert "| K-1      |         0.001 |     1 |      0.583 |         25.0 |            2.000 |" in tables
 
 
 def test_the_picture_follows_each_dataset_from_its_own_stage_on():
@@ -84,12 +83,12 @@ def test_the_picture_follows_each_dataset_from_its_own_stage_on():
     assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == ["1: a", "2: b", "3: c", "4: d"]
     for stage, axes in enumerate(figure.axes):
         assert axes.get_xlim() == figure.axes[0].get_xlim() and axes.get_ylim() == figure.axes[0].get_ylim()
-        assert len(axes.lines) == 3
+        assert len(axes.lines) == 4
         for line in axes.lines:
             assert list(line.get_xdata()) == list(range(stage + 1, 5))
             assert list(line.get_ydata()) == pytest.approx([75 * row[stage] for row in ACCURACIES[stage:]])
     legend = figure.legends[0]
-    assert [text.get_text() for text in legend.get_texts()] == ["dense (baseline)", "dense + rehearsal", "K-1"]
+    assert [text.get_text() for text in legend.get_texts()] == ["baseline", "51% alone", "baseline + rehearsal", "K-1"]
 
 
 def test_a_row_of_panels_that_is_not_full_leaves_no_axis_without_numbers():
@@ -103,7 +102,7 @@ def test_a_row_of_panels_that_is_not_full_leaves_no_axis_without_numbers():
 def test_arms_are_told_apart_without_colour():
     lines, markers, colors = zip(*ARM_STYLES.values())
     assert list(ARM_STYLES) == list(ARMS)
-    assert len(set(lines)) == len(set(markers)) == 3
+    assert len(set(lines)) == len(set(markers)) == 4
     assert max(sum(to_rgb(color)) / 3 for color in colors) < 0.5
 
 
@@ -122,7 +121,6 @@ def four(corpora, tmp_path_factory):
 def stream(four, tmp_path_factory):
     out = tmp_path_factory.mktemp("stream")
     flags = ["--preset", "smoke", "--seeds", 0, "--dataset_names", *four, "--jobs", 1, "--out", out]
-    # With an environment, in a process that can start others.
     finished = run_script("-m k1.study.stream", *flags, starts_processes=True)
     assert finished.status == 0, finished.stderr
     return flags, out, finished
@@ -138,8 +136,11 @@ def test_four_datasets_are_learned_by_all_arms(stream, four):
         assert [list(row) for row in run["evaluations"]] == [names[:count] for count in range(1, 5)]
         # Each dataset is learned in its own stage: an even guess among 512 tokens costs 6.2 nats.
         assert all(own < 4 for own, _ in own_and_end(matrix_of(run, NATS)))
-    assert runs["k1-seed0-0.01"]["updated_fraction"] == pytest.approx(0.51, abs=1e-3)
-    assert runs["dense-seed0-0.01"]["updated_fraction"] == pytest.approx(1, abs=1e-3)
+    for arm, share in (("k1", 0.51), ("sparse", 0.51), ("baseline_rehearsal", 1)):
+        assert runs[f"{arm}-seed0-0.01"]["updated_fraction"] == pytest.approx(share, abs=2e-3)
+    # Only the arms that rehearse keep the words of the first dataset.
+    forgotten = {arm: forgotten_nats(runs[f"{arm}-seed0-0.01"]) for arm in ARMS}
+    assert max(forgotten["k1"], forgotten["baseline_rehearsal"]) < min(forgotten["sparse"], forgotten["baseline"]) / 2
     arms = {arm: points[0] for arm, points in points_of(runs).items()}
     assert finished.stdout == stream_tables(arms) + "\n" == (out / "results.md").read_text()
     assert (out / "stream.png").read_bytes().startswith(b"\x89PNG")
@@ -149,7 +150,7 @@ def test_only_a_run_that_is_missing_is_repeated_to_the_bit(stream):
     flags, out, first = stream
     recorded = json.loads((out / "results.json").read_text())
     removed = recorded["runs"].pop("k1-seed0-0.01")
-    kept = recorded["runs"]["dense-seed0-0.01"]
+    kept = recorded["runs"]["baseline-seed0-0.01"]
     kept["evaluations"][-1]["weather.jsonl"]["test"][0] = 9.999
     (out / "results.json").write_text(json.dumps(recorded))
     second = run_script("-m k1.study.stream", *flags, starts_processes=True)
@@ -173,8 +174,8 @@ def test_other_text_under_the_same_name_is_refused(stream, four, tmp_path):
         (["--dataset_names", "code", "science", "code"], 2, "has code twice"),
         (["--dataset_names", "nothing.jsonl", "code"], 1, "nothing.jsonl: no such file"),
         (["--dataset_names", "models/unseen/other.jsonl", "code"], 1, "python3 -m k1.study.unseen models/unseen"),
-        (["--learning_rates", "1e-3", "1e-3"], 2, "expected 3 arguments"),
-        (["--learning_rates", "1e-3", "0", "1e-3"], 2, "--learning_rates must be positive"),
+        (["--learning_rates", "1e-3", "1e-3"], 2, "expected 4 arguments"),
+        (["--learning_rates", "1e-3", "0", "1e-3", "1e-3"], 2, "--learning_rates must be positive"),
         (["--seeds", "-1"], 2, "--seeds at least 0"),
     ],
     ids=["one", "one twice", "missing", "not written", "two rates", "rate of zero", "seed below zero"],
@@ -183,10 +184,3 @@ def test_bad_input_is_one_line_before_any_training(tmp_path, flags, status, frag
     finished = run_script("-m k1.study.stream", "--preset", "smoke", *flags, "--out", tmp_path / "out")
     assert_one_clear_line(finished, status, fragment)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_default_stream_is_that_of_the_make_target():
-    assert DATASETS[:3] == ["wikitext", "code", "science"]
-    assert DATASETS[3:] == [f"models/unseen/{name}.jsonl" for name in ("source", "licences", "documentation")]
-    for preset in PRESETS.values():
-        assert set(ARMS.values()) == set(preset.learning_rates)

@@ -1,11 +1,13 @@
-"""The study runs every method through the loop of the scripts, records each run, and goes on where it was stopped."""
+"""The study runs every method through the loop of the scripts, records each run, and resumes where it was stopped."""
 
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import PeftModel
 
 from k1.arguments import Arguments
@@ -13,7 +15,7 @@ from k1.checkpoints.storage import load_checkpoint
 from k1.data.loader import load_datasets
 from k1.data.tokenizer import load_tokenizer
 from k1.errors import K1Error
-from k1.presets import FILES
+from k1.presets import ARM_FILES, PRESETS
 from k1.report.tables import dataset_label
 from k1.study.frontier import (
     Point,
@@ -26,21 +28,28 @@ from k1.study.frontier import (
     points_of,
     ratios_at_equal_learning,
 )
-from k1.study.methods import METHODS, low_rank_adapter, orthogonal_subspace, require_packages
+from k1.study.methods import (
+    METHODS,
+    consolidation,
+    fisher_information,
+    low_rank_adapter,
+    orthogonal_subspace,
+    require_packages,
+)
 from k1.study.plots import undominated
-from k1.study.sequence import with_replay
-from k1.study.shares import format_shares
-from k1.training.optimization import interpolate
+from k1.study.sequence import learn_later_datasets, stage_arguments, with_replay
 from tests.conftest import assert_one_clear_line, run_script, train_all
 from tests.study.records import record
+
+STUDIED = ("baseline", "k1", "stage", "ewc", "lora", "replay", "joint")
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, corpora):
     out = tmp_path_factory.mktemp("study")
     flags = [
-        "--preset", "smoke", "--methods", "dense", "k1", "k1_all", "lora", "replay", "joint", "--seeds", 0,
-        "--learning_rates", 1e-2, "--dataset_names", *corpora, "--out", out,
+        "--preset", "smoke", "--methods", *STUDIED, "--seeds", 0, "--learning_rates", 1e-2,
+        "--dataset_names", *corpora, "--out", out,
     ]  # fmt: skip
     finished = run_script("-m k1.study", *flags, starts_processes=True)
     assert finished.status == 0, finished.stderr
@@ -51,32 +60,51 @@ def test_every_run_is_recorded_and_shown(study):
     _, out, finished = study
     runs = json.loads((out / "results.json").read_text())["runs"]
     assert set(runs) == {
-        "first-baseline-seed0-0.01", "first-k1-seed0-0.01", "dense-seed0-0.01", "k1-seed0-0.01", "k1_all-seed0-0.01",
-        "lora-seed0-0.01-rank4", "lora-seed0-0.01-rank16", "replay-seed0-0.01", "joint-seed0-0.01",
+        "first-baseline-seed0-0.01", "first-k1-seed0-0.01", "baseline-seed0-0.01", "k1-seed0-0.01",
+        "stage-seed0-0.01", "ewc-seed0-0.01-strength1.7", "ewc-seed0-0.01-strength5", "lora-seed0-0.01-rank4",
+        "lora-seed0-0.01-rank16", "replay-seed0-0.01", "joint-seed0-0.01",
     }  # fmt: skip
-    assert runs["k1-seed0-0.01"]["updated_fraction"] == pytest.approx(0.51, abs=1e-3)
-    # All that have a gradient: of the embedding only the rows of tokens in the batch.
-    assert runs["k1_all-seed0-0.01"]["updated_fraction"] > 0.8
-    for method in ("dense", "k1", "k1_all", "lora", "replay", "joint"):
+    for method in ("k1", "stage"):
+        assert runs[f"{method}-seed0-0.01"]["updated_fraction"] == pytest.approx(0.51, abs=2e-3)
+    for method in STUDIED:
         assert f"| {METHODS[method].label} " in finished.stdout
-    shares = format_shares(runs)
-    assert "51% minus 100%" in shares and (out / "shares.md").read_text() == shares + "\n"
-    assert finished.stdout == (out / "results.md").read_text() + "\n" + shares + "\n"
-    for name in ("frontier.png", "shares.png"):
-        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    assert finished.stdout == (out / "results.md").read_text()
+    assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_holds_the_model_makes_it_forget_less(study):
+    _, out, _ = study
+    runs = json.loads((out / "results.json").read_text())["runs"]
+
+    def forgotten(name):
+        """Of dataset 1 in stage 2, in nats per token."""
+        return learning_and_forgetting(runs[name], "test")["dataset 1 after stage 2"][1]
+
+    dense = forgotten("baseline-seed0-0.01")
+    assert forgotten("k1-seed0-0.01") < dense / 2 and forgotten("replay-seed0-0.01") < dense
+    assert forgotten("ewc-seed0-0.01-strength5") < forgotten("ewc-seed0-0.01-strength1.7") < dense
+
+
+def test_wise_ft_keeps_a_share_of_the_change_of_each_stage(study):
+    _, out, _ = study
+    settings = json.loads((out / "results.json").read_text())["settings"]
+    first = out / "first" / "first-baseline-seed0-0.01.pt"
+    one, two, three = learn_later_datasets("wise_ft", 1e-2, {"keep": 0}, first, settings)["evaluations"]
+    for name, scores in one.items():
+        assert two[name] == three[name] == scores
 
 
 def test_a_recorded_run_is_not_repeated_and_a_missing_one_is(study):
     flags, out, first = study
     recorded = json.loads((out / "results.json").read_text())
-    removed = recorded["runs"].pop("dense-seed0-0.01")
+    removed = recorded["runs"].pop("baseline-seed0-0.01")
     recorded["runs"]["joint-seed0-0.01"]["evaluations"][-1].update(
         {name: {split: [9.999, 0.0] for split in splits} for name, splits in removed["evaluations"][-1].items()}
     )
     (out / "results.json").write_text(json.dumps(recorded))
     second = run_script("-m k1.study", *flags, starts_processes=True)
     assert second.stdout.count("9.999") == 3
-    again = json.loads((out / "results.json").read_text())["runs"]["dense-seed0-0.01"]
+    again = json.loads((out / "results.json").read_text())["runs"]["baseline-seed0-0.01"]
     assert again["evaluations"] == removed["evaluations"]
     assert_one_clear_line(run_script("-m k1.study", *flags, "--data_source", "hub"), 1, "another data_source")
 
@@ -85,16 +113,52 @@ def test_the_study_computes_what_the_scripts_compute(study, corpora, tmp_path):
     _, out, _ = study
     runs = json.loads((out / "results.json").read_text())["runs"]
     train_all(tmp_path, corpora)
-    for method, name in (("k1", "k1-seed0-0.01"), ("baseline", "dense-seed0-0.01")):
-        final = load_checkpoint(tmp_path / FILES[method][-1], method)
-        for stage, row in enumerate(runs[name]["evaluations"]):
-            expected = {dataset_label(path): splits for path, splits in final.evaluations[stage].items()}
+    for arm in ("k1", "baseline"):
+        final = load_checkpoint(tmp_path / ARM_FILES[arm][-1], arm)
+        for row, expected in zip(runs[f"{arm}-seed0-0.01"]["evaluations"], final.evaluations, strict=True):
+            expected = {dataset_label(path): splits for path, splits in expected.items()}
             # The scripts also evaluate the next dataset, before its stage.
             assert list(row) == list(expected)[: len(row)]
             for dataset, splits in row.items():
-                for split, (loss, accuracy) in splits.items():
-                    scores = expected[dataset][split]
-                    assert (loss, accuracy) == (scores["loss"], scores["accuracy"])
+                for split, scores in splits.items():
+                    assert scores == [expected[dataset][split][score] for score in ("loss", "accuracy")]
+
+
+def test_the_methods_are_the_arms_and_each_other_one_without_and_with_rehearsal():
+    plain = ("ewc", "wise_ft", "lora", "osf", "momentum", "stage")
+    assert {name for name in METHODS if name not in ARM_FILES} == {
+        *plain, *(f"{name}_rehearsal" for name in plain), "replay", "replay_25", "joint",
+    }  # fmt: skip
+    for name, method in METHODS.items():
+        settings = {"preset": "study", "data_source": "bundled"}
+        share = stage_arguments(2, 1e-3, 0, settings, method.script, method.flags).rehearsal
+        assert share == (PRESETS["study"].rehearsal if "rehearsal" in name or name == "k1" else 0)
+
+
+def test_importance_is_the_squared_gradient_of_text(tiny_model):
+    row = torch.arange(9) % 37
+    blocks = Dataset.from_dict({"input_ids": [row.tolist()] * 20}).with_format("torch")
+    found = fisher_information(tiny_model, SimpleNamespace(blocks={"train": blocks}), SimpleNamespace(stage_seed=0))
+    # Every batch is of the same row, so that all have its gradient.
+    assert all(parameter.grad is None for parameter in tiny_model.parameters())
+    tiny_model(input_ids=row[None], labels=row[None]).loss.backward()
+    for value, parameter in zip(found, tiny_model.parameters(), strict=True):
+        assert torch.allclose(value, parameter.grad.square(), rtol=1e-4, atol=1e-9)
+
+
+def test_consolidation_pulls_back_as_strongly_as_new_text_pulls(tiny_model):
+    parameters = list(tiny_model.parameters())
+    importance = [torch.full_like(parameter, 0.5) for parameter in parameters]
+    responsibility = [torch.full_like(parameter, 0.09) for parameter in parameters]
+    optimizer = torch.optim.SGD(parameters, lr=1.0)
+    consolidation(tiny_model, importance, responsibility, strength=4)(optimizer)
+    start = [parameter.detach().clone() for parameter in parameters]
+    for parameter in parameters:
+        parameter.data += 1 / 4
+        parameter.grad = torch.full_like(parameter, -0.3)
+    optimizer.step()
+    # At a distance of 1 / strength: sqrt(0.09) against a gradient of 0.3.
+    assert all(torch.allclose(p, value + 1 / 4, atol=1e-5) for p, value in zip(parameters, start, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +193,7 @@ def test_adapters_start_from_the_same_function_and_train_what_they_should(tiny_m
 
 
 def test_replay_mixes_in_its_share_of_old_blocks(trained):
-    final = load_checkpoint(trained.models_dir / FILES["k1"][-1], "k1")
+    final = load_checkpoint(trained.models_dir / ARM_FILES["k1"][-1], "k1")
     arguments = Arguments(**final.arguments)
     first, second, third = load_datasets(final.datasets, load_tokenizer(final.tokenizer), arguments)
     repeated = replace(
@@ -141,17 +205,10 @@ def test_replay_mixes_in_its_share_of_old_blocks(trained):
     assert 0.01 < share < 0.12
 
 
-def test_interpolation_keeps_a_share_of_the_change(tiny_model):
-    start = {name: torch.zeros_like(p) for name, p in tiny_model.named_parameters()}
-    end = {name: p.detach().clone() for name, p in tiny_model.named_parameters()}
-    interpolate(tiny_model, start, 0.25)
-    assert all(torch.allclose(p, 0.25 * end[name]) for name, p in tiny_model.named_parameters())
-
-
-def test_forgetting_at_equal_learning_is_read_off_the_dense_line():
+def test_forgetting_at_equal_learning_is_read_off_the_line_of_the_baseline():
     runs = {
-        "a": record("dense", 1e-3, 0, [4], [4.5, 3.0], [4.8, 3.4, 3.0]),
-        "b": record("dense", 2e-3, 0, [4], [5.5, 2.0], [5.8, 2.6, 2.0]),
+        "a": record("baseline", 1e-3, 0, [4], [4.5, 3.0], [4.8, 3.4, 3.0]),
+        "b": record("baseline", 2e-3, 0, [4], [5.5, 2.0], [5.8, 2.6, 2.0]),
         "c": record("k1", 1e-3, 0, [4], [4.4, 2.5], [4.6, 2.7, 2.5]),
         "d": record("ewc", 1e-3, 0, [4], [4.4, 1.5], [4.6, 2.7, 1.5]),
         "e": {"method": "k1", "seed": 1, "learning_rate": 1.0, "setting": {}, "failed": "diverged"},
@@ -160,16 +217,16 @@ def test_forgetting_at_equal_learning_is_read_off_the_dense_line():
     (k1,) = points["k1"]
     assert isinstance(k1, Point) and [run["seed"] for run in k1.records] == [0]
     assert learning_and_forgetting(runs["c"], "test")["dataset 2 at the end"] == pytest.approx((2.5, 0.2))
-    ratios = ratios_at_equal_learning(k1, points["dense"], "test")
-    # The dense line at a loss of 2.5: 1.0 after stage 2; at the end 1.3 of dataset 1 and 0.5 of dataset 2.
+    ratios = ratios_at_equal_learning(k1, points["baseline"], "test")
+    # Its line at a loss of 2.5: 1.0 after stage 2; at the end 1.3 of dataset 1 and 0.5 of dataset 2.
     assert ratios["dataset 1 after stage 2"] == pytest.approx([0.4])
     assert ratios["dataset 1 at the end"] == pytest.approx([0.6 / 1.3])
     assert ratios["dataset 2 at the end"] == pytest.approx([0.4])
-    # Better learned than any dense run: no extrapolation.
-    assert ratios_at_equal_learning(points["ewc"][0], points["dense"], "test")["dataset 1 at the end"] == [None]
-    assert least_forgetting(points["ewc"], points["dense"]) is None
-    assert least_forgetting(points["k1"], points["dense"]) is k1
-    assert best_point(points["dense"]).learning_rate == 2e-3
+    # Better learned than any run of it: no extrapolation.
+    assert ratios_at_equal_learning(points["ewc"][0], points["baseline"], "test")["dataset 1 at the end"] == [None]
+    assert least_forgetting(points["ewc"], points["baseline"]) is None
+    assert least_forgetting(points["k1"], points["baseline"]) is k1
+    assert best_point(points["baseline"]).learning_rate == 2e-3
 
 
 def test_interpolation_between_points():
@@ -215,10 +272,10 @@ def hide_peft():
 
 def test_without_peft_only_the_methods_that_need_it_are_refused_and_before_any_training(tmp_path, monkeypatch):
     finished = run_script("-m k1.study", "--out", tmp_path / "out", prepare=hide_peft)
-    assert_one_clear_line(finished, 1, "peft is missing, for LoRA and OSF", "pip install -r requirements-dev.txt")
+    assert_one_clear_line(finished, 1, "for LoRA and OSF and LoRA + rehearsal", "install -r requirements-dev.txt")
     assert not (tmp_path / "out").exists()
     require_packages(METHODS)
     monkeypatch.setitem(sys.modules, "peft", None)
-    require_packages([name for name in METHODS if name not in ("lora", "osf")])
+    require_packages([name for name in METHODS if not METHODS[name].adapter])
     with pytest.raises(K1Error, match="peft is missing, for LoRA; run"):
-        require_packages(["dense", "lora"])
+        require_packages(["baseline", "lora"])

@@ -1,0 +1,343 @@
+"""python3 -m k1.study.pretrained MODEL: what keeps a real pretrained model from forgetting, and what it costs.
+
+MODEL is a causal language model of transformers: a folder, or a name on the hub.
+It learns text that it cannot know, source files of the installed packages whose
+header says 2026, and is judged by text that it knows, Wikipedia and Python's standard
+library. It is first trained on known text for some steps, so that what is measured is
+forgetting, and not that a quantised model or an unusual length of text is mended by any
+training. Of its embedding the rows are kept that the texts use. A run that is recorded
+in results.json below --out is not repeated. The tables go to stdout and results.md, the
+picture of forgetting against learning to frontier.png.
+"""
+
+import argparse
+import copy
+import json
+import re
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from k1.data.batches import shuffled
+from k1.data.corpora import bundled_documents, package_dir, python_files
+from k1.errors import K1Error, command
+from k1.files import write_text
+from k1.flags import module_parser
+from k1.rehearsal import REHEARSAL_WEIGHT, Rehearsal
+from k1.report.metrics import mean
+from k1.report.plots import write_figure
+from k1.report.tables import format_table
+from k1.sparse import UPDATE_FRACTION, sparse_updates
+from k1.study.frontier import interpolated, mean_and_interval
+from k1.study.plots import undominated
+from k1.training.optimization import warmup_and_cosine
+
+NEW, KNOWN = "new", ("wikitext", "code")
+YEAR = "Copyright 2026"
+LENGTH, ROWS = 128, 4
+ADAPTED = "adapted"
+MARKERS = "osv^D<>pXh"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to learn the new text.
+
+    `fraction` is the share of parameters that a step updates, `replay` the share of
+    steps in which one row is real known text, `known` whether the model rehearses from a
+    sample of known text (True), from its beginning-of-text token (False), or not at all
+    (None), `rank` that of an adapter (LoRA), 0 for none.
+    """
+
+    label: str
+    rates: tuple[float, ...] = (1e-5, 2e-5, 5e-5)
+    fraction: float = 1.0
+    replay: float = 0.0
+    known: bool | None = None
+    rank: int = 0
+
+
+ARMS = {
+    "full": Arm("full fine-tuning", rates=(5e-6, 1e-5, 2e-5, 5e-5)),
+    "sparse": Arm("51% alone", fraction=UPDATE_FRACTION),
+    "lora": Arm("LoRA", rates=(1e-4, 3e-4, 1e-3), rank=16),
+    "replay_5": Arm("replay of 5% (sees old text)", replay=0.2),
+    "replay_25": Arm("replay of 25% (sees old text)", replay=1.0),
+    "rehearsal": Arm("rehearsal", known=True),
+    "rehearsal_bos": Arm("rehearsal without known text", known=False),
+    "k1": Arm("K-1", fraction=UPDATE_FRACTION, known=True),
+}
+
+
+def new_documents() -> Iterator[str]:
+    """Source files of transformers and peft that were written in 2026, without their headers."""
+    for package in ("transformers", "peft"):
+        for path in python_files(package_dir(package), re.compile(r"(?!)")):
+            text = path.read_text(encoding="utf-8")
+            if YEAR in text[:400] and "automatically generated" not in text[:600]:
+                yield re.sub(r"\A(#.*\n)+", "", text).strip()
+
+
+def blocks_of(documents: Iterator[str], tokenizer, counts: dict[str, int]) -> dict[str, Tensor]:
+    """Token ids by split, (counts[split], LENGTH), each row with the token that begins a text in front.
+
+    A document is in one split alone, by its SHA-256: a tenth each is test and validation.
+    """
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    width = LENGTH - len(begin)
+    rows: dict[str, list[list[int]]] = {split: [] for split in counts}
+    for digest, text in sorted((sha256(text.encode()).hexdigest(), text) for text in set(documents)):
+        part = int(digest[:8], 16) / 16**8
+        split = "test" if part < 0.1 else "validation" if part < 0.2 else "train"
+        ids = tokenizer(text[:20_000], add_special_tokens=False).input_ids
+        rows[split] += [begin + ids[start : start + width] for start in range(0, len(ids) - width + 1, width)]
+    found = {}
+    for split, wanted in counts.items():
+        if len(rows[split]) < wanted:
+            raise K1Error(f"there are {len(rows[split])} blocks of {split} text, {wanted} are needed; lower --steps")
+        order = torch.randperm(len(rows[split]), generator=torch.Generator().manual_seed(0))[:wanted]
+        found[split] = torch.tensor(rows[split])[order]
+    return found
+
+
+def read_texts(tokenizer, steps: int, evaluated: int) -> dict[str, dict[str, Tensor]]:
+    """The blocks of the new text and of both known ones, by name and split."""
+    held_out = {"validation": evaluated, "test": evaluated}
+    texts = {NEW: blocks_of(new_documents(), tokenizer, {"train": ROWS * steps, **held_out})}
+    for name in KNOWN:
+        texts[name] = blocks_of(bundled_documents(name), tokenizer, {"train": 256, **held_out})
+    return texts
+
+
+def cut_vocabulary(model: PreTrainedModel, texts: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """Keep, in place, the rows of the embeddings that `texts` use; returns the texts with the new numbers."""
+    begin = model.config.bos_token_id
+    used = [ids.flatten() for splits in texts.values() for ids in splits.values()]
+    kept = torch.cat([torch.tensor([] if begin is None else [begin]).long(), *used]).unique()
+    layers = {id(layer.weight): layer for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    rows = [layer.weight.detach()[kept].clone() for layer in layers.values()]
+    model.resize_token_embeddings(len(kept), mean_resizing=False)
+    for layer, weight in zip((model.get_input_embeddings(), model.get_output_embeddings()), rows):
+        layer.weight.data.copy_(weight)
+    model.tie_weights()
+    if begin is not None:
+        model.config.bos_token_id = int(torch.searchsorted(kept, begin))
+    return {
+        name: {split: torch.searchsorted(kept, ids) for split, ids in splits.items()} for name, splits in texts.items()
+    }
+
+
+def autocast(precision: str) -> torch.autocast:
+    """The number format of the forward pass."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@torch.no_grad()
+def losses(model: PreTrainedModel, texts: dict[str, dict[str, Tensor]], precision: str) -> dict[str, dict[str, float]]:
+    """Nats per token by split and text."""
+    model.eval()
+    found: dict[str, dict[str, float]] = {"validation": {}, "test": {}}
+    for split, by_name in found.items():
+        for name, blocks in texts.items():
+            with autocast(precision):
+                parts = [float(model(input_ids=ids, labels=ids).loss) * len(ids) for ids in blocks[split].split(8)]
+            by_name[name] = sum(parts) / len(blocks[split])
+    return found
+
+
+def learn(
+    model: PreTrainedModel, rows: Iterator[Tensor], steps: int, rate: float, precision: str, arm: Arm, seed: int,
+    rehearsal: Rehearsal | None = None,
+) -> None:  # fmt: skip
+    """Train `model` in place for `steps` steps of fused AdamW on `rows`, batches of token ids; as a user would."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    if arm.fraction < 1:
+        sparse_updates(optimizer, arm.fraction, seed)
+    schedule = warmup_and_cosine(optimizer, steps // 10, steps)
+    for step in tqdm(range(1, steps + 1), desc=f"{arm.label}, {rate:g}", unit="step", file=sys.stderr):
+        model.train()
+        batch = next(rows)
+        with autocast(precision):
+            loss = model(input_ids=batch, labels=batch).loss
+            if rehearsal:
+                loss = loss + REHEARSAL_WEIGHT * rehearsal.loss(model, step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+
+def batches(new: Tensor, known: Tensor, arm: Arm, seed: int) -> Iterator[Tensor]:
+    """Token ids, (rows, LENGTH), of each step: new text, and of replay one known row in some of the steps.
+
+    An arm that rehearses or replays has one row of new text less in its place.
+    """
+    of_new, of_known = shuffled(len(new), 1, seed), shuffled(len(known), 1, seed)
+    for step in count():
+        is_replayed = arm.replay > 0 and step % round(1 / arm.replay) == 0
+        rows = [new[next(of_new)] for _ in range(ROWS - (is_replayed or arm.known is not None))]
+        yield torch.cat([*rows, *([known[next(of_known)]] if is_replayed else [])])
+
+
+def run(start: PreTrainedModel, texts: dict, arm: Arm, rate: float, seed: int, arguments: argparse.Namespace) -> dict:
+    """One training from the model `start`, which stays as it is: its losses, its predicted forgetting, its seconds."""
+    model, precision = copy.deepcopy(start), arguments.precision
+    known = torch.cat([texts[name]["train"] for name in KNOWN])
+    torch.manual_seed(seed)
+    begun = time.perf_counter()
+    rehearsal = None
+    if arm.known is not None:
+        with autocast(precision):
+            rehearsal = Rehearsal(
+                model, [known] if arm.known else None, sequences=64, length=LENGTH, rows=1, interval=20, seed=seed
+            )
+    if arm.rank:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(r=arm.rank, lora_alpha=arm.rank, target_modules="all-linear"))
+    rows = batches(texts[NEW]["train"], known, arm, seed)
+    learn(model, rows, arguments.steps, rate, precision, arm, seed, rehearsal)
+    seconds = time.perf_counter() - begun
+    with autocast(precision):
+        predicted = rehearsal.predicted_forgetting(model)[0] if rehearsal else None
+    return {"losses": losses(model, texts, precision), "predicted": predicted, "seconds": seconds}
+
+
+def known_rise(results: dict, record: dict, split: str) -> float:
+    """By how much the loss on known text has risen since the start, in nats per token, mean of both texts."""
+    start = results["start"][split]
+    return mean([record["losses"][split][name] - start[name] for name in KNOWN])
+
+
+def by_arm_and_rate(results: dict) -> dict[str, dict[float, list[dict]]]:
+    """The records of each arm and learning rate, seeds together, in the order of `ARMS`."""
+    found: dict[str, dict[float, list[dict]]] = {name: defaultdict(list) for name in ARMS}
+    for record in results["runs"].values():
+        found[record["arm"]][record["rate"]].append(record)
+    return {name: dict(sorted(rates.items())) for name, rates in found.items() if rates}
+
+
+def position(results: dict, records: list[dict], split: str) -> tuple[float, float]:
+    """(loss on new text, rise of the loss on known text), means over `records`."""
+    new = mean([record["losses"][split][NEW] for record in records])
+    return new, mean([known_rise(results, record, split) for record in records])
+
+
+def tables(results: dict) -> str:
+    """All runs, and forgetting at equal learning, as Markdown; on test text."""
+    start, found = results["start"]["test"], by_arm_and_rate(results)
+    # A rate that learns less and forgets more than another is no choice that anybody would make.
+    line = undominated([position(results, records, "test") for records in found.get("full", {}).values()])
+    rows = [["Arm", "Learning rate", "Seeds", "New text", *KNOWN, "Forgetting", "/ full's at equal learning",
+             "Predicted", "Seconds"]]  # fmt: skip
+    rows.append(["start", "", "", *(f"{start[name]:.3f}" for name in (NEW, *KNOWN)), "", "", "", ""])
+    for name, rates in found.items():
+        for rate, records in rates.items():
+            new, rise = position(results, records, "test")
+            level = interpolated(line, new)
+            predicted = [record["predicted"] for record in records if record["predicted"] is not None]
+            rows.append([
+                ARMS[name].label, f"{rate:g}", str(len(records)),
+                *(mean_and_interval([record["losses"]["test"][text] for record in records]) for text in (NEW, *KNOWN)),
+                mean_and_interval([known_rise(results, record, "test") for record in records]),
+                f"{rise / level:.2f}" if level and level > 0 else "out of range",
+                mean_and_interval(predicted) if predicted else "",
+                f"{mean([record['seconds'] for record in records]):.0f}",
+            ])  # fmt: skip
+    settings = results["settings"]
+    caption = (
+        f"{settings['model']}, {settings['parameters']:,} parameters with {settings['rows']:,} rows of its embedding; "
+        f"{settings['steps']} steps of {ROWS} sequences of {LENGTH} tokens; nats per token on test text; forgetting is "
+        "the mean rise of both known texts"
+    )
+    return f"{caption}\n\n{format_table(rows)}"
+
+
+def frontier_figure(results: dict) -> Figure:
+    """Forgetting of known text against the loss on new text, a line for each arm over its rates; validation text."""
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for marker, (name, rates) in zip(MARKERS, by_arm_and_rate(results).items()):
+        points = [position(results, records, "validation") for records in rates.values()]
+        axes.plot(*zip(*points), marker=marker, linestyle="-" if name == "full" else ":", label=ARMS[name].label)
+    axes.axhline(0, color="0.7", linewidth=1)
+    axes.set_xlabel("loss on new text (nats per token)")
+    axes.set_ylabel("rise of the loss on known text\n(nats per token)")
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def prepare(arguments: argparse.Namespace) -> tuple[PreTrainedModel, dict, dict]:
+    """The model that all runs start from, the texts in its vocabulary, and what is recorded so far."""
+    path = arguments.out / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {"runs": {}}
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
+    texts = cut_vocabulary(model, read_texts(tokenizer, arguments.steps, arguments.evaluated))
+    settings = {
+        "model": Path(arguments.model).name, "steps": arguments.steps, "adapt_steps": arguments.adapt_steps,
+        "evaluated": arguments.evaluated, "precision": arguments.precision, "threads": arguments.threads,
+        "parameters": model.num_parameters(), "rows": model.get_input_embeddings().num_embeddings,
+    }  # fmt: skip
+    if results.setdefault("settings", settings) != settings:
+        raise K1Error(f"{path} has runs of other settings; choose another --out")
+    adapted = arguments.out / f"{ADAPTED}.pt"
+    if adapted.exists():
+        model.load_state_dict(torch.load(adapted, weights_only=True))
+    else:
+        known = torch.cat([texts[name]["train"] for name in KNOWN])
+        rows = batches(known, known, ARMS["full"], seed=99)
+        learn(model, rows, arguments.adapt_steps, 2e-5, arguments.precision, Arm("known text"), 0)
+        torch.save(model.state_dict(), adapted)
+    if "start" not in results:
+        results["start"] = losses(model, texts, arguments.precision)
+    return model, texts, results
+
+
+@command
+def main() -> None:
+    parser = module_parser("k1.study.pretrained", __doc__)
+    parser.add_argument("model", metavar="MODEL", help="a folder, or owner/name on the hub")
+    parser.add_argument(
+        "--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM", help=", ".join(ARMS)
+    )
+    parser.add_argument("--learning_rates", nargs="+", type=float, help="(default: each arm's own three)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--steps", type=int, default=60, help="of learning the new text (default: %(default)s)")
+    parser.add_argument("--adapt_steps", type=int, default=128, help="on known text before (default: %(default)s)")
+    parser.add_argument("--evaluated", type=int, default=64, help="blocks of each text (default: %(default)s)")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("models/model_study"), help="(default: %(default)s)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    start, texts, results = prepare(arguments)
+    for seed in arguments.seeds:
+        for name in arguments.arms:
+            for rate in arguments.learning_rates or ARMS[name].rates:
+                key = f"{name}-{rate:g}-seed{seed}"
+                if key not in results["runs"]:
+                    found = run(start, texts, ARMS[name], rate, seed, arguments)
+                    results["runs"][key] = {"arm": name, "rate": rate, "seed": seed, **found}
+                    write_text(arguments.out / "results.json", json.dumps(results, indent=1) + "\n")
+    write_text(arguments.out / "results.md", tables(results) + "\n")
+    write_figure(arguments.out / "frontier.png", frontier_figure(results), dpi=120)
+    print(tables(results))
+
+
+if __name__ == "__main__":
+    main()

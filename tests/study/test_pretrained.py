@@ -1,0 +1,155 @@
+"""The study of a pretrained model, with a tiny one: what is cut away, what is counted, and one run from end to end."""
+
+import json
+import random
+import sys
+from itertools import islice
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from k1.errors import K1Error
+from k1.study import pretrained
+from k1.study.pretrained import (
+    ARMS,
+    KNOWN,
+    NEW,
+    batches,
+    blocks_of,
+    by_arm_and_rate,
+    cut_vocabulary,
+    known_rise,
+    tables,
+)
+from tests.pretrained import fresh_model, train_own_tokenizer, write_model
+
+WORDS = {NEW: "delta theta omega", "wikitext": "river valley bridge", "code": "return yield lambda"}
+GEMMA = {
+    "vocab_size": 320, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 8, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def documents(name):
+    generator = random.Random(name)
+    return [" ".join(generator.choices(WORDS[name].split(), k=60)) for _ in range(120)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_own_tokenizer([text for name in WORDS for text in documents(name)])
+
+
+@pytest.fixture
+def command(tokenizer, tmp_path, monkeypatch):
+    """Run the command on a tiny model and small texts; returns what it recorded."""
+    monkeypatch.setattr(pretrained, "LENGTH", 16)
+    monkeypatch.setattr(pretrained, "new_documents", lambda: iter(documents(NEW)))
+    monkeypatch.setattr(pretrained, "bundled_documents", lambda name: iter(documents(name)))
+    write_model(tmp_path / "model", "llama-tied", tokenizer)
+
+    def run(*flags):
+        known = ["--steps", 10, "--adapt_steps", 3, "--evaluated", 8, "--seeds", 0, "--precision", "float32"]
+        arguments = [tmp_path / "model", *known, "--out", tmp_path / "out", *flags]
+        monkeypatch.setattr(sys, "argv", ["pretrained", *map(str, arguments)])
+        pretrained.main.__wrapped__()
+        return json.loads((tmp_path / "out" / "results.json").read_text())
+
+    return run
+
+
+def test_runs_are_recorded_shown_and_not_repeated(command, tmp_path, capsys, monkeypatch):
+    flags = ["--arms", "full", "k1", "lora", "--learning_rates", 1e-2]
+    recorded = command(*flags)
+    assert list(recorded["runs"]) == ["full-0.01-seed0", "k1-0.01-seed0", "lora-0.01-seed0"]
+    full, k1, lora = recorded["runs"].values()
+    assert full["predicted"] is None and lora["predicted"] is None and k1["predicted"] > 0
+    for record in (full, k1, lora):
+        assert record["losses"]["test"][NEW] < recorded["start"]["test"][NEW]
+    printed = capsys.readouterr().out
+    assert printed == tables(recorded) + "\n" == (tmp_path / "out" / "results.md").read_text()
+    assert (tmp_path / "out" / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(pretrained, "learn", None)
+    assert command(*flags) == recorded and capsys.readouterr().out == printed
+    with pytest.raises(K1Error, match="has runs of other settings"):
+        command(*flags, "--steps", 9)
+
+
+def test_without_learning_nothing_is_forgotten(command):
+    recorded = command("--arms", "rehearsal", "--learning_rates", 0)
+    (record,) = recorded["runs"].values()
+    assert record["losses"] == recorded["start"]
+    assert known_rise(recorded, record, "test") == 0 and record["predicted"] == pytest.approx(0, abs=1e-6)
+
+
+def test_forgetting_is_the_rise_since_the_start_beside_the_line_of_full_fine_tuning():
+    def losses(new, *known):
+        return {split: {NEW: new, **dict(zip(KNOWN, known))} for split in ("validation", "test")}
+
+    runs = [("full", 2.0, 4.0, 2.0), ("full", 1.0, 5.0, 3.0), ("k1", 1.5, 3.25, 1.25), ("lora", 0.5, 3.0, 1.0)]
+    records = [
+        {"arm": arm, "rate": 1e-4 / new, "seed": 0, "losses": losses(new, *known), "seconds": 7, "predicted": None}
+        for arm, new, *known in runs
+    ]
+    records[2]["predicted"] = 0.125
+    settings = {"model": "tiny", "parameters": 1_000, "rows": 10, "steps": 6}
+    results = {"start": losses(3.0, 3.0, 1.0), "runs": dict(enumerate(records)), "settings": settings}
+    assert [known_rise(results, record, "test") for record in records] == [1, 2, 0.25, 0]
+    assert {arm: len(rates) for arm, rates in by_arm_and_rate(results).items()} == {"full": 2, "lora": 1, "k1": 1}
+    cells = {line.split("|")[1].strip(): line.split("|")[4:-1] for line in tables(results).splitlines() if "|" in line}
+    # Full fine-tuning forgets 1.5 at the loss that K-1 has on new text.
+    assert [cell.strip() for cell in cells["K-1"]] == ["1.500", "3.250", "1.250", "0.250", "0.17", "0.125", "7"]
+    # It learned more than any run of full fine-tuning: no extrapolation.
+    assert cells["LoRA"][4].strip() == "out of range"
+
+
+def test_texts_are_blocks_that_begin_as_a_text_does_and_no_document_is_in_two_splits(tokenizer, monkeypatch):
+    monkeypatch.setattr(pretrained, "LENGTH", 16)
+    texts = [" ".join([chr(97 + number % 26) * (1 + number // 26)] * 40) for number in range(200)]
+    found = blocks_of(iter(texts), tokenizer, {"train": 30, "validation": 5, "test": 5})
+    assert {split: tuple(ids.shape) for split, ids in found.items()} == {
+        "train": (30, 16), "validation": (5, 16), "test": (5, 16),
+    }  # fmt: skip
+    assert all((ids[:, 0] == tokenizer.bos_token_id).all() for ids in found.values())
+    words = {
+        split: {word for row in ids for word in tokenizer.decode(row[1:]).split()[1:-1]} for split, ids in found.items()
+    }
+    assert not words["train"] & words["test"] and not words["train"] & words["validation"]
+    with pytest.raises(K1Error, match="900 are needed; lower --steps"):
+        blocks_of(iter(texts), tokenizer, {"train": 30, "validation": 5, "test": 900})
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama-tied", "gemma3"])
+def test_the_logits_of_the_tokens_that_stay_are_what_they_were(kind):
+    torch.manual_seed(0)
+    if kind == "gemma3":
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma3_text", **GEMMA)).eval()
+    else:
+        model = fresh_model(kind)
+    ids = torch.tensor([[1, 300, 7, 42, 7], [1, 9, 319, 42, 300]])
+    kept = ids.unique()
+    with torch.no_grad():
+        before = model(input_ids=ids).logits[..., kept]
+        texts = cut_vocabulary(model, {NEW: {"test": ids[:1]}, "code": {"test": ids[1:]}})
+        after = model(input_ids=torch.cat([texts[NEW]["test"], texts["code"]["test"]])).logits
+    assert torch.allclose(after, before, atol=1e-6)
+    assert after.shape[-1] == len(kept) == model.get_input_embeddings().num_embeddings
+    assert model.config.bos_token_id == 0 and texts["code"]["test"][0, 0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arm", "new", "known"),
+    [("full", [4] * 10, [0] * 10), ("k1", [3] * 10, [0] * 10), ("replay_25", [3] * 10, [1] * 10),
+     ("replay_5", [3, 4, 4, 4, 4] * 2, [1, 0, 0, 0, 0] * 2)],
+    ids=["full", "k1", "replay_25", "replay_5"],
+)  # fmt: skip
+def test_what_is_rehearsed_or_replayed_takes_the_place_of_new_text(arm, new, known):
+    rows = list(islice(batches(torch.zeros(30, 8).long(), torch.ones(30, 8).long(), ARMS[arm], seed=0), 10))
+    assert [int((batch == 0).all(1).sum()) for batch in rows] == new
+    assert [int((batch == 1).all(1).sum()) for batch in rows] == known
+
+
+def test_new_text_is_code_that_says_2026_without_its_header():
+    for text in islice(pretrained.new_documents(), 3):
+        assert len(text) > 500 and not text.startswith("#")
