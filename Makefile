@@ -3,7 +3,7 @@ PYTHON ?= python3
 DATA_SOURCE ?= bundled
 PRESET ?= quick
 SEEDS ?= 0 1 2 3 4
-# The third arm: the baseline with the share of rehearsed text that K-1 has.
+# The share of rehearsed text of the baseline with rehearsal, as K-1 has it.
 REHEARSAL ?= 0.25
 # --compile, for longer trainings (k1/training/README.md).
 COMPILE ?=
@@ -12,16 +12,16 @@ SETTINGS = --data_source $(DATA_SOURCE) --preset $(PRESET) --threads 1 $(COMPILE
 MAKEFLAGS += --jobs=2
 RUN = .venv/bin/python
 # An edit of one of these changes what is trained.
-TRAINING_CODE = $(wildcard k1/*.py k1/data/*.py k1/sparse/*.py k1/training/*.py k1/checkpoints/*.py)
+TRAINING_CODE = $(wildcard k1/*.py k1/data/*.py k1/training/*.py k1/checkpoints/*.py)
 # A training that was interrupted goes on, unless what it depends on was edited since.
 OVERWRITE = $$(for file in $^; do [ $(@:.pt=.resume.pt) -nt $$file ] || { echo --overwrite; break; }; done)
 
-.PHONY: all report seeds unseen pretrained study stream benchmark record screenshots
-.PHONY: test harness kills fuzz faults clean FORCE
+.PHONY: all report seeds unseen pretrained study stream model-study benchmark record screenshots
+.PHONY: test numerics harness kills faults clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
-all: k1_output.txt baseline_output.txt models/baseline_rehearsal_final.pt
+all: k1_output.txt baseline_output.txt models/sparse_final.pt models/baseline_rehearsal_final.pt
 	@$(RUN) -m k1.report --html models/report.html
 
 report: .venv/.installed
@@ -55,6 +55,13 @@ models/k1_dataset2.pt: train_k1_dataset2.py models/k1_dataset1.pt
 models/k1_final.pt: train_k1_dataset3.py models/k1_dataset2.pt
 	$(RUN) $< $(SETTINGS) $(OVERWRITE)
 
+# 51% alone: the later stages of K-1 without rehearsal.
+models/sparse_dataset2.pt: train_k1_dataset2.py models/k1_dataset1.pt
+	$(RUN) $< $(SETTINGS) --rehearsal 0 $(OVERWRITE)
+
+models/sparse_final.pt: train_k1_dataset3.py models/sparse_dataset2.pt
+	$(RUN) $< $(SETTINGS) --rehearsal 0 $(OVERWRITE)
+
 models/baseline_final.pt: train_baseline_all.py $(TRAINING_CODE) models/.settings | .venv/.installed
 	$(RUN) $< $(SETTINGS) $(OVERWRITE)
 
@@ -84,13 +91,19 @@ models/%/k1_dataset2.pt: models/%/k1_dataset1.pt
 models/%/k1_final.pt: models/%/k1_dataset2.pt
 	$(RUN) train_k1_dataset3.py $(THIRD) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
 
+models/%/sparse_dataset2.pt: models/%/k1_dataset1.pt
+	$(RUN) train_k1_dataset2.py $(SECOND) $(SETTINGS) --models_dir $(@D) --rehearsal 0 $(OVERWRITE)
+
+models/%/sparse_final.pt: models/%/sparse_dataset2.pt
+	$(RUN) train_k1_dataset3.py $(THIRD) $(SETTINGS) --models_dir $(@D) --rehearsal 0 $(OVERWRITE)
+
 models/%/baseline_final.pt: | .venv/.installed
 	$(RUN) train_baseline_all.py $(ALL) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
 
 models/%/baseline_rehearsal_final.pt: models/%/baseline_final.pt
 	$(RUN) train_baseline_all.py $(ALL) $(SETTINGS) --models_dir $(@D) --rehearsal $(REHEARSAL) $(OVERWRITE)
 
-models/%/report.json: models/%/k1_final.pt models/%/baseline_rehearsal_final.pt
+models/%/report.json: models/%/k1_final.pt models/%/sparse_final.pt models/%/baseline_rehearsal_final.pt
 	$(RUN) -m k1.report --models_dir $(@D) --json $@ > $(@D)/report.md
 
 # The experiment on three local text files that no setting was tuned on.
@@ -135,14 +148,14 @@ stream: $(UNSEEN) .venv/.installed-dev
 benchmark: .venv/.installed-dev
 	$(RUN) -m k1.benchmark --json models/benchmark.json
 
-# What the pages show, from make, make seeds, make unseen, make study, make stream and make benchmark; a test compares
-# them with results/. Of what was not run here the record stays as it is.
-RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) unseen/report.md:unseen.md \
-	pretrained/report.md:pretrained.md \
-	study/results.json:study.json study/results.md:study.md study/frontier.png:frontier.png \
-	study/shares.md:shares.md study/shares.png:shares.png \
-	stream/results.json:stream.json stream/results.md:stream.md stream/stream.png:stream.png \
-	benchmark.json:benchmark.json
+# What keeps a real pretrained model from forgetting; MODEL is a folder or a name on the hub. Goes on where it stopped.
+model-study: .venv/.installed-dev
+	$(RUN) -m k1.study.pretrained $(MODEL) --out models/model_study
+
+# What the pages show, from make, make seeds, make model-study and make benchmark; a test compares them with results/.
+# Of what was not run here the record stays as it is.
+RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) benchmark.json:benchmark.json \
+	model_study/results.json:pretrained.json model_study/results.md:pretrained.md model_study/frontier.png:pretrained.png
 record: .venv/.installed
 	$(RUN) -m k1.report --json results/report.json --plots results > results/report.md
 	for pair in $(RECORDED); do \
@@ -157,6 +170,11 @@ screenshots: .venv/.installed-dev
 test: .venv/.installed-dev
 	$(RUN) -m pytest --numprocesses 2 --dist loadgroup
 
+# The numeric tests as other processors run them: with AVX2 and without vector instructions.
+numerics: .venv/.installed-dev
+	for kind in avx2 default; do ATEN_CPU_CAPABILITY=$$kind $(RUN) -m pytest --numprocesses 2 --dist loadgroup \
+		tests/test_sparse.py tests/test_rehearsal.py tests/training/test_library.py || exit 1; done
+
 # lm-evaluation-harness on an exported model; its packages lie apart, so that those of the tests stay as they are.
 harness: .venv/.installed-harness
 	PYTHONPATH=.venv/harness $(RUN) -m pytest tests/export/test_harness.py -s
@@ -166,12 +184,9 @@ harness: .venv/.installed-harness
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/harness -r $<
 	touch $@
 
-# What is too slow for the tests: 100 kills, 1,000 damaged files, all faults of a hub at their real time-outs.
+# What is too slow for the tests: 100 kills, all faults of a hub at their real time-outs.
 kills: .venv/.installed-dev
 	$(RUN) -m tests.faults.kills
-
-fuzz: .venv/.installed-dev
-	$(RUN) -m tests.faults.fuzz
 
 faults: .venv/.installed-dev
 	$(RUN) -m tests.data.hub_faults

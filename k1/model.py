@@ -12,7 +12,12 @@ from importlib.metadata import version
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import (
-    AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel, StaticCache,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    StaticCache,
 )  # fmt: skip
 
 from k1.arguments import Arguments
