@@ -38,8 +38,8 @@ def train(
 ) -> list[dict]:
     """Train `model` in place on the training text of `dataset` for `arguments.max_steps` steps.
 
-    `rehearsal` takes the share `arguments.rehearsal` of each batch. With a
-    `arguments.forgetting_budget` the model keeps at the end what stays within it of its change.
+    `rehearsal` takes the share `arguments.rehearsal` of each batch. With
+    `arguments.forgetting_budget` the model keeps at the end the largest share of its change that stays within it.
 
     With a `resume_file` the training goes on from it, saves itself there while it runs, at the end and before Ctrl-C
     or SIGTERM end it, and comes out with the same bits as one that was never stopped. `event_log` gets the history.
@@ -82,10 +82,11 @@ def train(
                     gradients(step)
                     optimizer.zero_grad()
                 save_or_stop(resume_file, identity, step, history, model, optimizer, rehearsal, interruption)
-    require_identical("update masks and moments", optimizer.state_dict())
+    require_identical("moments", optimizer.state_dict())
     if rehearsal and start:
         share = rehearsal.keep_within(model, start, arguments.forgetting_budget)
-        print(f"kept {share:.0%} of the change of the stage", file=sys.stderr)
+        if is_main_process():
+            print(f"kept {share:.0%} of the change of the stage", file=sys.stderr)
     return history.entries
 
 
