@@ -85,7 +85,7 @@ def test_every_module_and_room_has_its_place():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"data/a.py": "def f():\n    from k1.training.b import c"}, "k1/data/a.py:2 imports k1.training.b, which comes"),
+        ({"data/a.py": "def f():\n    from k1.training.b import c"}, "k1/data/a.py:2 imports k1.training.b, which"),
         ({"data/a.py": "from ..study import b", "study/b.py": ""}, "k1/data/a.py:1 imports k1.study.b, which comes"),
         ({"errors.py": "import k1.files"}, "k1/errors.py:1 imports k1.files, which comes after k1.errors"),
         ({"model.py": "from k1 import train"}, "k1/model.py:1 imports k1, which comes after k1.model"),
