@@ -3,7 +3,6 @@
 import math
 import shutil
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -382,18 +381,15 @@ def test_no_text_of_an_old_dataset_is_read(trained, tmp_path, monkeypatch):
     """Without dataset 1's text and with an empty cache, stage 2 trains to the same bits."""
     monkeypatch.setenv("K1_CACHE", str(tmp_path / "cache"))
     previous = load_checkpoint(trained.models_dir / "k1_dataset1.pt", "k1")
-    old_text = Path(previous.datasets[0]["name"])
-    shutil.move(old_text, tmp_path)
-    try:
-        flags = parse_training_flags("", "k1", ["--max_steps", "20", "--threads", "1"])
-        arguments = flags.resolve(2, previous.arguments)
-        tokenizer = load_tokenizer(previous.tokenizer)
-        dataset = DataLoader(str(trained.corpora[1]), arguments).tokenize(tokenizer)
-        model = restore_model(previous, "cpu")
-        rehearsal = begin_rehearsal(model, previous.written, tokenizer, arguments)
-        train(model, dataset, arguments, rehearsal)
-    finally:
-        shutil.move(tmp_path / old_text.name, old_text)
+    # Where it stands is known to nobody; the file itself belongs to tests that run beside this one.
+    previous.datasets[0]["name"] = str(tmp_path / "gone.jsonl")
+    flags = parse_training_flags("", "k1", ["--max_steps", "20", "--threads", "1"])
+    arguments = flags.resolve(2, previous.arguments)
+    tokenizer = load_tokenizer(previous.tokenizer)
+    dataset = DataLoader(str(trained.corpora[1]), arguments).tokenize(tokenizer)
+    model = restore_model(previous, "cpu")
+    rehearsal = begin_rehearsal(model, previous.written, tokenizer, arguments)
+    train(model, dataset, arguments, rehearsal)
     assert rehearsal is not None
     expected = load_checkpoint(trained.models_dir / "k1_dataset2.pt", "k1").model
     for name, value in model.state_dict().items():
