@@ -16,7 +16,7 @@ TRAINING_CODE = $(wildcard k1/*.py k1/data/*.py k1/training/*.py k1/checkpoints/
 # A training that was interrupted goes on, unless what it depends on was edited since.
 OVERWRITE = $$(for file in $^; do [ $(@:.pt=.resume.pt) -nt $$file ] || { echo --overwrite; break; }; done)
 
-.PHONY: all report seeds unseen pretrained study stream model-study benchmark record screenshots
+.PHONY: all report seeds unseen unseen2 pretrained study map stream model-study benchmark record screenshots
 .PHONY: test numerics harness kills faults clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -106,20 +106,30 @@ models/%/baseline_rehearsal_final.pt: models/%/baseline_final.pt
 models/%/report.json: models/%/k1_final.pt models/%/sparse_final.pt models/%/baseline_rehearsal_final.pt
 	$(RUN) -m k1.report --models_dir $(@D) --json $@ > $(@D)/report.md
 
-# The experiment on three local text files that no setting was tuned on.
+# The experiment on three local text files that no setting was tuned on, and on three others.
 UNSEEN = $(patsubst %,models/unseen/%.jsonl,source licences documentation)
-unseen: models/unseen/report.json
-	@cat models/unseen/report.md
+UNSEEN2 = $(patsubst %,models/unseen2/%.jsonl,stubs headers guides)
+unseen unseen2: %: models/%/report.json
+	@cat models/$@/report.md
 
 # The licences are those of all installed packages, so that the text depends on which are.
 $(UNSEEN) &: | .venv/.installed-dev
 	$(RUN) -m k1.study.unseen models/unseen
+
+$(UNSEEN2) &: | .venv/.installed-dev
+	$(RUN) -m k1.study.unseen models/unseen2 --second
 
 models/unseen/k1_dataset1.pt models/unseen/baseline_final.pt: $(UNSEEN)
 models/unseen/%: FIRST = --dataset_name $(word 1,$(UNSEEN))
 models/unseen/%: SECOND = --dataset_name $(word 2,$(UNSEEN))
 models/unseen/%: THIRD = --dataset_name $(word 3,$(UNSEEN))
 models/unseen/%: ALL = --dataset_names $(UNSEEN)
+
+models/unseen2/k1_dataset1.pt models/unseen2/baseline_final.pt: $(UNSEEN2)
+models/unseen2/%: FIRST = --dataset_name $(word 1,$(UNSEEN2))
+models/unseen2/%: SECOND = --dataset_name $(word 2,$(UNSEEN2))
+models/unseen2/%: THIRD = --dataset_name $(word 3,$(UNSEEN2))
+models/unseen2/%: ALL = --dataset_names $(UNSEEN2)
 
 # The experiment on top of a model that knows dataset 1 already: the baseline's first one, exported as any other is.
 LATER_STEPS ?= 600
@@ -140,6 +150,10 @@ models/pretrained/%: ALL = $(FIRST) $(LATER_STEPS) $(LATER_STEPS)
 study: .venv/.installed-dev
 	$(RUN) -m k1.study --first_learning_rates 4e-3 8e-3 --out models/study
 
+# Shares of updated parameters, shares of rehearsal and policies, at preset study.
+map: .venv/.installed-dev
+	$(RUN) -m k1.study.map --out models/map
+
 # Six datasets, the three of unseen among them, learned one after another; goes on where it was stopped.
 stream: $(UNSEEN) .venv/.installed-dev
 	$(RUN) -m k1.study.stream --out models/stream
@@ -155,7 +169,11 @@ model-study: .venv/.installed-dev
 # What the pages show, from make, make seeds, make model-study and make benchmark; a test compares them with results/.
 # Of what was not run here the record stays as it is.
 RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) benchmark.json:benchmark.json \
-	model_study/results.json:pretrained.json model_study/results.md:pretrained.md model_study/frontier.png:pretrained.png
+	model_study/results.json:pretrained.json model_study/results.md:pretrained.md model_study/frontier.png:pretrained.png \
+	$(foreach name,unseen unseen2,$(name)/report.json:$(name).json $(name)/report.md:$(name).md) \
+	$(foreach name,study stream,$(name)/results.json:$(name).json $(name)/results.md:$(name).md \
+		$(name)/frontier.png:$(name).png) \
+	map/results.json:map.json map/results.md:map.md map/map.png:map.png
 record: .venv/.installed
 	$(RUN) -m k1.report --json results/report.json --plots results > results/report.md
 	for pair in $(RECORDED); do \

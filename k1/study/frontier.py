@@ -6,6 +6,7 @@ model's line over its learning rates by linear interpolation.
 """
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import sqrt
 
@@ -34,18 +35,18 @@ class Point:
         return f"{self.learning_rate:g}{dial}"
 
 
-def points_of(runs: dict[str, dict]) -> dict[str, list[Point]]:
-    """The finished runs on datasets 2 and 3 by method, in the order of `METHODS`, seeds together."""
+def points_of(runs: dict[str, dict], methods: Collection[str] = METHODS) -> dict[str, list[Point]]:
+    """The finished runs on datasets 2 and 3 by method, in the order of `methods`, seeds together."""
     grouped = defaultdict(list)
     for record in runs.values():
-        if record["method"] in METHODS and "failed" not in record:
+        if record["method"] in methods and "failed" not in record:
             key = record["method"], tuple(record["setting"].items()), record["learning_rate"]
             grouped[key].append(record)
     points = [
         Point(method, rate, setting, tuple(sorted(records, key=lambda record: record["seed"])))
         for (method, setting, rate), records in sorted(grouped.items())
     ]
-    return {name: found for name in METHODS if (found := [point for point in points if point.method == name])}
+    return {name: found for name in methods if (found := [point for point in points if point.method == name])}
 
 
 def losses(record: dict, split: str) -> list[dict[str, float]]:

@@ -145,6 +145,12 @@ METHODS = {
     "replay_25": Method("25% replay (sees old text)", replay=0.25),
     "joint": Method("all datasets at once (sees old text)", learning_rates=(4e-3,), joint=True),
 }  # fmt: skip
+# Those of the map are policies of sparse updates; their settings are flags, see `k1.study.map`.
+MAP = {
+    "random_windows": Method("random windows", ("--policy", "windows"), script="k1"),
+    "largest_momenta": Method("largest momenta", ("--policy", "momentum"), script="k1"),
+    "one_mask": Method("one mask for the stage", ("--policy", "stage"), script="k1"),
+}
 
 
 def require_packages(names: Iterable[str]) -> None:

@@ -30,6 +30,8 @@ from k1.study.tables import paragraph
 
 PAGES = ("README.md", "results/README.md", "k1/README.md", "k1/training/README.md")
 BLOCK = re.compile(r"(?P<begin>^<!-- begin (?P<name>\w+) -->\n).*?(?P<end>^<!-- end (?P=name) -->$)", re.M | re.S)
+# Tables that other commands write, shown as they are.
+TABLES = ("pretrained", "unseen", "unseen2", "stream", "study", "map")
 MARKER = re.compile(r"^<!-- (?:begin|end) \w+ -->$", re.M)
 CORES = 2
 
@@ -156,7 +158,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "limits": format_limits,
     "report": lambda results: format_report(results.report),
     "seeds": lambda results: format_seeds(results.seeds),
-    "pretrained": lambda results: results.text("pretrained.md").strip(),
+    **{name: lambda results, name=name: results.text(f"{name}.md").strip() for name in TABLES},
     "model": format_model,
     "benchmark": lambda results: format_benchmark(results.benchmark) if results.benchmark else "",
 }

@@ -115,7 +115,7 @@ def against_baseline(models: dict[str, list[dict]], names: list[str]) -> list[li
 
 
 def two_by_two(models: dict[str, list[dict]], names: list[str]) -> list[str]:
-    """What the 51% and rehearsal each do: main effects and interaction, seed by seed, means with 95% intervals.
+    """The four arms, then main effects and interaction, seed by seed, means with 95% intervals.
 
     Nothing unless all four arms are there. The effect of the 51% is the mean of (51% - 100%) over both
     columns, that of rehearsal the mean of (rehearsal - none) over both rows, and the interaction is how much
@@ -129,16 +129,16 @@ def two_by_two(models: dict[str, list[dict]], names: list[str]) -> list[str]:
         "loss on new datasets, nats": lambda run: mean([run["own"][name]["loss"] for name in names[1:]]),
         "mean loss at the end, nats": lambda run: run["mean_final_loss"],
     }
-    rows = [["", "51% - 100%", "rehearsal - none", "interaction"]]
+    rows = [["", *ARMS.values(), "51% - 100%", "rehearsal - none", "interaction"]]
     for title, quantity in quantities.items():
-        dense, sparse, rehearsed, both = ([quantity(run) for run in models[arm]] for arm in ARMS)
-        by_seed = list(zip(dense, sparse, rehearsed, both))
+        cells = [[quantity(run) for run in models[arm]] for arm in ARMS]
+        by_seed = list(zip(*cells))
         effects = [
             [((s - d) + (b - r)) / 2 for d, s, r, b in by_seed],
             [((r - d) + (b - s)) / 2 for d, s, r, b in by_seed],
             [(b - r) - (s - d) for d, s, r, b in by_seed],
         ]
-        rows.append([title, *map(mean_and_interval, effects)])
+        rows.append([title, *map(mean_and_interval, (*cells, *effects))])
     return ["Two by two: what the 51% do, what rehearsal does, and what they do together", format_table(rows)]
 
 

@@ -22,7 +22,7 @@ from k1.model import build_model, configure_torch, model_config
 from k1.rehearsal import Rehearsal
 from k1.report.metrics import mean
 from k1.report.tables import dataset_label
-from k1.study.methods import METHODS, Method, consolidation, fisher_information
+from k1.study.methods import MAP, METHODS, Method, consolidation, fisher_information
 from k1.training.evaluation import evaluate
 from k1.training.loop import train
 from k1.training.rehearsal import begin_rehearsal, write_rehearsal
@@ -73,12 +73,14 @@ def learn_first_dataset(first: str, seed: int, learning_rate: float, output: Pat
 def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Path, settings: dict) -> dict:
     """Learn datasets 2, 3 and so on by method `name`; returns the record.
 
-    It continues the model of dataset 1 in the file `first`. `dial` is one of the method's `settings`.
+    It continues the model of dataset 1 in the file `first`. `dial` is one of the method's `settings`,
+    or of a method of `MAP` flags by name.
     """
-    method = METHODS[name]
+    method = {**METHODS, **MAP}[name]
+    flags = [text for flag, value in dial.items() for text in (f"--{flag}", str(value))] if name in MAP else []
     previous = load_checkpoint(first, method.script)
     stages = [
-        stage_arguments(stage, learning_rate, previous.seed, settings, method.script, method.flags)
+        stage_arguments(stage, learning_rate, previous.seed, settings, method.script, (*method.flags, *flags))
         for stage in range(2, len(settings["dataset_names"]) + 1)
     ]
     configure_torch(stages[0].threads)

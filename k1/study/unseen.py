@@ -1,9 +1,12 @@
-"""python3 -m k1.study.unseen FOLDER: write three local datasets that no setting was tuned on.
+"""python3 -m k1.study.unseen FOLDER [--second]: write three local datasets that no setting was tuned on.
 
 Text that every machine with the requirements installed has, in another order of
 domains than the default stream: SymPy's source code (source.jsonl), licences and
 read-me files of the installed packages (licences.jsonl), and the reference
-documentation of torch and transformers (documentation.jsonl).
+documentation of torch and transformers (documentation.jsonl). With --second three
+others: type stubs of NumPy, pandas, matplotlib and torch (stubs.jsonl), C++ headers
+of torch (headers.jsonl), and the reference documentation of pandas, scikit-learn and
+matplotlib (guides.jsonl).
 """
 
 import argparse
@@ -12,6 +15,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -45,11 +49,9 @@ def licence_documents() -> Iterator[str]:
             yield "\n\n".join(paragraphs).strip()
 
 
-def documentation_documents() -> Iterator[str]:
-    """Docstrings of torch and transformers, those of related objects together."""
-    for path in [
-        file for name in ("torch", "transformers") for file in python_files(package_dir(name), NOTHING_EXCLUDED)
-    ]:
+def documentation_documents(*packages: str) -> Iterator[str]:
+    """Docstrings of `packages`, those of related objects together."""
+    for path in [file for name in packages for file in python_files(package_dir(name), NOTHING_EXCLUDED)]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -57,10 +59,22 @@ def documentation_documents() -> Iterator[str]:
             yield "\n\n".join(filter(None, map(clean_docstring, docstrings)))
 
 
+def package_files(pattern: str, *packages: str) -> Iterator[str]:
+    """The files of `packages` whose path is like `pattern`, without tests."""
+    for path in [path for name in packages for path in sorted(package_dir(name).rglob(pattern))]:
+        if "tests" not in path.parts:
+            yield path.read_text(encoding="utf-8").strip()
+
+
 CORPORA: dict[str, Callable[[], Iterator[str]]] = {
     "source": source_documents,
     "licences": licence_documents,
-    "documentation": documentation_documents,
+    "documentation": partial(documentation_documents, "torch", "transformers"),
+}
+SECOND: dict[str, Callable[[], Iterator[str]]] = {
+    "stubs": partial(package_files, "*.pyi", "numpy", "pandas", "matplotlib", "torch"),
+    "headers": partial(package_files, "include/torch/csrc/**/*.h", "torch"),
+    "guides": partial(documentation_documents, "pandas", "sklearn", "matplotlib"),
 }
 
 
@@ -68,12 +82,14 @@ CORPORA: dict[str, Callable[[], Iterator[str]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python3 -m k1.study.unseen", description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="where the three files are written")
-    folder = parser.parse_args().folder
+    parser.add_argument("--second", action="store_true", help="write the second three")
+    arguments = parser.parse_args()
+    folder = arguments.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise K1Error(f"cannot write into {folder} ({error.strerror}); name another folder")
-    for name, documents in CORPORA.items():
+    for name, documents in (SECOND if arguments.second else CORPORA).items():
         lines = [json.dumps({"text": text}) for text in dict.fromkeys(documents()) if len(text) >= MIN_CHARS]
         content = "\n".join(lines) + "\n"
         write_text(folder / f"{name}.jsonl", content)
