@@ -171,9 +171,8 @@ model-study: .venv/.installed-dev
 RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) benchmark.json:benchmark.json \
 	model_study/results.json:pretrained.json model_study/results.md:pretrained.md model_study/frontier.png:pretrained.png \
 	$(foreach name,unseen unseen2,$(name)/report.json:$(name).json $(name)/report.md:$(name).md) \
-	$(foreach name,study stream,$(name)/results.json:$(name).json $(name)/results.md:$(name).md \
-		$(name)/frontier.png:$(name).png) \
-	map/results.json:map.json map/results.md:map.md map/map.png:map.png
+	$(foreach name,study stream map,$(name)/results.json:$(name).json $(name)/results.md:$(name).md) \
+	study/frontier.png:study.png stream/stream.png:stream.png map/map.png:map.png
 record: .venv/.installed
 	$(RUN) -m k1.report --json results/report.json --plots results > results/report.md
 	for pair in $(RECORDED); do \
