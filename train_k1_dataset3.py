@@ -4,62 +4,20 @@ A part of every batch is text that the model itself wrote; on it the model is he
 to what it predicted before. With --rehearsal 0 the 51% are alone.
 """
 
-from k1 import (
-    DataLoader,
-    EventLog,
-    ResumeFile,
-    begin_rehearsal,
-    command,
-    configure_torch,
-    evaluate,
-    load_checkpoint,
-    load_datasets,
-    load_tokenizer,
-    output_path,
-    parse_training_flags,
-    predicted_forgetting,
-    print_evaluation,
-    require_distinct,
-    restore_initial_model,
-    restore_model,
-    save_checkpoint,
-    stage_checkpoint,
-    train,
-)
+from k1 import DataLoader, Learner, command, configure_torch, load_checkpoint, parse_training_flags, stage_outputs
 
 
 @command
 def main() -> None:
     flags = parse_training_flags(__doc__, method="k1")
-    output = output_path(flags, stage=3)
-    resume_file = ResumeFile(output, flags.save_steps, flags.overwrite)
-    event_log = EventLog(flags, output)
+    [output] = stage_outputs(flags, stages=[3])
     previous = load_checkpoint(flags.checkpoint(stage=2), "k1", stage=2)
     arguments = flags.resolve(stage=3, previous=previous.arguments)
     configure_torch(arguments.threads)
 
     data_loader = DataLoader(dataset_name="science", arguments=arguments)
-    require_distinct([*(record["name"] for record in previous.datasets), data_loader.name])
-    tokenizer = load_tokenizer(previous.tokenizer)
-    dataset = data_loader.tokenize(tokenizer)
-    learned = load_datasets(previous.datasets, tokenizer, arguments)
-    model = restore_model(previous, arguments.device)
-
-    untrained = evaluate(restore_initial_model(previous, arguments.device), [dataset], arguments, splits=("test",))
-    before = evaluate(model, [dataset], arguments, splits=("test",))
-    rehearsal = begin_rehearsal(model, previous.written, tokenizer, arguments)
-    history = train(model, dataset, arguments, rehearsal, resume_file, event_log)
-    predicted = predicted_forgetting(model, rehearsal)
-    after = evaluate(model, [*learned, dataset], arguments)
-
-    checkpoint = stage_checkpoint(
-        model, tokenizer, dataset, arguments, previous=previous,
-        untrained=untrained, before=before, after=after, history=history, predicted=predicted,
-    )  # fmt: skip
-    save_checkpoint(output, checkpoint)
-    event_log.add_evaluations(before, after, arguments.max_steps)
-    resume_file.remove()
-    print_evaluation(checkpoint)
+    learner = Learner.of(previous, arguments)
+    learner.learn(data_loader.tokenize(learner.tokenizer), arguments, output, is_last=True)
 
 
 if __name__ == "__main__":

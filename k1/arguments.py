@@ -183,7 +183,7 @@ class Flags(argparse.Namespace):
         if previous is None:
             return set()
         if self.method == "k1" and self.init_from is not None:
-            raise UsageError("--init_from is for stage 1, which a later stage goes on from; leave it out")
+            raise UsageError("--init_from is for stage 1, which a later stage continues; leave it out")
         for name in INHERITED:
             given = getattr(self, name, None)
             if given is not None and given != previous[name]:

@@ -24,6 +24,10 @@ class UsageError(K1Error):
     exit_status = 2
 
 
+class Diverged(K1Error):
+    """A training whose loss or gradient is no longer finite."""
+
+
 class Terminated(BaseException):
     """SIGTERM, as `KeyboardInterrupt` is SIGINT."""
 

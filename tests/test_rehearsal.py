@@ -20,7 +20,7 @@ from k1.errors import K1Error
 from k1.model import build_model
 from k1.rehearsal import Divergence, InverseTransformSampling, beginnings, sample_tokens
 from k1.training.losses import accumulate_gradients
-from k1.training.loop import train
+from k1.training.trainer import StageTrainer
 from k1.training.rehearsal import begin_rehearsal, write_rehearsal
 from tests.conftest import assert_one_clear_line, run_script
 
@@ -330,7 +330,8 @@ def test_a_model_that_rehearses_stays_nearer_to_what_it_was(tiny_model):
             arguments_of("--seq_length", "16", "--batch_size", "8", "--rehearsal_sequences", "64", method="baseline"),
             learning_rate=1e-2, max_steps=60, warmup_steps=5, **settings,
         )  # fmt: skip
-        train(model, dataset, arguments, begin_rehearsal(model, list(written), TOKENIZER, arguments))
+        rehearsal = begin_rehearsal(model, list(written), TOKENIZER, arguments)
+        StageTrainer(model, dataset, arguments, rehearsal).run()
         return write_rehearsal(model, dataset, TOKENIZER, replace(arguments, stage=1))
 
     old, new = blocks(1, 18), blocks(18, 36)
@@ -389,7 +390,7 @@ def test_no_text_of_an_old_dataset_is_read(trained, tmp_path, monkeypatch):
     dataset = DataLoader(str(trained.corpora[1]), arguments).tokenize(tokenizer)
     model = restore_model(previous, "cpu")
     rehearsal = begin_rehearsal(model, previous.written, tokenizer, arguments)
-    train(model, dataset, arguments, rehearsal)
+    StageTrainer(model, dataset, arguments, rehearsal).run()
     assert rehearsal is not None
     expected = load_checkpoint(trained.models_dir / "k1_dataset2.pt", "k1").model
     for name, value in model.state_dict().items():

@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 # Modules at the top and rooms, in the order in which they may build on each other.
 ORDER = (
     "errors", "sparse", "presets", "flags", "files", "parallel", "arguments", "model", "rehearsal",
-    "data", "training", "checkpoints", "report", "export", "benchmark", "study",
+    "data", "training", "checkpoints", "report", "stages", "export", "benchmark", "study",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "huggingface_hub", "matplotlib", "peft", "tensorboard"}
 

@@ -31,7 +31,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from k1.benchmark.contestants import REFERENCE, Stage, measure_steps
+from k1.benchmark.contestants import REFERENCE, measure_steps, stage_trainer
 from k1.benchmark.optimizer import measure_optimizer
 from k1.benchmark.setting import SHAPES
 from k1.benchmark.stages import measure_stage
@@ -62,7 +62,7 @@ def measure_shape(name: str, rounds: int | None, threads: int) -> dict:
     progress(f"{name}: text to train on and to rehearse")
     tokenizer, dataset = shape.read()
     written = write_rehearsal(shape.model(), dataset, tokenizer, shape.arguments("k1"))
-    stages = {arm: Stage(shape, arm, tokenizer, dataset, written) for arm in ARMS}
+    stages = {arm: stage_trainer(shape, arm, tokenizer, dataset, written) for arm in ARMS}
     progress(f"{name}: steps in turn")
     found["steps"] = measure_steps(shape, stages, dataset, rounds or shape.rounds)
     progress(f"{name}: the parts of a stage in turn")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from tempfile import TemporaryDirectory
 
@@ -16,10 +17,8 @@ from k1.data.batches import batches_of_blocks
 from k1.data.loader import TokenizedDataset
 from k1.model import count_parameters
 from k1.presets import ARMS
-from k1.training.loop import text_of_steps
-from k1.training.losses import accumulate_gradients
-from k1.training.optimization import build_optimizer, warmup_and_cosine
 from k1.training.rehearsal import begin_rehearsal
+from k1.training.trainer import StageTrainer
 
 REFERENCE, K1 = ARMS["baseline"], ARMS["k1"]
 TRAINER = "Hugging Face Trainer"
@@ -27,33 +26,15 @@ BETAS = 0.9, 0.95
 LORA_RANK = 16
 
 
-class Stage:
-    """A later stage of `arm`, which `step` trains one step at a time; `written` is what it rehearses, if it does."""
-
-    def __init__(
-        self, shape: Shape, arm: str, tokenizer: Tokenizer, dataset: TokenizedDataset, written: list[Tensor]
-    ) -> None:
-        self.arguments, self.model = shape.arguments(arm), shape.model()
-        self.rehearsal = begin_rehearsal(self.model, written, tokenizer, self.arguments)
-        if self.rehearsal:
-            self.rewrite()
-        self._text = text_of_steps(dataset, self.arguments, self.rehearsal, 0)
-        self._optimizer = build_optimizer(self.model, self.arguments)
-        self._schedule = warmup_and_cosine(self._optimizer, self.arguments.warmup_steps, self.arguments.max_steps)
-
-    def step(self) -> float:
-        """Take a step and return its loss on new text, in nats per token."""
-        # A step of k1.training.loop.train, from its parts: train itself runs to its end.
-        loss, _ = accumulate_gradients(self.model, self._text, self.arguments, self.rehearsal)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
-        self._optimizer.step()
-        self._schedule.step()
-        self._optimizer.zero_grad()
-        return loss
-
-    def rewrite(self) -> None:
-        """Let the model write what it rehearses until it is regenerated."""
-        self.rehearsal.rewrite(self.model, 1)
+def stage_trainer(
+    shape: Shape, arm: str, tokenizer: Tokenizer, dataset: TokenizedDataset, written: list[Tensor]
+) -> StageTrainer:
+    """A later stage of `arm`, which rehearses what is `written`, if it does; its `optimize` takes a step."""
+    arguments, model = shape.arguments(arm), shape.model()
+    rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
+    if rehearsal:
+        rehearsal.rewrite(model, 1)
+    return StageTrainer(model, dataset, arguments, rehearsal)
 
 
 def bare_loop(
@@ -99,7 +80,7 @@ def other_ways(shape: Shape, dataset: TokenizedDataset) -> dict[str, Callable[[]
 
 
 def trainer_seconds(
-    shape: Shape, dataset: TokenizedDataset, baseline_step: Callable[[], float], rounds: int
+    shape: Shape, dataset: TokenizedDataset, baseline_step: Callable[[], object], rounds: int
 ) -> tuple[list[float], list[float]]:
     """Seconds of `rounds` steps of the `Trainer` of transformers, and of a step of the baseline after each of them.
 
@@ -135,10 +116,15 @@ def trainer_seconds(
     return between[1::2][-rounds:], between[::2][-rounds:]
 
 
-def measure_steps(shape: Shape, stages: dict[str, Stage], dataset: TokenizedDataset, rounds: int) -> dict[str, dict]:
+def rewriting_of(stage: StageTrainer) -> Callable[[], None]:
+    """What lets the model write the sequences that it rehearses until they are regenerated."""
+    return partial(stage.rehearsal.rewrite, stage.model, 1)
+
+
+def measure_steps(shape: Shape, stages: dict[str, StageTrainer], dataset: TokenizedDataset, rounds: int) -> dict[str, dict]:
     """Steps of the `stages` by arm and of all other ways in turn; the keys are those of `steps`, see `__main__`."""
-    things = {ARMS[arm]: stage.step for arm, stage in stages.items()} | other_ways(shape, dataset)
-    seconds = alternate({**things, "rewriting": stages["k1"].rewrite}, rounds)
+    things = {ARMS[arm]: stage.optimize for arm, stage in stages.items()} | other_ways(shape, dataset)
+    seconds = alternate({**things, "rewriting": rewriting_of(stages["k1"])}, rounds)
     interval, reference = stages["k1"].arguments.rehearsal_interval, seconds[REFERENCE]
     rewriting = [value / interval for value in seconds.pop("rewriting")]
     found = {name: {"seconds": spread(values), "ratio": ratio(values, reference)} for name, values in seconds.items()}
@@ -146,5 +132,5 @@ def measure_steps(shape: Shape, stages: dict[str, Stage], dataset: TokenizedData
         if stage.rehearsal:
             summed = [sum(both) for both in zip(seconds[ARMS[arm]], rewriting)]
             found[ARMS[arm]] |= {"rewriting": ratio(rewriting, reference), "in_sum": ratio(summed, reference)}
-    theirs, ours = trainer_seconds(shape, dataset, stages["baseline"].step, rounds)
+    theirs, ours = trainer_seconds(shape, dataset, stages["baseline"].optimize, rounds)
     return found | {TRAINER: {"seconds": spread(theirs), "ratio": ratio(theirs, ours)}}

@@ -7,20 +7,21 @@ from tempfile import TemporaryDirectory
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from k1.benchmark.contestants import K1, REFERENCE, Stage
+from k1.benchmark.contestants import K1, REFERENCE, rewriting_of
 from k1.benchmark.timing import alternate, ratio, spread
 from k1.checkpoints.contents import stage_checkpoint
 from k1.checkpoints.storage import save_checkpoint
 from k1.data.loader import TokenizedDataset
 from k1.training.evaluation import evaluate
 from k1.training.rehearsal import begin_rehearsal, predicted_forgetting, write_rehearsal
+from k1.training.trainer import StageTrainer
 
 STEPS = 5  # timed together, so that little depends on a single one
 DATASETS = 2  # learned at the end of the second stage, which is the one measured
 
 
 def measure_stage(
-    k1: Stage, baseline: Stage, tokenizer: Tokenizer, dataset: TokenizedDataset, written: list[Tensor], rounds: int
+    k1: StageTrainer, baseline: StageTrainer, tokenizer: Tokenizer, dataset: TokenizedDataset, written: list[Tensor], rounds: int
 ) -> dict:
     """Stage 2 of K-1, which rehearses `written`, and of the baseline; the keys are those of `stage`, see `__main__`.
 
@@ -28,16 +29,16 @@ def measure_stage(
     """
     scores = evaluate(k1.model, [dataset], k1.arguments)
 
-    def take_steps(stage: Stage) -> None:
+    def take_steps(stage: StageTrainer) -> None:
         for _ in range(STEPS):
-            stage.step()
+            stage.optimize()
 
     def evaluate_one() -> None:
         # Both datasets after the stage; before it test text alone, of the new one, by this and by the initial model.
         evaluate(k1.model, [dataset], k1.arguments)
         evaluate(k1.model, [dataset], k1.arguments, ("test",))
 
-    def save(stage: Stage, texts: list[Tensor], path: Path) -> None:
+    def save(stage: StageTrainer, texts: list[Tensor], path: Path) -> None:
         checkpoint = stage_checkpoint(
             stage.model, tokenizer, dataset, stage.arguments,
             untrained=scores, before=scores, after=scores, history=[], written=texts,
@@ -52,7 +53,7 @@ def measure_stage(
             (K1, "training"): partial(take_steps, k1),
             (K1, "checkpoint"): partial(save, k1, DATASETS * written, files[K1]),
             (K1, "evaluation"): evaluate_one,
-            (K1, "rewriting"): k1.rewrite,
+            (K1, "rewriting"): rewriting_of(k1),
             (K1, "teacher"): partial(begin_rehearsal, k1.model, written, tokenizer, k1.arguments),
             (K1, "writing"): partial(write_rehearsal, k1.model, dataset, tokenizer, k1.arguments),
             (K1, "predicted forgetting"): partial(predicted_forgetting, k1.model, k1.rehearsal),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from k1.errors import K1Error
+from k1.errors import Diverged, K1Error
 from k1.files import write_text
 from k1.study.sequence import learn_first_dataset, learn_later_datasets
 
@@ -45,10 +45,10 @@ def execute(run: Run, first: Run | None, out: Path, settings: dict) -> dict:
         return identity | learn_later_datasets(
             run.method, run.learning_rate, dict(run.setting), model_path(out, first), settings
         )
-    except K1Error as error:
-        if "diverged" not in str(error):
-            raise K1Error(f"run {run.name} failed: {error}")
+    except Diverged as error:
         return identity | {"failed": str(error)}
+    except K1Error as error:
+        raise K1Error(f"run {run.name} failed: {error}")
 
 
 def model_path(out: Path, run: Run) -> Path:
@@ -73,7 +73,7 @@ def load_results(path: Path, settings: dict) -> dict:
 def execute_all(runs: dict[Run, Run | None], results: dict, out: Path, jobs: int) -> None:
     """Execute the runs that `results` lacks, `jobs` at a time, and write results.json after each.
 
-    `runs` maps each run to the one whose model it goes on from. A model of
+    `runs` maps each run to the one whose model it continues. A model of
     dataset 1 that is gone is trained again.
     """
     recorded = results["runs"]

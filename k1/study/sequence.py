@@ -3,10 +3,8 @@
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import redirect_stderr
 from dataclasses import replace
-from functools import lru_cache
-from io import StringIO
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -15,17 +13,19 @@ from transformers import PreTrainedModel
 
 from k1.arguments import Arguments, parse_training_flags
 from k1.checkpoints.contents import Checkpoint, stage_checkpoint
-from k1.checkpoints.storage import load_checkpoint, restore_model, save_checkpoint
+from k1.checkpoints.storage import load_checkpoint, save_checkpoint
 from k1.data.loader import DataLoader, TokenizedDataset
-from k1.data.tokenizer import load_tokenizer, train_tokenizer
-from k1.model import build_model, configure_torch, model_config
+from k1.data.tokenizer import load_tokenizer
+from k1.model import build_model, configure_torch
 from k1.rehearsal import Rehearsal
 from k1.report.metrics import mean
 from k1.report.tables import dataset_label
+from k1.stages import Learner
 from k1.study.methods import MAP, METHODS, Method, consolidation, fisher_information
 from k1.training.evaluation import evaluate
-from k1.training.loop import train
-from k1.training.rehearsal import begin_rehearsal, write_rehearsal
+from k1.training.trainer import StageTrainer
+
+Attach = Callable[[torch.optim.Optimizer], object]
 
 
 def stage_arguments(
@@ -56,15 +56,14 @@ def learn_first_dataset(first: str, seed: int, learning_rate: float, output: Pat
     configure_torch(arguments.threads)
     started = time.perf_counter()
     data_loader = DataLoader(dataset_name=settings["dataset_names"][0], arguments=arguments)
-    tokenizer = train_tokenizer(data_loader.text("train"), arguments.vocabulary_size)
-    dataset = data_loader.tokenize(tokenizer)
-    model = build_model(model_config(arguments, tokenizer.get_vocab_size()), seed, arguments.device)
-    untrained = evaluate(model, [dataset], arguments, splits=("test",))
-    history = quietly_train(model, dataset, arguments)
-    after = evaluate(model, [dataset], arguments)
+    learner = Learner.new(None, arguments, data_loader.text("train"))
+    dataset = data_loader.tokenize(learner.tokenizer)
+    untrained = evaluate(learner.model, [dataset], arguments, splits=("test",))
+    history, _ = learner.train(dataset, arguments, quietly_train)
+    after = evaluate(learner.model, [dataset], arguments)
     checkpoint = stage_checkpoint(
-        model, tokenizer, dataset, arguments, untrained=untrained, before=untrained, after=after, history=history,
-        written=write_rehearsal(model, dataset, tokenizer, arguments),
+        learner.model, learner.tokenizer, dataset, arguments, untrained=untrained, before=untrained, after=after,
+        history=history, written=learner.written,
     )  # fmt: skip
     save_checkpoint(output, checkpoint)
     return record_of([after], history, started)
@@ -92,30 +91,39 @@ def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Pat
     if method.joint:
         return learn_all_at_once(previous, datasets, stages[-1], started)
 
-    tokenizer = load_tokenizer(previous.tokenizer)
-    model, written = restore_model(previous, stages[0].device), previous.written
+    learner = Learner.of(previous, stages[0], datasets[:1])
     evaluations, history, importance = [previous.evaluations[0]], [], None
-    for arguments in stages:
-        learned, dataset = datasets[: arguments.stage - 1], datasets[arguments.stage - 1]
-        start = [parameter.detach().clone() for parameter in model.parameters()]
+    for arguments, dataset in zip(stages, datasets[1:], strict=True):
         attach = None
         if "strength" in dial:
-            found = fisher_information(model, learned[-1], arguments)
+            found = fisher_information(learner.model, learner.learned[-1], arguments)
             importance = found if importance is None else [old + new for old, new in zip(importance, found)]
-            attach = consolidation(model, importance, fisher_information(model, dataset, arguments), dial["strength"])
-        rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
-        text = with_replay(dataset, learned, method.replay, arguments) if method.replay else dataset
-        trained = adapted(method, dial, model, arguments) if method.adapter else model
-        history += quietly_train(trained, text, arguments, rehearsal, attach)
-        model = trained.merge_and_unload().requires_grad_(True) if method.adapter else model
-        if "keep" in dial:
-            with torch.no_grad():
-                for parameter, value in zip(model.parameters(), start):
-                    parameter.lerp_(value, 1 - dial["keep"])
-        if arguments is not stages[-1]:
-            written = write_rehearsal(model, dataset, tokenizer, arguments, written)
-        evaluations.append(evaluate(model, [*learned, dataset], arguments))
+            new = fisher_information(learner.model, dataset, arguments)
+            attach = consolidation(learner.model, importance, new, dial["strength"])
+        training = partial(train_by, method, dial, attach, [*learner.learned])
+        entries, _ = learner.train(dataset, arguments, training, is_last=arguments is stages[-1])
+        history += entries
+        evaluations.append(evaluate(learner.model, learner.learned, arguments))
     return record_of(evaluations, history, started)
+
+
+def train_by(
+    method: Method, dial: dict, attach: Attach | None, learned: list[TokenizedDataset],
+    model: PreTrainedModel, dataset: TokenizedDataset, arguments: Arguments, rehearsal: Rehearsal | None,
+) -> list[dict]:  # fmt: skip
+    """Train `model` in place on `dataset` as `method` does, with its replay, adapter or interpolation; the history."""
+    start = [parameter.detach().clone() for parameter in model.parameters()]
+    text = with_replay(dataset, learned, method.replay, arguments) if method.replay else dataset
+    trained = adapted(method, dial, model, arguments) if method.adapter else model
+    history = quietly_train(trained, text, arguments, rehearsal, attach)
+    if method.adapter:
+        # In place: the adapter is inside `model`.
+        trained.merge_and_unload().requires_grad_(True)
+    if "keep" in dial:
+        with torch.no_grad():
+            for parameter, value in zip(model.parameters(), start):
+                parameter.lerp_(value, 1 - dial["keep"])
+    return history
 
 
 def adapted(method: Method, dial: dict, model: PreTrainedModel, arguments: Arguments) -> PreTrainedModel:
@@ -157,11 +165,10 @@ def quietly_train(
     dataset: TokenizedDataset,
     arguments: Arguments,
     rehearsal: Rehearsal | None = None,
-    attach: Callable[[torch.optim.Optimizer], object] | None = None,
+    attach: Attach | None = None,
 ) -> list[dict]:
-    """`k1.train` without its progress bar: the study has one of its own."""
-    with redirect_stderr(StringIO()):
-        return train(model, dataset, arguments, rehearsal, attach=attach)
+    """Train `model` in place without a progress bar, as the study has one of its own; returns the history."""
+    return StageTrainer(model, dataset, arguments, rehearsal, attach).run(progress=False)
 
 
 def record_of(evaluations: list[dict], history: list[dict], started: float) -> dict:

@@ -31,7 +31,7 @@ class RehearsalCallback(TrainerCallback):
         self.rehearsal.discard()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        """Begin anew after a checkpoint, as a training that goes on from it does."""
+        """Begin anew after a checkpoint, as a training that resumes from it does."""
         self.rehearsal.discard()
 
     def on_step_begin(

@@ -19,19 +19,26 @@ class History:
     both in nats per token, mean since the last entry), `learning_rate`,
     `updated_fraction` (share of all parameters whose bits this step changed, by
     comparing them before and after) and `tokens_per_second`.
-    `old` is the saved state of a training that was stopped, which the log goes on
-    from. `event_log` gets every new entry.
     """
 
-    def __init__(self, arguments: Arguments, old: dict | None, event_log: EventLog | None = None) -> None:
-        self.entries: list[dict] = old["history"] if old else []
-        self.losses: list[float] = old["losses"] if old else []
-        self.divergences: list[float] = old["divergences"] if old else []
+    def __init__(self, arguments: Arguments) -> None:
+        self.entries: list[dict] = []
+        self.losses: list[float] = []
+        self.divergences: list[float] = []
         self._max_steps = arguments.max_steps
         self._tokens_per_step = arguments.tokens_per_step
+        self._event_log: EventLog | None = None
+        self._begin_interval()
+
+    def resume(self, state: dict) -> None:
+        """Continue the log of a training that was stopped, see `StageTrainer.state_dict`."""
+        self.entries, self.losses, self.divergences = state["history"], state["losses"], state["divergences"]
+
+    def begin(self, event_log: EventLog | None, done: int) -> None:
+        """From now on give every new entry to `event_log`, after the `done` steps that it may have already."""
         self._event_log = event_log
         if event_log:
-            event_log.begin(old["step"] if old else 0)
+            event_log.begin(done)
         self._begin_interval()
 
     def _begin_interval(self) -> None:

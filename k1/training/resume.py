@@ -1,4 +1,4 @@
-"""The resume file: what a training that was stopped goes on from, to end with the same bits as one that was not."""
+"""The resume file: from which a training that was stopped resumes, to end with the same bits as one that was not."""
 
 import sys
 import time
@@ -86,7 +86,7 @@ class ResumeFile:
         old, self._old = self._old, None
         if is_main_process():
             steps = identity["arguments"]["max_steps"]
-            print(f"going on from {self.path}, step {old['step']} of {steps}", file=sys.stderr)
+            print(f"resuming from {self.path}, step {old['step']} of {steps}", file=sys.stderr)
         return old
 
     def is_due(self, step: int) -> bool:

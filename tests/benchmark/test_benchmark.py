@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from k1.benchmark import __main__ as benchmark
-from k1.benchmark.contestants import K1, REFERENCE, TRAINER, Stage, other_ways
+from k1.benchmark.contestants import K1, REFERENCE, TRAINER, other_ways
 from k1.benchmark.setting import SHAPES
 from k1.benchmark.tables import format_benchmark
 from k1.errors import K1Error
 from k1.presets import ARMS
-from k1.training.loop import train
-from k1.training.rehearsal import begin_rehearsal, write_rehearsal
+from k1.training.rehearsal import write_rehearsal
 from tests.conftest import Finished, assert_one_clear_line, run_script
 
 SMOKE = SHAPES["smoke"]
@@ -82,16 +81,6 @@ def test_what_sparse_updates_add_is_measured(record):
     assert optimizer["step_ratio"]["median"] == pytest.approx(1 + extra / step)
     # A copy of 49% of the parameters, 4 bytes each, and little else.
     assert 1.5 < optimizer["bytes_per_parameter"] < 5
-
-
-@pytest.mark.parametrize("arm", ARMS)
-def test_the_steps_of_an_arm_are_those_of_the_training_loop(arm, text):
-    tokenizer, dataset, written = text
-    stage, model = Stage(SMOKE, arm, tokenizer, dataset, written), SMOKE.model()
-    train(model, dataset, stage.arguments, begin_rehearsal(model, written, tokenizer, stage.arguments))
-    for _ in range(stage.arguments.max_steps):
-        stage.step()
-    assert all(map(torch.equal, stage.model.parameters(), model.parameters()))
 
 
 def test_other_ways_to_train_learn(text):

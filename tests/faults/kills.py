@@ -113,7 +113,7 @@ def kill_until_it_ends(
                 tally.kills += 1
         status = process.wait(timeout=600)
         errors = (scratch / "killed.err").read_text()
-        tally.resumed += "going on from" in errors
+        tally.resumed += "resuming from" in errors
         # Python itself tells of a Ctrl-C before a script's first line.
         is_early = errors.startswith("Traceback") and errors.endswith("KeyboardInterrupt\n") and number == signal.SIGINT
         if is_early:

@@ -16,7 +16,7 @@ from k1.data.tokenizer import load_tokenizer
 from k1.errors import K1Error, UsageError
 from k1.presets import FILES
 from k1.report.comparison import load_run, require_comparable
-from k1.training.loop import train
+from k1.training.trainer import StageTrainer
 from k1.training.resume import ResumeFile
 from tests.conftest import assert_one_clear_line, run_script, signed
 from tests.pretrained import END, LENGTH, fresh_model, train_own_tokenizer, write_model
@@ -160,15 +160,15 @@ def test_a_stopped_training_goes_on_with_the_same_bits(corpora, folders, tmp_pat
     dataset = DataLoader(str(corpora[0]), arguments).tokenize(initial.tokenizer)
     models = [initial.build("cpu") for _ in range(4)]
     whole, begun, resumed, other = models
-    train(whole, dataset, arguments)
+    StageTrainer(whole, dataset, arguments).run()
     output = tmp_path / "k1_dataset1.pt"
     with pytest.raises(InterruptedError):
-        train(begun, dataset, arguments, resume_file=StoppedAtStep2(output, save_steps=1))
+        StageTrainer(begun, dataset, arguments).run(resume_file=StoppedAtStep2(output, save_steps=1))
     with torch.no_grad():
         next(other.parameters()).add_(1e-3)
     with pytest.raises(K1Error, match="starting state"):
-        train(other, dataset, arguments, resume_file=ResumeFile(output))
-    train(resumed, dataset, arguments, resume_file=ResumeFile(output))
+        StageTrainer(other, dataset, arguments).run(resume_file=ResumeFile(output))
+    StageTrainer(resumed, dataset, arguments).run(resume_file=ResumeFile(output))
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
     assert resumed.lm_head.weight is resumed.transformer.wte.weight

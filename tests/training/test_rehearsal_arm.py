@@ -65,7 +65,7 @@ def test_a_stopped_training_resumes_to_the_same_bits(arm, trained, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 143
     finished = train_arm(models_dir, trained.corpora)
-    assert finished.status == 0 and f"going on from {resume}" in finished.stderr, finished.stderr
+    assert finished.status == 0 and f"resuming from {resume}" in finished.stderr, finished.stderr
     for file in (SECOND, FINAL):
         ours, theirs = (load_checkpoint(folder / file, "baseline").model for folder in (models_dir, arm[0]))
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items())

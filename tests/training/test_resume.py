@@ -1,5 +1,6 @@
 """A training that is stopped, at any step and in any way, resumes and ends with the same bits."""
 
+import copy
 import os
 import resource
 import shutil
@@ -21,7 +22,7 @@ from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
 from k1.files import lock, read_content, remove_leftovers
 from k1.presets import FILES
-from k1.training.loop import train
+from k1.training.trainer import StageTrainer
 from k1.training.rehearsal import begin_rehearsal, write_rehearsal
 from k1.training.resume import FORMAT, ResumeFile, first_difference, resume_path
 from tests.conftest import ROOT, assert_one_clear_line, run_script, start_script
@@ -62,7 +63,7 @@ def trained_parameters(model, arguments, resume_file=None):
     tokenizer = SimpleNamespace(token_to_id=lambda token: 0, post_processor=None)
     written = write_rehearsal(model, dataset_of(7), tokenizer, arguments)
     rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
-    history = train(model, dataset_of(10), arguments, rehearsal, resume_file)
+    history = StageTrainer(model, dataset_of(10), arguments, rehearsal).run(resume_file)
     return dict(model.named_parameters()), [(entry["step"], entry["loss"]) for entry in history]
 
 
@@ -101,6 +102,25 @@ def test_a_stopped_training_ends_with_the_same_bits(tiny_model, tmp_path, settin
     assert any(not torch.equal(value, initial[name]) for name, value in found.items() if name in initial)
 
 
+def test_a_trainer_is_stepped_from_outside_and_hands_its_state_to_another(tiny_model):
+    """With the same bits as one that runs, whose state was moved through memory between two steps."""
+    arguments = arguments_of(stage=2, rehearsal=0.5, rehearsal_interval=4)
+    expected, losses = trained_parameters(copy.deepcopy(tiny_model), arguments)
+    tokenizer = SimpleNamespace(token_to_id=lambda token: 0, post_processor=None)
+
+    def trainer_of(model):
+        written = write_rehearsal(tiny_model, dataset_of(7), tokenizer, arguments)
+        return StageTrainer(model, dataset_of(10), arguments, begin_rehearsal(tiny_model, written, tokenizer, arguments))
+
+    first = trainer_of(copy.deepcopy(tiny_model))
+    found = [first.step() for _ in range(6)]
+    second = trainer_of(copy.deepcopy(tiny_model))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    found += [second.step() for _ in range(arguments.max_steps - second.done)]
+    assert [(step, loss) for step, (loss, _) in enumerate(found, start=1)] == losses
+    assert all(map(torch.equal, expected.values(), second.model.parameters()))
+
+
 def stopped(tiny_model, tmp_path, **settings) -> ResumeFile:
     output = tmp_path / "k1_dataset1.pt"
     with pytest.raises(Killed):
@@ -121,18 +141,18 @@ def stopped(tiny_model, tmp_path, **settings) -> ResumeFile:
 def test_a_resume_file_of_other_settings_is_refused(tiny_model, tmp_path, settings, difference):
     resume_file = stopped(tiny_model, tmp_path)
     with pytest.raises(K1Error, match=f"begun training with {difference}; add --overwrite"):
-        train(tiny_model, dataset_of(10), arguments_of(**settings), resume_file=resume_file)
+        StageTrainer(tiny_model, dataset_of(10), arguments_of(**settings)).run(resume_file=resume_file)
 
 
 def test_a_resume_file_of_other_text_weights_or_libraries_is_refused(tiny_model, tmp_path, monkeypatch):
     resume_file = stopped(tiny_model, tmp_path)
     with pytest.raises(K1Error, match="fingerprint fingerprint 0, not fingerprint 1"):
-        train(tiny_model, dataset_of(10, seed=1), arguments_of(), resume_file=resume_file)
+        StageTrainer(tiny_model, dataset_of(10, seed=1), arguments_of()).run(resume_file=resume_file)
     with pytest.raises(K1Error, match="starting state"):
-        train(tiny_model, dataset_of(10), arguments_of(), resume_file=resume_file)
+        StageTrainer(tiny_model, dataset_of(10), arguments_of()).run(resume_file=resume_file)
     monkeypatch.setattr("k1.training.resume.library_versions", lambda: {"torch": "9.9"})
     with pytest.raises(K1Error, match="torch .*, not 9.9"):
-        train(tiny_model, dataset_of(10), arguments_of(), resume_file=resume_file)
+        StageTrainer(tiny_model, dataset_of(10), arguments_of()).run(resume_file=resume_file)
 
 
 def test_a_damaged_resume_file_is_refused_and_overwrite_removes_it(tiny_model, tmp_path):
@@ -222,11 +242,11 @@ def test_a_signal_saves_first_and_the_next_start_goes_on(trained, tmp_path, numb
     assert "Traceback" not in stderr
     assert stderr.splitlines()[-1].startswith("error: ")
     if "stopped at step" in stderr:
-        assert f"goes on from {resume}" in stderr
+        assert f"resumes from {resume}" in stderr
     content = read_content(resume, "resume file", FORMAT, "")
     finished = run_script("train_baseline_all.py", *flags)
     assert finished.status == 0, finished.stderr
-    assert f"going on from {resume}, step {content['step']} of 20" in finished.stderr
+    assert f"resuming from {resume}, step {content['step']} of 20" in finished.stderr
     assert not resume.exists()
     for file in FILES["baseline"]:
         expected = load_checkpoint(trained.models_dir / file, "baseline").model

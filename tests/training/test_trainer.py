@@ -13,7 +13,7 @@ from k1.model import build_model
 from k1.presets import ARM_FILES, FILES
 from k1.training.evaluation import evaluate_blocks
 from k1.training.history import changed_fraction, copy_parameters
-from k1.training.loop import accumulate_gradients
+from k1.training.losses import accumulate_gradients
 from k1.training.optimization import warmup_and_cosine
 from tests.conftest import run_script, train_all
 

@@ -1,0 +1,143 @@
+"""The recipe of a stage, once: all training scripts and the study learn a dataset by it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from k1.arguments import Arguments, Flags
+from k1.checkpoints.contents import Checkpoint, Start, stage_checkpoint
+from k1.checkpoints.storage import (
+    is_shared,
+    load_finished_stage,
+    output_path,
+    restore_initial_model,
+    restore_model,
+    save_checkpoint,
+)
+from k1.data.initial import initial_model
+from k1.data.loader import TokenizedDataset, load_datasets, require_distinct
+from k1.data.tokenizer import load_tokenizer
+from k1.rehearsal import Rehearsal
+from k1.report.tables import print_evaluation
+from k1.training.evaluation import evaluate
+from k1.training.event_log import EventLog
+from k1.training.rehearsal import begin_rehearsal, predicted_forgetting, write_rehearsal
+from k1.training.resume import ResumeFile, resume_path
+from k1.training.trainer import StageTrainer
+
+# Trains a model in place on the text of a dataset, with what it rehearses; returns the history.
+Training = Callable[[PreTrainedModel, TokenizedDataset, Arguments, Rehearsal | None], list[dict]]
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """What a stage leaves: its checkpoint at `path`, its events, and while a script trains its resume file."""
+
+    path: Path
+    resume_file: ResumeFile
+    event_log: EventLog
+    is_finished: bool
+
+    def train(
+        self, model: PreTrainedModel, dataset: TokenizedDataset, arguments: Arguments, rehearsal: Rehearsal | None
+    ) -> list[dict]:
+        """Train `model` in place, see `k1.training.trainer.StageTrainer`; returns the history."""
+        return StageTrainer(model, dataset, arguments, rehearsal).run(self.resume_file, self.event_log)
+
+
+def stage_outputs(flags: Flags, stages: Iterable[int]) -> list[StageOutput]:
+    """What the `stages` of one script leave; checks that all can be written, see `k1.checkpoints.storage.output_path`.
+
+    A stage is finished already if the script was stopped after it, or if the arm shares it with another arm that has
+    trained it.
+    """
+    paths = {stage: output_path(flags, stage) for stage in stages}
+    resume_file = ResumeFile([*paths.values()][-1], flags.save_steps, flags.overwrite)
+    return [
+        StageOutput(
+            path, resume_file, EventLog(flags, path), stage < resume_file.stage or is_shared(flags.arm, path)
+        )
+        for stage, path in paths.items()
+    ]  # fmt: skip
+
+
+class Learner:
+    """A model that learns one dataset after another, what it has `learned`, and what it has `written` to rehearse.
+
+    `checkpoint` is that of the last stage, None before the first; `build_initial` makes the model as it was
+    before stage 1, and `start` says which pretrained one that was, None for fresh weights.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Tokenizer, build_initial: Callable[[], PreTrainedModel],
+        start: Start | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.tokenizer, self.build_initial, self.start = model, tokenizer, build_initial, start
+        self.learned: list[TokenizedDataset] = []
+        self.written: list[Tensor] = []
+        self.checkpoint: Checkpoint | None = None
+
+    @classmethod
+    def new(cls, init_from: str | None, arguments: Arguments, text: Iterable[str]) -> "Learner":
+        """A model that has learned nothing here, and its tokenizer; see `k1.data.initial.initial_model`."""
+        initial = initial_model(init_from, arguments, text)
+        device = arguments.device
+        return cls(initial.build(device), initial.tokenizer, lambda: initial.build(device), initial.start)
+
+    @classmethod
+    def of(
+        cls, checkpoint: Checkpoint, arguments: Arguments, learned: list[TokenizedDataset] | None = None
+    ) -> "Learner":
+        """The model of `checkpoint` and what it learned, which is read again unless it is given."""
+        tokenizer, device = load_tokenizer(checkpoint.tokenizer), arguments.device
+        model = restore_model(checkpoint, device)
+        learner = cls(model, tokenizer, lambda: restore_initial_model(checkpoint, device), checkpoint.start)
+        learner.checkpoint, learner.written = checkpoint, checkpoint.written
+        learner.learned = load_datasets(checkpoint.datasets, tokenizer, arguments) if learned is None else [*learned]
+        return learner
+
+    def take_over(self, path: Path, dataset: TokenizedDataset, arguments: Arguments, arm: str) -> None:
+        """Continue with the model at `path`, of a stage that is finished; see `k1.checkpoints.storage`."""
+        self.checkpoint, self.model = load_finished_stage(path, dataset, arguments, arm, self.start)
+        self.written = self.checkpoint.written
+        self.learned.append(dataset)
+
+    def train(
+        self, dataset: TokenizedDataset, arguments: Arguments, training: Training, is_last: bool = False
+    ) -> tuple[list[dict], Rehearsal | None]:
+        """Learn `dataset` by `training`, and write what later stages rehearse, unless there are none.
+
+        Returns the history and what was rehearsed.
+        """
+        rehearsal = begin_rehearsal(self.model, self.written, self.tokenizer, arguments)
+        history = training(self.model, dataset, arguments, rehearsal)
+        self.learned.append(dataset)
+        self.written = (
+            [] if is_last else write_rehearsal(self.model, dataset, self.tokenizer, arguments, self.written)
+        )
+        return history, rehearsal
+
+    def learn(
+        self, dataset: TokenizedDataset, arguments: Arguments, output: StageOutput, is_last: bool = False
+    ) -> None:
+        """Do a whole stage: evaluate, train, write for later stages, evaluate, save the checkpoint and print it."""
+        require_distinct([*(known.name for known in self.learned), dataset.name])
+        untrained = evaluate(self.build_initial(), [dataset], arguments, splits=("test",))
+        before = evaluate(self.model, [dataset], arguments, splits=("test",)) if self.checkpoint else untrained
+        history, rehearsal = self.train(dataset, arguments, output.train, is_last)
+        predicted = predicted_forgetting(self.model, rehearsal)
+        after = evaluate(self.model, self.learned, arguments)
+        self.checkpoint = stage_checkpoint(
+            self.model, self.tokenizer, dataset, arguments, previous=self.checkpoint, start=self.start,
+            untrained=untrained, before=before, after=after, history=history, written=self.written,
+            predicted=predicted,
+        )  # fmt: skip
+        save_checkpoint(output.path, self.checkpoint)
+        output.event_log.add_evaluations(before, after, arguments.max_steps)
+        if output.resume_file.path == resume_path(output.path):
+            output.resume_file.remove()
+        print_evaluation(self.checkpoint)
