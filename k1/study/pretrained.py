@@ -5,8 +5,9 @@ It learns text that it cannot know, source files of the installed packages whose
 header says 2026, and is judged by text that it knows, Wikipedia and Python's standard
 library. It is first trained on known text for some steps, so that what is measured is
 forgetting, and not that a quantised model or an unusual length of text is mended by any
-training. Of its embedding the rows are kept that the texts use. A run that is recorded
-in results.json below --out is not repeated. The tables go to stdout and results.md, the
+training. Of its embedding the rows are kept that the texts use. Every run is also judged
+with a share of its change (WiSE-FT, arXiv:2109.01903). A run that is recorded in
+results.json below --out is not repeated. The tables go to stdout and results.md, the
 picture of forgetting against learning to frontier.png.
 """
 
@@ -17,7 +18,7 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import count
@@ -47,7 +48,10 @@ NEW, KNOWN = "new", ("wikitext", "code")
 YEAR = "Copyright 2026"
 LENGTH, ROWS = 128, 4
 ADAPTED = "adapted"
+# Of the change that a run made, how much is kept.
+SHARES = (1.0, 0.75, 0.5)
 MARKERS = "osv^D<>pXh"
+Line = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ def losses(model: PreTrainedModel, texts: dict[str, dict[str, Tensor]], precisio
 
 def learn(
     model: PreTrainedModel, rows: Iterator[Tensor], steps: int, rate: float, precision: str, arm: Arm, seed: int,
-    rehearsal: Rehearsal | None = None,
+    rehearsal: Rehearsal | None = None, weight: float = REHEARSAL_WEIGHT,
 ) -> None:  # fmt: skip
     """Train `model` in place for `steps` steps of fused AdamW on `rows`, batches of token ids; as a user would."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -172,7 +176,7 @@ def learn(
         with autocast(precision):
             loss = model(input_ids=batch, labels=batch).loss
             if rehearsal:
-                loss = loss + REHEARSAL_WEIGHT * rehearsal.loss(model, step)
+                loss = loss + weight * rehearsal.loss(model, step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -192,6 +196,17 @@ def batches(new: Tensor, known: Tensor, arm: Arm, seed: int) -> Iterator[Tensor]
         yield torch.cat([*rows, *([known[next(of_known)]] if is_replayed else [])])
 
 
+@torch.no_grad()
+def losses_at_shares(start: PreTrainedModel, model: PreTrainedModel, texts: dict, precision: str) -> dict[str, dict]:
+    """The losses with each of `SHARES` of the change from `start` to `model`, by share as text; `model` is changed."""
+    end = {name: value.clone() for name, value in model.state_dict().items()}
+    before, found = start.state_dict(), {}
+    for share in SHARES:
+        model.load_state_dict({name: before[name].lerp(value, share) for name, value in end.items()})
+        found[f"{share:g}"] = losses(model, texts, precision)
+    return found
+
+
 def run(start: PreTrainedModel, texts: dict, arm: Arm, rate: float, seed: int, arguments: argparse.Namespace) -> dict:
     """One training from the model `start`, which stays as it is: its losses, its predicted forgetting, its seconds."""
     model, precision = copy.deepcopy(start), arguments.precision
@@ -209,17 +224,18 @@ def run(start: PreTrainedModel, texts: dict, arm: Arm, rate: float, seed: int, a
 
         model = get_peft_model(model, LoraConfig(r=arm.rank, lora_alpha=arm.rank, target_modules="all-linear"))
     rows = batches(texts[NEW]["train"], known, arm, seed)
-    learn(model, rows, arguments.steps, rate, precision, arm, seed, rehearsal)
+    learn(model, rows, arguments.steps, rate, precision, arm, seed, rehearsal, arguments.rehearsal_weight)
     seconds = time.perf_counter() - begun
+    if arm.rank:
+        model = model.merge_and_unload()
     with autocast(precision):
         predicted = rehearsal.predicted_forgetting(model)[0] if rehearsal else None
-    return {"losses": losses(model, texts, precision), "predicted": predicted, "seconds": seconds}
+    return {"losses": losses_at_shares(start, model, texts, precision), "predicted": predicted, "seconds": seconds}
 
 
-def known_rise(results: dict, record: dict, split: str) -> float:
+def known_rise(results: dict, scores: dict[str, dict[str, float]], split: str) -> float:
     """By how much the loss on known text has risen since the start, in nats per token, mean of both texts."""
-    start = results["start"][split]
-    return mean([record["losses"][split][name] - start[name] for name in KNOWN])
+    return mean([scores[split][name] - results["start"][split][name] for name in KNOWN])
 
 
 def by_arm_and_rate(results: dict) -> dict[str, dict[float, list[dict]]]:
@@ -230,49 +246,86 @@ def by_arm_and_rate(results: dict) -> dict[str, dict[float, list[dict]]]:
     return {name: dict(sorted(rates.items())) for name, rates in found.items() if rates}
 
 
-def position(results: dict, records: list[dict], split: str) -> tuple[float, float]:
-    """(loss on new text, rise of the loss on known text), means over `records`."""
-    new = mean([record["losses"][split][NEW] for record in records])
-    return new, mean([known_rise(results, record, split) for record in records])
+def positions(results: dict, rates: dict[float, list[dict]], split: str, shares: Iterable[float] = SHARES) -> Line:
+    """(loss on new text, rise of the loss on known text) of each learning rate and share, means over seeds."""
+    return [
+        (
+            mean([scores[split][NEW] for scores in kept]),
+            mean([known_rise(results, scores, split) for scores in kept]),
+        )
+        for records in rates.values()
+        for share in shares
+        for kept in [[record["losses"][f"{share:g}"] for record in records]]
+    ]  # fmt: skip
+
+
+def equal_learning_rows(results: dict) -> list[list[str]]:
+    """Forgetting of each arm at the loss on new text that full fine-tuning has at each of its rates, as a table.
+
+    An arm is the best of its rates and shares, between two of which its line is straight; full fine-tuning,
+    which the others are divided by, is its rates alone. Test text; "-" is out of an arm's range.
+    """
+    found = by_arm_and_rate(results)
+    full = undominated(positions(results, found["full"], "test", [1.0]))
+    rows = [["Arm", *(f"at {new:.3f}" for new, _ in full)]]
+    rows.append(["full fine-tuning: rise of known text", *(f"{rise:.3f}" for _, rise in full)])
+    for name, rates in found.items():
+        line = undominated(positions(results, rates, "test"))
+        levels = [(interpolated(line, new), rise) for new, rise in full]
+        label = f"{ARMS[name].label}, a share of the change" if name == "full" else ARMS[name].label
+        rows.append([label, *("-" if level is None else f"{level / rise:.2f}" for level, rise in levels)])
+    return rows
 
 
 def tables(results: dict) -> str:
     """All runs, and forgetting at equal learning, as Markdown; on test text."""
     start, found = results["start"]["test"], by_arm_and_rate(results)
-    # A rate that learns less and forgets more than another is no choice that anybody would make.
-    line = undominated([position(results, records, "test") for records in found.get("full", {}).values()])
-    rows = [["Arm", "Learning rate", "Seeds", "New text", *KNOWN, "Forgetting", "/ full's at equal learning",
+    rows = [["Arm", "Learning rate", "Seeds", "New text", *KNOWN, "Rise of known", "with 75%", "with 50%",
              "Predicted", "Seconds"]]  # fmt: skip
-    rows.append(["start", "", "", *(f"{start[name]:.3f}" for name in (NEW, *KNOWN)), "", "", "", ""])
+    rows.append(["start", "", "", *(f"{start[name]:.3f}" for name in (NEW, *KNOWN)), *[""] * 5])
     for name, rates in found.items():
         for rate, records in rates.items():
-            new, rise = position(results, records, "test")
-            level = interpolated(line, new)
+            whole = [record["losses"]["1"]["test"] for record in records]
+            parts = positions(results, {rate: records}, "test", SHARES[1:])
             predicted = [record["predicted"] for record in records if record["predicted"] is not None]
             rows.append([
                 ARMS[name].label, f"{rate:g}", str(len(records)),
-                *(mean_and_interval([record["losses"]["test"][text] for record in records]) for text in (NEW, *KNOWN)),
-                mean_and_interval([known_rise(results, record, "test") for record in records]),
-                f"{rise / level:.2f}" if level and level > 0 else "out of range",
+                *(mean_and_interval([scores[text] for scores in whole]) for text in (NEW, *KNOWN)),
+                mean_and_interval([known_rise(results, record["losses"]["1"], "test") for record in records]),
+                *(f"{rise:.3f} at {new:.3f}" for new, rise in parts),
                 mean_and_interval(predicted) if predicted else "",
                 f"{mean([record['seconds'] for record in records]):.0f}",
             ])  # fmt: skip
     settings = results["settings"]
     caption = (
         f"{settings['model']}, {settings['parameters']:,} parameters with {settings['rows']:,} rows of its embedding; "
-        f"{settings['steps']} steps of {ROWS} sequences of {LENGTH} tokens; nats per token on test text; forgetting is "
-        "the mean rise of both known texts"
+        f"{settings['steps']} steps of {ROWS} sequences of {LENGTH} tokens, weight of rehearsal "
+        f"{settings['rehearsal_weight']:g}; nats per token on test text; the rise of known text is the mean of both, "
+        "also with a share of the change of all weights, at the loss on new text that it then has"
     )
-    return f"{caption}\n\n{format_table(rows)}"
+    parts = [caption, format_table(rows)]
+    if "full" in found:
+        parts += [
+            "Forgetting at equal learning: the rise of known text over that of full fine-tuning at the same loss on "
+            "new text; each arm with the best of its rates and shares",
+            format_table(equal_learning_rows(results)),
+        ]
+    return "\n\n".join(parts)
 
 
 def frontier_figure(results: dict) -> Figure:
-    """Forgetting of known text against the loss on new text, a line for each arm over its rates; validation text."""
+    """Forgetting of known text against the loss on new text, a line for each arm; validation text.
+
+    Of full fine-tuning it is that of its learning rates, of all arms (of it too, dotted) the best of rates and shares.
+    """
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
     for marker, (name, rates) in zip(MARKERS, by_arm_and_rate(results).items()):
-        points = [position(results, records, "validation") for records in rates.values()]
-        axes.plot(*zip(*points), marker=marker, linestyle="-" if name == "full" else ":", label=ARMS[name].label)
+        if name == "full":
+            axes.plot(*zip(*positions(results, rates, "validation", [1.0])), marker="*", label=ARMS[name].label)
+        label = f"{ARMS[name].label}, a share kept" if name == "full" else ARMS[name].label
+        points = undominated(positions(results, rates, "validation"))
+        axes.plot(*zip(*points), marker=marker, linestyle=":", label=label)
     axes.axhline(0, color="0.7", linewidth=1)
     axes.set_xlabel("loss on new text (nats per token)")
     axes.set_ylabel("rise of the loss on known text\n(nats per token)")
@@ -290,6 +343,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[PreTrainedModel, dict, dict]
     settings = {
         "model": Path(arguments.model).name, "steps": arguments.steps, "adapt_steps": arguments.adapt_steps,
         "evaluated": arguments.evaluated, "precision": arguments.precision, "threads": arguments.threads,
+        "rehearsal_weight": arguments.rehearsal_weight,
         "parameters": model.num_parameters(), "rows": model.get_input_embeddings().num_embeddings,
     }  # fmt: skip
     if results.setdefault("settings", settings) != settings:
@@ -318,6 +372,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--steps", type=int, default=60, help="of learning the new text (default: %(default)s)")
     parser.add_argument("--adapt_steps", type=int, default=128, help="on known text before (default: %(default)s)")
+    parser.add_argument("--rehearsal_weight", type=float, default=REHEARSAL_WEIGHT, help="(default: %(default)s)")
     parser.add_argument("--evaluated", type=int, default=64, help="blocks of each text (default: %(default)s)")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--threads", type=int, default=1)

@@ -66,7 +66,8 @@ def test_runs_are_recorded_shown_and_not_repeated(command, tmp_path, capsys, mon
     full, k1, lora = recorded["runs"].values()
     assert full["predicted"] is None and lora["predicted"] is None and k1["predicted"] > 0
     for record in (full, k1, lora):
-        assert record["losses"]["test"][NEW] < recorded["start"]["test"][NEW]
+        new = [record["losses"][share]["test"][NEW] for share in ("1", "0.75", "0.5")]
+        assert max(new) < recorded["start"]["test"][NEW] and len(set(new)) == 3
     printed = capsys.readouterr().out
     assert printed == tables(recorded) + "\n" == (tmp_path / "out" / "results.md").read_text()
     assert (tmp_path / "out" / "frontier.png").read_bytes().startswith(b"\x89PNG")
@@ -79,29 +80,45 @@ def test_runs_are_recorded_shown_and_not_repeated(command, tmp_path, capsys, mon
 def test_without_learning_nothing_is_forgotten(command):
     recorded = command("--arms", "rehearsal", "--learning_rates", 0)
     (record,) = recorded["runs"].values()
-    assert record["losses"] == recorded["start"]
-    assert known_rise(recorded, record, "test") == 0 and record["predicted"] == pytest.approx(0, abs=1e-6)
+    assert all(scores == recorded["start"] for scores in record["losses"].values())
+    assert known_rise(recorded, record["losses"]["1"], "test") == 0
+    assert record["predicted"] == pytest.approx(0, abs=1e-6)
 
 
 def test_forgetting_is_the_rise_since_the_start_beside_the_line_of_full_fine_tuning():
     def losses(new, *known):
         return {split: {NEW: new, **dict(zip(KNOWN, known))} for split in ("validation", "test")}
 
-    runs = [("full", 2.0, 4.0, 2.0), ("full", 1.0, 5.0, 3.0), ("k1", 1.5, 3.25, 1.25), ("lora", 0.5, 3.0, 1.0)]
+    start = losses(3.0, 3.0, 1.0)
+
+    def shares(new, rise):
+        """Half of the change forgets a quarter and has two thirds of what was learned."""
+        parts = {"1": (new, rise), "0.75": (new + (3 - new) / 6, rise / 2), "0.5": (new + (3 - new) / 3, rise / 4)}
+        return {share: losses(loss, 3.0 + known, 1.0 + known) for share, (loss, known) in parts.items()}
+
+    runs = [("full", 2.0, 1.0), ("full", 1.0, 2.0), ("k1", 1.5, 0.25), ("lora", 0.5, 0.0)]
     records = [
-        {"arm": arm, "rate": 1e-4 / new, "seed": 0, "losses": losses(new, *known), "seconds": 7, "predicted": None}
-        for arm, new, *known in runs
+        {"arm": arm, "rate": 1e-4 / new, "seed": 0, "losses": shares(new, rise), "seconds": 7, "predicted": None}
+        for arm, new, rise in runs
     ]
     records[2]["predicted"] = 0.125
-    settings = {"model": "tiny", "parameters": 1_000, "rows": 10, "steps": 6}
-    results = {"start": losses(3.0, 3.0, 1.0), "runs": dict(enumerate(records)), "settings": settings}
-    assert [known_rise(results, record, "test") for record in records] == [1, 2, 0.25, 0]
+    settings = {"model": "tiny", "parameters": 1_000, "rows": 10, "steps": 6, "rehearsal_weight": 3.0}
+    results = {"start": start, "runs": dict(enumerate(records)), "settings": settings}
+    assert [known_rise(results, record["losses"]["1"], "test") for record in records] == [1, 2, 0.25, 0]
     assert {arm: len(rates) for arm, rates in by_arm_and_rate(results).items()} == {"full": 2, "lora": 1, "k1": 1}
-    cells = {line.split("|")[1].strip(): line.split("|")[4:-1] for line in tables(results).splitlines() if "|" in line}
-    # Full fine-tuning forgets 1.5 at the loss that K-1 has on new text.
-    assert [cell.strip() for cell in cells["K-1"]] == ["1.500", "3.250", "1.250", "0.250", "0.17", "0.125", "7"]
-    # It learned more than any run of full fine-tuning: no extrapolation.
-    assert cells["LoRA"][4].strip() == "out of range"
+    first, second = (
+        {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in part.splitlines()}
+        for part in tables(results).split("\n\n")[1::2]
+    )
+    assert first["K-1"][2:] == ["1.500", "3.250", "1.250", "0.250", "0.125 at 1.750", "0.062 at 2.000", "0.125", "7"]
+    assert list(second)[0] == "Arm" and second["Arm"] == ["at 1.000", "at 2.000"]
+    assert second["full fine-tuning: rise of known text"] == ["2.000", "1.000"]
+    # The run that learned more, with half of its change, has a loss of 1.667; that with 75% of it 1.333 and 2 / 2.
+    assert second["full fine-tuning, a share of the change"] == ["1.00", "0.38"]
+    # K-1 with half of its change has the loss of full fine-tuning's first rate; it never learned as much as the other.
+    assert second["K-1"] == ["-", "0.06"]
+    # Beyond what an arm has learned there is no extrapolation.
+    assert second["LoRA"] == ["-", "-"]
 
 
 def test_texts_are_blocks_that_begin_as_a_text_does_and_no_document_is_in_two_splits(tokenizer, monkeypatch):
