@@ -22,10 +22,6 @@ from k1.errors import K1Error
 from k1.model import MOST_LAYERS, check_settings, count_parameters, empty_model
 from k1.parallel import is_main_process
 
-# Its own lines on stderr are for library users.
-logging.set_verbosity_error()
-logging.disable_progress_bar()
-
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SETTINGS, MAX_TOKENIZER = 2**24, 2**27  # bytes
 FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -34,7 +30,13 @@ OTHERS = {"BOOL", "U8", "I32", "I64"}  # masks, which older versions kept with t
 
 @contextmanager
 def refusals(name: str) -> Iterator[None]:
-    """Turn whatever the libraries raise on files that make no sense into a `K1Error` of one line."""
+    """Turn whatever the libraries raise on files that make no sense into a `K1Error` of one line.
+
+    Within the context transformers neither logs nor shows progress.
+    """
+    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     except (K1Error, MemoryError):
@@ -42,6 +44,10 @@ def refusals(name: str) -> Iterator[None]:
     except Exception as error:  # what it is depends on where the damage is
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise K1Error(f"{name} cannot be used as a pretrained model: {lines[-1].strip():.200}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bar:
+            logging.enable_progress_bar()
 
 
 def read_settings(path: Path, most: int = MAX_SETTINGS) -> dict:
