@@ -93,7 +93,9 @@ def explain(error: BaseException, what: str) -> str:
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
         return "offline mode is on (HF_HUB_OFFLINE), and there is no cached copy"
     if any(isinstance(cause, httpx.TransportError) for cause in causes):
-        return f"the connection to {constants.ENDPOINT} failed ({reason(causes[1] or error)}), and there is no cached copy"
+        return (
+            f"the connection to {constants.ENDPOINT} failed ({reason(causes[1] or error)}), and there is no cached copy"
+        )
     if isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError):
         return f"there is no {what}, or it is private; check the name, or log in with: hf auth login"
     return reason(error).rstrip(".")

@@ -16,6 +16,11 @@ from k1.errors import K1Error
 SECTION_CHARACTERS = 4_000
 FEW_DOCUMENTS = 20
 LONG_DOCUMENT = 2**20  # a longer one is cut, as the tokenizer takes a hundred times its memory
+LONG_ENDS = (r"(?=\n)", r"(?= )")
+# A form feed or a line of spaces of any kind, else the end of a line, of a sentence, of a word.
+SECTION_ENDS = (
+    r"(?=\f|[\r\n][^\S\r\n]*[\r\n])", r"(?=[\r\n])", r"((?<=[.!?])(?=\s)|(?<=。))", r"(?=\s)",
+)  # fmt: skip
 MISSING_SHARE = 0.01  # of the rows may have no text
 # train.jsonl, train-00000-of-00002.parquet or a folder train; not train.py, which is a program.
 SPLIT_NAME = re.compile(r"(train|validation|valid|val|dev|test)(-\d+-of-\d+)?(\.(?!py$)[\w.]+)?", re.IGNORECASE)
@@ -136,25 +141,23 @@ def cut_into_sections(text: str) -> Iterator[str]:
     yield section
 
 
-def cut_at_lines(text: str) -> Iterator[str]:
-    """Cut a text into sections of at most `SECTION_CHARACTERS`.
+def cut_at_lines(text: str) -> list[str]:
+    """Cut a text into sections of at most `SECTION_CHARACTERS`, without what separates them."""
+    pieces = cut(text, SECTION_CHARACTERS, SECTION_ENDS)
+    return [piece.strip("\r\n\f\xa0") for piece in pieces] if len(pieces) > 1 else pieces
 
-    They end at a form feed or a line of spaces of any kind, else at the end of a line, else of a sentence, else at a
-    space, else anywhere.
-    """
-    if len(text) <= SECTION_CHARACTERS:
-        yield text
-        return
-    ends = (
-        r"\Z", r"(?=\f|[\r\n][^\S\r\n]*[\r\n])", r"(?=[\r\n])", r"((?<=[.!?])(?=\s)|(?<=。))", r"(?=\s)", "",
-    )  # fmt: skip
-    pattern = "|".join(rf".{{1,{SECTION_CHARACTERS}}}{end}" for end in ends)
-    for section in re.finditer(pattern, text, re.DOTALL):
-        yield section[0].strip("\r\n\f\xa0")
+
+def cut(text: str, most: int, ends: tuple[str, ...]) -> list[str]:
+    """Cut a text that is longer than `most` characters before the last match of the first of `ends` that there is."""
+    if len(text) <= most:
+        return [text]
+    before_end = [rf".{{1,{most - 1}}}{end}" for end in ends]
+    pattern = "|".join([rf".{{1,{most}}}\Z", *before_end, rf".{{1,{most}}}"])
+    return [found[0] for found in re.finditer(pattern, text, re.DOTALL)]
 
 
 def with_text(documents: Iterable[str | None], path: Path, most: int | None = None) -> Iterator[str]:
-    """Pass on the first `most` documents that are not blank, cut by `cut_long`, and say what is left out.
+    """Pass on the first `most` documents that are not blank, the long ones cut, and say what is left out.
 
     Raises `K1Error` if more than `MISSING_SHARE` of the rows have no text.
     """
@@ -166,10 +169,10 @@ def with_text(documents: Iterable[str | None], path: Path, most: int | None = No
         read += 1
         missing += document is None
         blank += document is not None and not document.strip()
-        for piece in islice(cut_long(document or ""), None if most is None else most - kept):
-            if piece.strip():
-                kept += 1
-                yield piece
+        pieces = [piece for piece in cut(document or "", LONG_DOCUMENT, LONG_ENDS) if piece.strip()]
+        for piece in pieces if most is None else pieces[: most - kept]:
+            kept += 1
+            yield piece
     if missing > MISSING_SHARE * read:
         advice = "give each its text, in the same column, or remove them"
         raise K1Error(f"{path}: {missing:,} of {read:,} rows have no text; {advice}")
@@ -184,15 +187,3 @@ def evenly(documents: Iterable[str], total: int, most: int, path: Path) -> Itera
     say_once(f"{path}: {most:,} of {total:,} documents are read, evenly over all files (--max_documents)")
     chosen = {number * total // most for number in range(most)}
     return (document for number, document in enumerate(documents) if number in chosen)
-
-
-def cut_long(text: str) -> Iterator[str]:
-    """Cut a document into pieces of at most `LONG_DOCUMENT` characters, at ends of lines or between words if possible."""
-    start = 0
-    while len(text) - start > LONG_DOCUMENT:
-        limit = start + LONG_DOCUMENT
-        ends = (text.rfind(mark, start + 1, limit) for mark in ("\n", " "))
-        end = next((end for end in ends if end > start), limit)
-        yield text[start:end]
-        start = end
-    yield text[start:]

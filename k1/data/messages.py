@@ -7,6 +7,7 @@ from functools import cache
 
 import datasets
 import huggingface_hub
+import transformers
 
 from k1.parallel import is_main_process
 
@@ -20,18 +21,24 @@ def say_once(line: str) -> None:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep `datasets` and `huggingface_hub` from logging and showing progress; as before afterwards."""
+    """Keep the libraries of Hugging Face from logging and showing progress; as before afterwards."""
     libraries = (datasets.utils, huggingface_hub.utils)
-    levels = [library.logging.get_verbosity() for library in libraries]
-    with_bars = [library for library in libraries if not library.are_progress_bars_disabled()]
+    loggers = [library.logging for library in (*libraries, transformers.utils)]
+    levels = [logger.get_verbosity() for logger in loggers]
+    had_bars = [not library.are_progress_bars_disabled() for library in libraries]
+    models_had_bars = transformers.utils.logging.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.set_verbosity(logger.CRITICAL)
     for library in libraries:
-        library.logging.set_verbosity(library.logging.CRITICAL)
-    for library in with_bars:
         library.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
     try:
         yield
     finally:
-        for library, level in zip(libraries, levels):
-            library.logging.set_verbosity(level)
-        for library in with_bars:
-            library.enable_progress_bars()
+        for logger, level in zip(loggers, levels):
+            logger.set_verbosity(level)
+        # First, as it is a switch of huggingface_hub as well.
+        if models_had_bars:
+            transformers.utils.logging.enable_progress_bar()
+        for library, had in zip(libraries, had_bars):
+            library.enable_progress_bars() if had else library.disable_progress_bars()

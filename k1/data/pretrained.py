@@ -15,8 +15,8 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedModel
-from transformers.utils import logging
 
+from k1.data.messages import quiet_libraries
 from k1.data.tokenizer import pretrained_tokenizer
 from k1.errors import K1Error
 from k1.model import MOST_LAYERS, check_settings, count_parameters, empty_model
@@ -30,24 +30,15 @@ OTHERS = {"BOOL", "U8", "I32", "I64"}  # masks, which older versions kept with t
 
 @contextmanager
 def refusals(name: str) -> Iterator[None]:
-    """Turn whatever the libraries raise on files that make no sense into a `K1Error` of one line.
-
-    Within the context transformers neither logs nor shows progress.
-    """
-    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    """Turn whatever the libraries raise on files that make no sense into a `K1Error` of one line, and keep them quiet."""
     try:
-        yield
+        with quiet_libraries():
+            yield
     except (K1Error, MemoryError):
         raise
     except Exception as error:  # what it is depends on where the damage is
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise K1Error(f"{name} cannot be used as a pretrained model: {lines[-1].strip():.200}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if has_bar:
-            logging.enable_progress_bar()
 
 
 def read_settings(path: Path, most: int = MAX_SETTINGS) -> dict:

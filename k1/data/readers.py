@@ -31,6 +31,7 @@ FORMATS = {
 }  # fmt: skip
 COMPRESSIONS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 ARCHIVES = (".zip", ".zst", ".tar", ".tgz", ".7z", ".rar")
+NUMBER = re.compile(r"[-+.:/%\dTZeE ]*\d[-+.:/%\dTZeE ]*|true|false|nan", re.IGNORECASE)
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # What the libraries raise on bad data.
 DATA_ERRORS = (
@@ -123,7 +124,7 @@ def listed_records(value: object) -> list:
 def read_csv(file: BinaryIO, where: Path, delimiter: str = ",") -> Iterator[str | None]:
     """Read one column of a table with a header; raises `K1Error` if the first row does not look like one."""
     table = csv_rows(TextIOWrapper(file, "utf-8-sig", newline=""), delimiter)
-    header = next(table, [])
+    header = [name.strip() for name in next(table, [])]
     first = list(islice(table, INSPECTED_ROWS))
     if not first:
         return
@@ -161,18 +162,9 @@ def csv_rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
 
 
 def csv_kind(values: Iterable[str]) -> str:
-    """Return what a column holds: "text", "numbers", or "" for nothing."""
+    """Return what a column holds: "text", "numbers" (or dates, or truth values), or "" for nothing."""
     values = list(filter(None, values))
-    return "" if not values else "numbers" if all(map(is_number, values)) else "text"
-
-
-def is_number(value: str) -> bool:
-    """Say whether a field is a number or a truth value."""
-    try:
-        float(value)
-    except ValueError:
-        return value.lower() in ("true", "false")
-    return True
+    return "" if not values else "numbers" if all(map(NUMBER.fullmatch, values)) else "text"
 
 
 def read_parquet(file: BinaryIO, where: Path) -> Iterator[str | None]:
@@ -190,9 +182,8 @@ def read_arrow(file: BinaryIO, where: Path) -> Iterator[str | None]:
     except pa.ArrowInvalid:
         file.seek(0)
         table = pa.ipc.open_stream(file).read_all()
-    yield from chain.from_iterable(
-        batch.column(0).to_pylist() for batch in table.select([choose_text(table.schema, where)]).to_batches(100)
-    )
+    for chunk in table[choose_text(table.schema, where)].chunks:
+        yield from chunk.to_pylist()
 
 
 READERS = {

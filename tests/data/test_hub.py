@@ -18,8 +18,9 @@ import datasets, huggingface_hub, transformers
 
 def state():
     clients = huggingface_hub.get_session().__class__, huggingface_hub.get_session().timeout
+    bars = [library.utils.are_progress_bars_disabled() for library in (datasets, huggingface_hub)]
+    bars.append(transformers.utils.logging.is_progress_bar_enabled())
     loggers = [logging.getLogger(name).level for name in ("datasets", "huggingface_hub", "transformers")]
-    bars = datasets.utils.are_progress_bars_disabled(), huggingface_hub.utils.are_progress_bars_disabled()
     offline = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
     return clients, loggers, bars, offline, csv.field_size_limit()
 

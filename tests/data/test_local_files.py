@@ -67,7 +67,9 @@ def test_documents_of_several_files_are_taken_evenly(tmp_path, capsys):
     for name in "abc":
         (tmp_path / f"{name}.jsonl").write_bytes(jsonl(*({"text": f"{name}{number}"} for number in range(4))))
     assert texts(tmp_path, max_documents=6) == ["a0", "a2", "b0", "b2", "c0", "c2"]
-    assert capsys.readouterr().err == f"{tmp_path}: 6 of 12 documents are read, evenly over all files (--max_documents)\n"
+    assert (
+        capsys.readouterr().err == f"{tmp_path}: 6 of 12 documents are read, evenly over all files (--max_documents)\n"
+    )
     assert len(texts(tmp_path, max_documents=12)) == 12
     assert texts(tmp_path / "b.jsonl", max_documents=2) == ["b0", "b1"]
     assert "b.jsonl: the first 2 documents are read" in capsys.readouterr().err

@@ -101,9 +101,15 @@ BAD_FILES = {
     "plain.jsonl.gz": (FILES["a.jsonl"], "cannot be read as json"),
     "fields.csv": (b"id,text\n1,a\n2,b,c\n", "line 3: 3 fields under 2 names of columns"),
     "open.csv": (b'id,text\n1,"a\n2,b\n', "line 3: unexpected end of data (a quotation mark"),
-    "quote.csv": (b'id,text\n1,"Twas the night\n2,b\n3,"Twas day\n', "line 4: ',' expected after '\"' (a quotation mark"),
+    "quote.csv": (
+        b'id,text\n1,"Twas the night\n2,b\n3,"Twas day\n',
+        "line 4: ',' expected after '\"' (a quotation mark",
+    ),
     "numbers.csv": (b"id,n\n1,2\n", "id, n; rename"),
-    "headless.csv": (b"1,The first of the texts.\n2,The second one.\n", "columns are 1, The first of the texts.; write"),
+    "headless.csv": (
+        b"1,The first of the texts.\n2,The second one.\n",
+        "columns are 1, The first of the texts.; write",
+    ),
     "cut.parquet": (FILES["a.parquet"][:-20], "cannot be read as parquet"),
     "list.parquet": (parquet(text=[["a"]]), 'column "text" holds no text'),
     "columns.parquet": (parquet(a=["x"], b=["y"]), "a, b; rename"),
