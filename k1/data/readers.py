@@ -51,11 +51,12 @@ def file_documents(path: Path) -> Iterator[str | None]:
     try:
         if path.suffix.lower() in ARCHIVES:
             raise K1Error(f"{path}: archives are not read; unpack it")
+        with open(path, "rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise K1Error(f"{path}: a Git LFS pointer in place of the file; get the file with: git lfs pull")
         with COMPRESSIONS.get(path.suffix.lower(), open)(path, "rb") as file:
             head = file.read(HEAD_BYTES)
             file.seek(0)
-            if head.startswith(LFS_POINTER):
-                raise K1Error(f"{path}: a Git LFS pointer in place of the file; get the file with: git lfs pull")
             if b"\0" in head and kind not in ("parquet", "arrow"):
                 raise K1Error(f"{path}: a binary file, no text; remove it, or save it as text in UTF-8")
             if head:
@@ -130,8 +131,9 @@ def read_csv(file: BinaryIO, where: Path, delimiter: str = ",") -> Iterator[str 
         return
     kinds = {name: csv_kind(row[place] for row in first if place < len(row)) for place, name in enumerate(header)}
     column = choose_column(kinds, where)
-    # What is no plain name may be the first text of a table without a header.
-    if column not in KNOWN_COLUMNS and not re.fullmatch(r"[^\W\d][\w-]*", column):
+    # Numbers, and what is no plain name, may be the first row of a table without a header.
+    is_name = re.fullmatch(r"[^\W\d][\w-]*", column) and not any(map(NUMBER.fullmatch, header))
+    if column not in KNOWN_COLUMNS and not is_name:
         raise K1Error(f'{where}: columns are {", ".join(header)}; write a header that names one of them "text"')
     place = header.index(column)
     for row in chain(first, table):

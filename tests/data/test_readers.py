@@ -88,7 +88,7 @@ BAD_FILES = {
     "picture.md": (b"\x89PNG\r\n\x00\x00", "a binary file, no text"),
     "a.zip": (b"PK\x03\x04", "unpack it"),
     "a.jsonl.zst": (b"\x28\xb5\x2f\xfd", "unpack it"),
-    "pointer.parquet": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    "pointer.parquet.gz": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     "comma.jsonl": (b'{"text": "a"}\n\n{"text": "b"\n', "line 3: Expecting ',' delimiter"),
     "word.jsonl": (b"hello there\n", "line 1: Expecting value"),
     "pretty.json": (b'[\n{"text": "a"},\n{"text": }\n]', "line 3: Expecting value"),
@@ -106,6 +106,7 @@ BAD_FILES = {
         "line 4: ',' expected after '\"' (a quotation mark",
     ),
     "numbers.csv": (b"id,n\n1,2\n", "id, n; rename"),
+    "words.csv": (b"1,one\n2,two\n", "columns are 1, one; write"),
     "headless.csv": (
         b"1,The first of the texts.\n2,The second one.\n",
         "columns are 1, The first of the texts.; write",
