@@ -30,7 +30,7 @@ OTHERS = {"BOOL", "U8", "I32", "I64"}  # masks, which older versions kept with t
 
 @contextmanager
 def refusals(name: str) -> Iterator[None]:
-    """Turn whatever the libraries raise on files that make no sense into a `K1Error` of one line, and keep them quiet."""
+    """Turn whatever the libraries raise on files that make no sense into a `K1Error` of one line; keep them quiet."""
     try:
         with quiet_libraries():
             yield
