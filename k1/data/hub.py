@@ -48,6 +48,9 @@ def hub_splits(source: HubSource, max_documents: int | None) -> dict[str, datase
         # Asked once and first: the libraries would try each file six times.
         huggingface_hub.HfApi().dataset_info(source.id, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         return read_hub(source, max_documents)
+    except ValueError as error:
+        # Of another configuration or column than asked for there may be a cached copy, but that is none.
+        raise HubError(explain(error, f"dataset {source.id}")) from error
     except HUB_ERRORS as error:
         problem = explain(error, f"dataset {source.id}")
     try:

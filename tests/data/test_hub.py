@@ -97,6 +97,11 @@ def test_datasets_are_loaded_and_the_process_is_left_as_it_was(loaded):
     assert printed == []
 
 
+def test_a_cached_copy_of_another_configuration_is_not_taken(loaded, endpoint, home):
+    [found], printed = load(home, endpoint, ["data", "Salesforce/wikitext:wikitext-3"])
+    assert "wikitext-3" in found and "cannot be loaded from the hub" in found and printed == []
+
+
 def test_of_a_model_only_what_holds_no_code_is_downloaded_and_its_commit_recorded(loaded, home, folder):
     assert loaded[0][5]["revision"] == COMMIT
     files = {path.name for path in home.rglob("*/snapshots/*/*")}
