@@ -17,7 +17,7 @@ TRAINING_CODE = $(wildcard k1/*.py k1/data/*.py k1/training/*.py k1/checkpoints/
 OVERWRITE = $$(for file in $^; do [ $(@:.pt=.resume.pt) -nt $$file ] || { echo --overwrite; break; }; done)
 
 .PHONY: all report seeds unseen unseen2 pretrained study map stream model-study benchmark record screenshots
-.PHONY: test numerics harness kills faults clean FORCE
+.PHONY: test numerics harness kills clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -201,12 +201,9 @@ harness: .venv/.installed-harness
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/harness -r $<
 	touch $@
 
-# What is too slow for the tests: 100 kills, all faults of a hub at their real time-outs.
+# What is too slow for the tests: 100 kills.
 kills: .venv/.installed-dev
 	$(RUN) -m tests.faults.kills
-
-faults: .venv/.installed-dev
-	$(RUN) -m tests.data.hub_faults
 
 clean:
 	rm -rf models/*.pt models/report.html models/runs models/.settings models/.*.lock k1_output.txt baseline_output.txt

@@ -45,13 +45,6 @@ def be_captured(body: Callable[[], object], stdout: Path, stderr: Path) -> NoRet
             os._exit(status)
 
 
-def fork_captured(body: Callable[[], object], stdout: Path, stderr: Path) -> int:
-    """Start `be_captured` in a fork of this process, which knows all that this one knows; returns its process id."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return os.fork() or be_captured(body, stdout, stderr)
-
-
 class ServerProcess:
     """`be_captured` in a fork of a server that has imported `modules` and done nothing else.
 

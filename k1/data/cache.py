@@ -14,6 +14,7 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_from_disk
 
+from k1.data.messages import quiet_libraries
 from k1.errors import K1Error
 
 SPLITS = ("train", "validation", "test")
@@ -36,26 +37,22 @@ def cached(kind: str, key: str, build: Callable[[], DatasetDict]) -> DatasetDict
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{key}-", dir=folder.parent) as temporary:
             complete = Path(temporary) / key
-            built.save_to_disk(complete)
-            found: str | None = checksum(complete)
-            (complete / CHECKSUM).write_text(found)
+            with quiet_libraries():
+                built.save_to_disk(complete)
+            (complete / CHECKSUM).write_text(checksum(complete))
             try:
                 os.rename(complete, folder)
             except OSError:
                 # Another process stored the same entry first; its content is the same.
                 if not folder.exists():
                     raise
-                found = None
-    return load_intact(folder, found) or built
+    return load_intact(folder) or built
 
 
-def load_intact(folder: Path, found: str | None = None) -> DatasetDict | None:
-    """The datasets in `folder`, or None where its files are not those that were stored.
-
-    `found` is the checksum of its files, where that is known already.
-    """
+def load_intact(folder: Path) -> DatasetDict | None:
+    """The datasets in `folder`, or None if its files are not those that were stored."""
     try:
-        is_intact = (folder / CHECKSUM).read_text() == (found or checksum(folder))
+        is_intact = (folder / CHECKSUM).read_text() == checksum(folder)
         return load_from_disk(str(folder)) if is_intact else None
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from k1.arguments import Arguments
-from k1.data.hub_models import download_model
+from k1.data.hub import download_model
 from k1.data.pretrained import read_model, read_tokenizer
 from k1.data.tokenizer import train_tokenizer, vocabulary_size
 from k1.errors import K1Error

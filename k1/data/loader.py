@@ -12,12 +12,14 @@ from tokenizers import Tokenizer
 
 from k1.arguments import Arguments
 from k1.data.cache import SPLITS, cached, write_dataset
+from k1.data.messages import say_once
 from k1.data.sources import load_documents
 from k1.data.tokenizer import end_of_document
 from k1.errors import K1Error
 from k1.parallel import main_process_first
 
-HELD_OUT_SHARE = 0.05
+HELD_OUT_SHARE = 0.05  # of the documents
+LARGE_SHARE = 0.1  # of the characters
 CHARACTERS_AT_ONCE = 2**20  # tokenized side by side
 
 
@@ -171,22 +173,23 @@ def split_documents(documents: datasets.DatasetDict, name: str) -> dict[str, dat
     Splits the source already has are kept. A missing validation or test split is
     5% of the documents (at least one), the ones with the lowest SHA-256, so that
     the choice depends on the text alone. Repeated documents are dropped: a test
-    document never occurs in training text. Raises `K1Error` when fewer than three
+    document never occurs in training text. A split that holds out more than
+    `LARGE_SHARE` of the text is said on stderr. Raises `K1Error` when fewer than three
     different documents are left to fill the three splits.
     """
-    seen: set[bytes] = set()
+    lengths: dict[bytes, int] = {}  # of the different documents
     chosen: dict[str, list[tuple[bytes, int]]] = {}
     for split in reversed(SPLITS):
         chosen[split] = []
         for index, text in enumerate(iterate_text(documents[split]) if split in documents else ()):
             digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
-            if digest not in seen:
-                seen.add(digest)
+            if digest not in lengths:
+                lengths[digest] = len(text)
                 chosen[split].append((digest, index))
 
-    if len(seen) < len(SPLITS):
+    if len(lengths) < len(SPLITS):
         raise K1Error(
-            f"dataset '{name}' has {len(seen)} different document(s) and needs at least {len(SPLITS)}, "
+            f"dataset '{name}' has {len(lengths)} different document(s) and needs at least {len(SPLITS)}, "
             f"one each for train, validation and test; give it more text"
         )
     origin = dict.fromkeys(SPLITS, "train")
@@ -200,6 +203,10 @@ def split_documents(documents: datasets.DatasetDict, name: str) -> dict[str, dat
             chosen["train"] = [pair for pair in chosen["train"] if pair[0] > by_digest[held_out - 1][0]]
     if not chosen["train"]:
         raise K1Error(f"dataset '{name}' has no training document that is not also held out; give it more text")
+    for split in ("validation", "test"):
+        share = sum(lengths[digest] for digest, _ in chosen[split]) / sum(lengths.values())
+        if share > LARGE_SHARE:
+            say_once(f"{name}: split {split} holds out {share:.0%} of the text")
     # Held-out documents in order of their digest: the first part of a long split is then a fair sample of it.
     return {
         split: documents[origin[split]].select(

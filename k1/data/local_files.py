@@ -1,78 +1,93 @@
-"""Local datasets: a file, a folder of files, or a folder saved by `datasets`."""
+"""Reads local datasets: a file, a folder of files, or a folder saved by `datasets`."""
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice, repeat
+from itertools import chain, islice
 from pathlib import Path
 
-from k1.data.cache import SPLITS
-from k1.data.compressed import most_expanded
-from k1.data.readers import DATA_ERRORS, MAX_DOCUMENT, READERS, reason
+import datasets
+
+from k1.data.cache import SPLITS, write_splits
+from k1.data.messages import say_once
+from k1.data.readers import DATA_ERRORS, choose_text, file_documents, file_format, reason, rows
 from k1.errors import K1Error
 
 SECTION_CHARACTERS = 4_000
 FEW_DOCUMENTS = 20
 LONG_DOCUMENT = 2**20  # a longer one is cut, as the tokenizer takes a hundred times its memory
-FORMATS = {
-    ".jsonl": "json", ".jsonl.gz": "json", ".json": "json", ".json.gz": "json",
-    ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
-    ".txt": "text", ".md": "text", ".rst": "text", ".tex": "text", ".py": "text",
-}  # fmt: skip
+LONG_ENDS = (r"(?=\n)", r"(?= )")
+# A form feed or a line of spaces of any kind, else the end of a line, of a sentence, of a word.
+SECTION_ENDS = (
+    r"(?=\f|[\r\n][^\S\r\n]*[\r\n])", r"(?=[\r\n])", r"((?<=[.!?])(?=\s)|(?<=。))", r"(?=\s)",
+)  # fmt: skip
+MISSING_SHARE = 0.01  # of the rows may have no text
+# train.jsonl, train-00000-of-00002.parquet or a folder train; not train.py, which is a program.
+SPLIT_NAME = re.compile(r"(train|validation|valid|val|dev|test)(-\d+-of-\d+)?(\.(?!py$)[\w.]+)?", re.IGNORECASE)
 
 
-def local_splits(path: Path) -> dict[str, Iterable[str]]:
-    if os.path.isfile(path / "dataset_dict.json") or os.path.isfile(path / "state.json"):
-        return saved_splits(path)
-    files = [path] if path.is_file() else folder_files(path)
-    formats = {file_format(file): file for file in reversed(files)}
-    if len(formats) > 1:
-        examples = ", ".join(f"{kind} ({file.name})" for kind, file in sorted(formats.items()))
-        raise K1Error(f"{path}: the folder mixes formats: {examples}; keep one format in a folder")
-    documents = chain.from_iterable(map(file_documents, files))
-    if "text" in formats:
-        documents = (document for document in documents if not document.isspace())
-        first = list(islice(documents, FEW_DOCUMENTS))
-        # A few long texts must give enough documents to split into train, validation and test.
-        if len(first) < FEW_DOCUMENTS:
-            first = chain.from_iterable(map(cut_into_sections, first))
-        documents = chain(first, documents)
-    return {"train": chain.from_iterable(map(cut_long, documents))}
+def local_splits(path: Path, max_documents: int | None) -> dict[str, datasets.Dataset]:
+    """Read the documents of a local dataset by split, at most `max_documents` of split train.
+
+    One file is read from its start; of several files the documents are taken evenly over all of them.
+    Raises `K1Error` if a file cannot be read, or more than `MISSING_SHARE` of the rows have no text.
+    """
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return write_splits(saved_splits(path, max_documents), None)
+    files = files_by_split(path, [path] if path.is_file() else folder_files(path))
+    splits = {split: with_text(documents_of(files[split], path), path) for split in files}
+    if max_documents and len(files["train"]) == 1:
+        splits["train"] = with_text(documents_of(files["train"], path), path, max_documents)
+    elif max_documents:
+        total = sum(1 for _ in splits["train"])
+        splits["train"] = evenly(with_text(documents_of(files["train"], path), path), total, max_documents, path)
+    return write_splits(splits, None)
 
 
-def saved_splits(path: Path) -> dict[str, Iterable[str]]:
-    """The splits of a folder written by `save_to_disk`: the text in the Arrow files that its `state.json` names."""
+def saved_splits(path: Path, max_documents: int | None) -> dict[str, Iterator[str]]:
+    """Read the splits of a folder written by `save_to_disk`; raises `K1Error` if it is damaged or has no train."""
     try:
-        folders = {"train": path}
-        if os.path.isfile(path / "dataset_dict.json"):
-            names = plain_names(json.loads((path / "dataset_dict.json").read_bytes())["splits"])
-            folders = {name: path / name for name in names}
-        if "train" not in folders:
-            raise K1Error(f"{path}: there is no split train; it has {', '.join(folders)}; rename one to train")
-        files = {}
-        for name in filter(folders.get, SPLITS):
-            state = json.loads((folders[name] / "state.json").read_bytes())
-            listed = plain_names(entry["filename"] for entry in state["_data_files"])
-            files[name] = [folders[name] / file for file in listed]
+        saved = datasets.load_from_disk(str(path))
     except (*DATA_ERRORS, KeyError, TypeError) as error:
         raise K1Error(f"{path}: cannot be read as a saved dataset: {reason(error)}; save it again") from error
-    documents = {name: chain.from_iterable(map(file_documents, files[name], repeat("arrow"))) for name in files}
-    return {name: chain.from_iterable(map(cut_long, documents[name])) for name in files}
+    splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    if "train" not in splits:
+        raise K1Error(f"{path}: there is no split train; it has {', '.join(splits)}; rename one to train")
+    return {
+        name: with_text(
+            rows(splits[name], (choose_text(splits[name].features.arrow_schema, path),)),
+            path,
+            max_documents if name == "train" else None,
+        )
+        for name in SPLITS
+        if name in splits
+    }
 
 
-def plain_names(names: Iterable[object]) -> list[str]:
-    """Check that `names` stay inside their folder; raises `ValueError` if they do not."""
-    names = list(names)
-    for name in names:
-        if not isinstance(name, str) or name in ("", ".", "..") or not {"/", "\\", "\0"}.isdisjoint(name):
-            raise ValueError(f"it names {name!r:.80}, which is not a file inside the folder")
-    if len(set(names)) < len(names):
-        raise ValueError("it names a file twice")
-    return names
+def files_by_split(path: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """Divide the files by the splits that their names or folders say; all are of train if they do not.
+
+    Raises `K1Error` if some files are of no split beside others of train and of validation or test.
+    """
+    splits: dict[str, list[Path]] = {}
+    others = []
+    for file in files:
+        name = SPLIT_NAME.fullmatch(file.relative_to(path).parts[0]) if file != path else None
+        if name is None:
+            others.append(file)
+        else:
+            split = name[1].lower()
+            splits.setdefault(split if split in ("train", "test") else "validation", []).append(file)
+    if "train" not in splits or len(splits) == 1:
+        return {"train": files}
+    if others:
+        raise K1Error(f"{path}: {others[0].name} is in none of the splits {', '.join(splits)}; move it elsewhere")
+    return splits
 
 
 def folder_files(folder: Path) -> list[Path]:
+    """List all files below a folder but the hidden ones, sorted; raises `K1Error` if there is none."""
+
     def fail(error: OSError) -> None:
         raise K1Error(f"{error.filename}: cannot be listed: {error.strerror}; make it readable") from error
 
@@ -88,38 +103,34 @@ def folder_files(folder: Path) -> list[Path]:
     return files
 
 
-def file_format(path: Path) -> str:
-    return next((kind for suffix, kind in FORMATS.items() if path.name.lower().endswith(suffix)), "text")
+def documents_of(files: list[Path], path: Path) -> Iterator[str | None]:
+    """Read the documents of files of one format; the sections of plain text if there are few."""
+    formats = {file_format(file): file for file in reversed(files)}
+    if len(formats) > 1:
+        examples = ", ".join(f"{kind} ({file.name})" for kind, file in sorted(formats.items()))
+        raise K1Error(f"{path}: the folder mixes formats: {examples}; keep one format in a folder")
+    documents = chain.from_iterable(map(file_documents, files))
+    if "text" not in formats:
+        return documents
+    documents = (document for document in documents if not document.isspace())
+    first = list(islice(documents, FEW_DOCUMENTS))
+    return chain(first if len(first) == FEW_DOCUMENTS else sections_of(first), documents)
 
 
-def file_documents(path: Path, kind: str | None = None) -> Iterator[str]:
-    """The documents of one file; bad data ends as a `K1Error` that names the file."""
-    kind = kind or file_format(path)
-    try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise ValueError("it is not a file")
-        left = most_expanded(path)
-        for document in READERS[kind](path) if size > 0 else ():
-            left -= len(document or "")
-            if len(document or "") > MAX_DOCUMENT or left < 0:
-                raise ValueError("it holds far more text than a file of its size should")
-            yield document
-    except (*DATA_ERRORS, KeyError) as error:
-        match error:
-            case PermissionError():
-                problem = "permission denied; make the file readable"
-            case UnicodeDecodeError() as bad:
-                where = f" at byte {bad.start}" if kind == "text" else ""
-                problem = f"not valid UTF-8: {bad.reason}{where}; save it as UTF-8"
-            case _:
-                problem = f"cannot be read as {kind}: {reason(error)}; mend or remove the file"
-        raise K1Error(f"{path}: {problem}") from error
+def sections_of(texts: list[str]) -> list[str]:
+    """Cut texts into sections, so that there is something to hold out."""
+    sections = [section for text in texts for section in cut_into_sections(text) if section.strip()]
+    if len(sections) < len(SPLITS):
+        sections = [part for section in sections for part in cut_at_lines(section) if part]
+    return sections
 
 
 def cut_into_sections(text: str) -> Iterator[str]:
-    """Cut at blank lines into sections of whole paragraphs, about `SECTION_CHARACTERS` long."""
+    """Cut a text into sections of about `SECTION_CHARACTERS`: whole paragraphs, or lines if no line is blank."""
     pieces = re.split(r"(\n(?:[ \t]*\n)+)", text)  # paragraph, blank lines, paragraph, ...
+    if not any(map(str.strip, pieces[2::2])):
+        yield from cut_at_lines(text)
+        return
     section = pieces[0]
     for blank, paragraph in zip(pieces[1::2], pieces[2::2]):
         if section and len(section) + len(paragraph) > SECTION_CHARACTERS:
@@ -130,13 +141,49 @@ def cut_into_sections(text: str) -> Iterator[str]:
     yield section
 
 
-def cut_long(text: str | None) -> Iterator[str | None]:
-    """A document in pieces of at most `LONG_DOCUMENT` characters, cut at ends of lines or between words if possible."""
-    start = 0
-    while text and len(text) - start > LONG_DOCUMENT:
-        limit = start + LONG_DOCUMENT
-        ends = (text.rfind(mark, start + 1, limit) for mark in ("\n", " "))
-        end = next((end for end in ends if end > start), limit)
-        yield text[start:end]
-        start = end
-    yield text[start:] if start else text
+def cut_at_lines(text: str) -> list[str]:
+    """Cut a text into sections of at most `SECTION_CHARACTERS`, without what separates them."""
+    pieces = cut(text, SECTION_CHARACTERS, SECTION_ENDS)
+    return [piece.strip("\r\n\f\xa0") for piece in pieces] if len(pieces) > 1 else pieces
+
+
+def cut(text: str, most: int, ends: tuple[str, ...]) -> list[str]:
+    """Cut a text that is longer than `most` characters before the last match of the first of `ends` that there is."""
+    if len(text) <= most:
+        return [text]
+    before_end = [rf".{{1,{most - 1}}}{end}" for end in ends]
+    pattern = "|".join([rf".{{1,{most}}}\Z", *before_end, rf".{{1,{most}}}"])
+    return [found[0] for found in re.finditer(pattern, text, re.DOTALL)]
+
+
+def with_text(documents: Iterable[str | None], path: Path, most: int | None = None) -> Iterator[str]:
+    """Pass on the first `most` documents that are not blank, the long ones cut, and say what is left out.
+
+    Raises `K1Error` if more than `MISSING_SHARE` of the rows have no text.
+    """
+    read = missing = blank = kept = 0
+    for document in documents:
+        if kept == most:
+            say_once(f"{path}: the first {most:,} documents are read (--max_documents)")
+            break
+        read += 1
+        missing += document is None
+        blank += document is not None and not document.strip()
+        pieces = [piece for piece in cut(document or "", LONG_DOCUMENT, LONG_ENDS) if piece.strip()]
+        for piece in pieces if most is None else pieces[: most - kept]:
+            kept += 1
+            yield piece
+    if missing > MISSING_SHARE * read:
+        advice = "give each its text, in the same column, or remove them"
+        raise K1Error(f"{path}: {missing:,} of {read:,} rows have no text; {advice}")
+    if missing or blank:
+        say_once(f"{path}: {missing + blank:,} of {read:,} rows have no text and are left out")
+
+
+def evenly(documents: Iterable[str], total: int, most: int, path: Path) -> Iterable[str]:
+    """Pass on `most` of `total` documents, evenly over all of them, and say so; all if they are no more."""
+    if total <= most:
+        return documents
+    say_once(f"{path}: {most:,} of {total:,} documents are read, evenly over all files (--max_documents)")
+    chosen = {number * total // most for number in range(most)}
+    return (document for number, document in enumerate(documents) if number in chosen)

@@ -15,16 +15,12 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedModel
-from transformers.utils import logging
 
+from k1.data.messages import quiet_libraries
 from k1.data.tokenizer import pretrained_tokenizer
 from k1.errors import K1Error
 from k1.model import MOST_LAYERS, check_settings, count_parameters, empty_model
 from k1.parallel import is_main_process
-
-# Its own lines on stderr are for library users.
-logging.set_verbosity_error()
-logging.disable_progress_bar()
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SETTINGS, MAX_TOKENIZER = 2**24, 2**27  # bytes
@@ -34,9 +30,10 @@ OTHERS = {"BOOL", "U8", "I32", "I64"}  # masks, which older versions kept with t
 
 @contextmanager
 def refusals(name: str) -> Iterator[None]:
-    """Turn whatever the libraries raise on files that make no sense into a `K1Error` of one line."""
+    """Turn whatever the libraries raise on files that make no sense into a `K1Error` of one line; keep them quiet."""
     try:
-        yield
+        with quiet_libraries():
+            yield
     except (K1Error, MemoryError):
         raise
     except Exception as error:  # what it is depends on where the damage is

@@ -1,162 +1,231 @@
-"""Readers of files with documents: text, JSON lines, CSV, Parquet and Arrow."""
+"""Reads files with documents: plain text, JSON, JSON Lines, CSV, Parquet and Arrow, also compressed."""
 
+import bz2
 import csv
 import gzip
 import json
+import lzma
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
+from typing import BinaryIO
 
 import datasets
-import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets.exceptions import DatasetGenerationError, DatasetsError
+from datasets.exceptions import DatasetGenerationError
 
-from k1.data.compressed import MAX_EXPANSION, ColumnFile, batch_sizes, check_expansion, gzip_sizes
 from k1.errors import K1Error
 
 INSPECTED_ROWS = 1_000  # the column with the documents is chosen by these
-# Far above any text, and small enough that a hostile file fills neither the memory nor the disk.
-MAX_DOCUMENT = 2**28
-MAX_HEADER = 2**16
-csv.field_size_limit(MAX_DOCUMENT)
+HEAD_BYTES = 2**20  # what is no text is recognized by these
+KNOWN_COLUMNS = ("text", "content")
+FORMATS = {
+    ".jsonl": "json", ".ndjson": "json", ".ldjson": "json", ".jsonlines": "json", ".json": "json",
+    ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow",
+    ".txt": "text", ".md": "text", ".rst": "text", ".tex": "text", ".py": "text",
+}  # fmt: skip
+COMPRESSIONS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+ARCHIVES = (".zip", ".zst", ".tar", ".tgz", ".7z", ".rar")
+NUMBER = re.compile(r"[-+.:/%\dTZeE ]*\d[-+.:/%\dTZeE ]*|true|false|nan", re.IGNORECASE)
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # What the libraries raise on bad data.
 DATA_ERRORS = (
-    OSError, ValueError, EOFError, RuntimeError, MemoryError, OverflowError, zlib.error, csv.Error,
-    pa.ArrowException, DatasetsError,
+    OSError, ValueError, EOFError, RuntimeError, zlib.error, lzma.LZMAError, csv.Error, pa.ArrowException,
 )  # fmt: skip
 
 
-def read_text(path: Path) -> Iterator[str]:
-    if path.stat().st_size > MAX_DOCUMENT:
-        raise ValueError(f"it is larger than {MAX_DOCUMENT // 2**20} MiB, the most for one text; cut it into several")
-    yield path.read_bytes().decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
+def file_format(path: Path) -> str:
+    """Return the name of the reader of a file: by its ending, "text" if that is none of `FORMATS`."""
+    path = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
+    return FORMATS.get(path.suffix.lower(), "text")
 
 
-def read_json(path: Path) -> Iterator[str | None]:
-    """The documents of JSON lines, or of one list of objects or of texts."""
-    records = json_records(path)
+def file_documents(path: Path) -> Iterator[str | None]:
+    """Read the documents of one file, None for a row without text; raises `K1Error` for what cannot be read."""
+    kind = file_format(path)
+    try:
+        if path.suffix.lower() in ARCHIVES:
+            raise K1Error(f"{path}: archives are not read; unpack it")
+        with open(path, "rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise K1Error(f"{path}: a Git LFS pointer in place of the file; get the file with: git lfs pull")
+        with COMPRESSIONS.get(path.suffix.lower(), open)(path, "rb") as file:
+            head = file.read(HEAD_BYTES)
+            file.seek(0)
+            if b"\0" in head and kind not in ("parquet", "arrow"):
+                raise K1Error(f"{path}: a binary file, no text; remove it, or save it as text in UTF-8")
+            if head:
+                yield from READERS[kind](file, path)
+    except PermissionError as error:
+        raise K1Error(f"{path}: permission denied; make the file readable") from error
+    except UnicodeDecodeError as error:
+        where = f" at byte {error.start}" if kind == "text" else ""
+        raise K1Error(f"{path}: not valid UTF-8: {error.reason}{where}; save it as UTF-8") from error
+    except DATA_ERRORS as error:
+        raise K1Error(f"{path}: cannot be read as {kind}: {reason(error)}; mend or remove the file") from error
+
+
+def read_text(file: BinaryIO, where: Path) -> Iterator[str]:
+    """Read the whole file as one document."""
+    yield file.read().decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+def read_json(file: BinaryIO, where: Path) -> Iterator[str | None]:
+    """Read the documents of JSON Lines, or of one list of objects or of texts."""
+    records = json_records(file)
     first = list(islice(records, INSPECTED_ROWS))
-    if not first:
-        return
-    # For each column what it holds, as far as seen.
-    kinds: dict[str, set[str]] = {}
-    for record in first:
+    types: dict[str, set[str]] = {}
+    for _, record in first:
         for name, value in record.items():
-            kinds.setdefault(name, set()).update([] if value is None else [type(value).__name__])
-    column = choose_column({name: feature(" and ".join(sorted(found))) for name, found in kinds.items()}, path)
-    for record in chain(first, records):
+            types.setdefault(name, set()).update([] if value is None else [type(value).__name__])
+    if not types:
+        return
+    kinds = {name: "text" if found == {"str"} else " and ".join(sorted(found)) for name, found in types.items()}
+    column = choose_column(kinds, where)
+    for number, record in chain(first, records):
         text = record.get(column)
         if not isinstance(text, str | None):
-            raise K1Error(f'{path}: column "{column}" holds no text but {type(text).__name__}; put the documents there')
+            raise ValueError(f'line {number}: column "{column}" holds no text but {type(text).__name__}')
         (text or "").encode()  # raises on lone surrogates
         yield text
 
 
-def json_records(path: Path) -> Iterator[dict]:
-    is_compressed = path.suffix.lower() == ".gz"
-    if is_compressed:
-        check_expansion(path, gzip_sizes(path))
-    with (gzip.open if is_compressed else open)(path, "rt", encoding="utf-8-sig") as file:
-        while line := file.readline(MAX_DOCUMENT):
-            is_list = line.lstrip().startswith("[")
-            line += file.read(MAX_DOCUMENT) if is_list else ""
-            if len(line) >= MAX_DOCUMENT:
-                raise ValueError("it has too long a line; write one object a line")
-            for value in json.loads(line) if is_list else [json.loads(line)] if not line.isspace() else []:
-                value = {"text": value} if is_list and isinstance(value, str) else value
-                if not isinstance(value, dict):
-                    raise ValueError(f"it holds a {type(value).__name__} where an object should be")
-                yield value
+def json_records(file: BinaryIO) -> Iterator[tuple[int, dict]]:
+    """Read objects and the lines they are on; raises `ValueError` that names the line that is none."""
+    lines = TextIOWrapper(file, "utf-8-sig")
+    for number, line in enumerate(lines, start=1):
+        if line.isspace():
+            continue
+        # A list, or an object, may go over all the lines.
+        text = line + lines.read() if line.strip()[-1] in "[{," else line.rstrip()
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number + error.lineno - 1}: {error.msg}") from error
+        for record in listed_records(value):
+            if not isinstance(record, dict):
+                raise ValueError(f"line {number}: a {type(record).__name__} where an object should be")
+            yield number, record
 
 
-def read_csv(path: Path) -> Iterator[str | None]:
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        if len(file.readline(MAX_HEADER)) == MAX_HEADER:
-            raise ValueError("its first line is too long for the names of columns")
+def listed_records(value: object) -> list:
+    """Return the records of one JSON value: of a list, of {"data": [...]}, or the value itself."""
+    if isinstance(value, dict) and isinstance(value.get("data"), list) and not value.keys() & set(KNOWN_COLUMNS):
+        value = value["data"]
+    if not isinstance(value, list):
+        return [value]
+    return [{"text": entry} if isinstance(entry, str) else entry for entry in value]
+
+
+def read_csv(file: BinaryIO, where: Path, delimiter: str = ",") -> Iterator[str | None]:
+    """Read one column of a table with a header; raises `K1Error` if the first row does not look like one."""
+    table = csv_rows(TextIOWrapper(file, "utf-8-sig", newline=""), delimiter)
+    header = [name.strip() for name in next(table, [])]
+    first = list(islice(table, INSPECTED_ROWS))
+    if not first:
+        return
+    kinds = {name: csv_kind(row[place] for row in first if place < len(row)) for place, name in enumerate(header)}
+    column = choose_column(kinds, where)
+    # Numbers, and what is no plain name, may be the first row of a table without a header.
+    is_name = re.fullmatch(r"[^\W\d][\w-]*", column) and not any(map(NUMBER.fullmatch, header))
+    if column not in KNOWN_COLUMNS and not is_name:
+        raise K1Error(f'{where}: columns are {", ".join(header)}; write a header that names one of them "text"')
+    place = header.index(column)
+    for row in chain(first, table):
+        yield row[place] or None if place < len(row) else None
+
+
+def csv_rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    """Read the rows that are not empty; raises `ValueError` that names the line of a row that is none."""
+    # Strict, as a lone quotation mark makes one field of many rows otherwise.
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    width = 0
+    while True:
+        limit = csv.field_size_limit(2**31 - 1)
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            advice = "a quotation mark inside a text must be doubled, and the text be quoted"
+            raise ValueError(f"line {reader.line_num}: {error} ({advice})") from error
+        finally:
+            csv.field_size_limit(limit)
+        if row is None:
+            return
+        width = width or len(row)
+        if any(row[width:]):
+            raise ValueError(f"line {reader.line_num}: {len(row)} fields under {width} names of columns")
+        if row:
+            yield row
+
+
+def csv_kind(values: Iterable[str]) -> str:
+    """Return what a column holds: "text", "numbers" (or dates, or truth values), or "" for nothing."""
+    values = list(filter(None, values))
+    return "" if not values else "numbers" if all(map(NUMBER.fullmatch, values)) else "text"
+
+
+def read_parquet(file: BinaryIO, where: Path) -> Iterator[str | None]:
+    """Read one column."""
+    table = pq.ParquetFile(file)
+    column = choose_text(table.schema_arrow, where)
+    for batch in table.iter_batches(10, columns=[column]):
+        yield from batch.column(0).to_pylist()
+
+
+def read_arrow(file: BinaryIO, where: Path) -> Iterator[str | None]:
+    """Read one column of either format of Arrow: the file (Feather) or the stream."""
+    try:
+        table = pa.ipc.open_file(file).read_all()
+    except pa.ArrowInvalid:
         file.seek(0)
-        # To pandas more fields than names are levels of an index, however many there are.
-        header, first = islice(chain(filter(None, csv.reader(file, delimiter=separator)), [[], []]), 2)
-        if len(first) > len(header) + (first[-1:] == [""]):
-            raise ValueError(f"it has {len(header)} names of columns and {len(first)} fields in the first row")
-    options = {"sep": separator, "keep_default_na": False, "na_values": [""], "index_col": False, "low_memory": False}
-    column = choose_text(pa.Schema.from_pandas(pandas.read_csv(path, nrows=INSPECTED_ROWS, **options)), path)
-    with pandas.read_csv(path, chunksize=INSPECTED_ROWS, dtype=str, **options) as tables:
-        for table in tables:
-            yield from (text if isinstance(text, str) else None for text in table[column])
+        table = pa.ipc.open_stream(file).read_all()
+    for chunk in table[choose_text(table.schema, where)].chunks:
+        yield from chunk.to_pylist()
 
 
-def read_parquet(path: Path) -> Iterator[str | None]:
-    with ColumnFile(path) as opened, pq.ParquetFile(opened, pre_buffer=False) as file:
-        if file.metadata.num_rows > MAX_EXPANSION * path.stat().st_size:
-            raise ValueError(f"it declares {file.metadata.num_rows:,} rows, too many for its size")
-        column = choose_text(file.schema_arrow, path)
-        opened.is_open = True
-        yield from array_texts(batch.column(column) for batch in file.iter_batches(10, columns=[column]))
+READERS = {
+    "text": read_text, "json": read_json, "csv": read_csv, "tsv": partial(read_csv, delimiter="\t"),
+    "parquet": read_parquet, "arrow": read_arrow,
+}  # fmt: skip
 
 
-def read_arrow(path: Path) -> Iterator[str | None]:
-    check_expansion(path, batch_sizes(path))
-    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as batches:
-        column = choose_text(batches.schema, path)
-        yield from array_texts(batch.column(column) for batch in batches)
-
-
-def array_texts(arrays: Iterable[pa.Array]) -> Iterator[str | None]:
-    """The texts in Arrow arrays, checked first: damaged offsets would read beyond the memory of the array."""
-    for array in arrays:
-        array.validate(full=True)
-        for start in range(0, 0 if pa.types.is_null(array.type) else len(array), 10):
-            yield from array.slice(start, 10).to_pylist()
-
-
-READERS = {"text": read_text, "json": read_json, "csv": read_csv, "parquet": read_parquet, "arrow": read_arrow}
-
-
-def choose_column(features: Mapping[str, object], where: object) -> str:
-    """The column "text", else "content", else the only one that holds text."""
-
-    def holds_text(name: str) -> bool:
-        return getattr(features[name], "dtype", None) in ("string", "large_string", "string_view")
-
-    names = [name for name in ("text", "content") if name in features][:1] or list(filter(holds_text, features))
+def choose_column(kinds: Mapping[str, str], where: object) -> str:
+    """Choose the column "text", else "content", else the only one whose kind is "text"; raises `K1Error`."""
+    names = [name for name in KNOWN_COLUMNS if name in kinds][:1] or [name for name in kinds if kinds[name] == "text"]
     if len(names) != 1:
-        raise K1Error(f'{where}: columns are {", ".join(features)}; rename the one with the documents to "text"')
-    if not holds_text(names[0]) and features[names[0]] != datasets.Value("null"):
-        raise K1Error(f'{where}: column "{names[0]}" holds no text but {features[names[0]]}; put the documents there')
+        raise K1Error(f'{where}: columns are {", ".join(kinds)}; rename the one with the documents to "text"')
+    # A column without any value has no kind.
+    if kinds[names[0]] not in ("text", ""):
+        raise K1Error(f'{where}: column "{names[0]}" holds no text but {kinds[names[0]]}; put the documents there')
     return names[0]
 
 
 def choose_text(schema: pa.Schema, where: object) -> str:
-    """The column of an Arrow table that holds the documents, see `choose_column`."""
-
-    def name_of(kind: pa.DataType) -> str:
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-        return "str" if is_text else "" if pa.types.is_null(kind) else str(kind)
-
-    return choose_column({field.name: feature(name_of(field.type)) for field in schema}, where)
+    """Choose the column of an Arrow table that holds the documents, see `choose_column`."""
+    return choose_column({field.name: arrow_kind(field.type) for field in schema}, where)
 
 
-def feature(kind: str) -> datasets.Value | str:
-    """`kind`, the name of a type, as `choose_column` takes it; "" is a column without values."""
-    return datasets.Value({"str": "string", "": "null"}[kind]) if kind in ("str", "") else kind
+def arrow_kind(kind: pa.DataType) -> str:
+    """Return "text" for each of the types of text, "" for a column without values, else the type's name."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return "text" if is_text else "" if pa.types.is_null(kind) else str(kind)
 
 
-def rows(dataset: datasets.Dataset | datasets.IterableDataset, columns: tuple[str, ...]) -> Iterator[str]:
+def rows(dataset: datasets.Dataset | datasets.IterableDataset, columns: tuple[str, ...]) -> Iterator[str | None]:
+    """Read the text of each row: that of one column, or the texts of several, joined by blank lines."""
     for batch in dataset.select_columns(list(columns)).iter(batch_size=100):
         for parts in zip(*(batch[column] for column in columns)):
             # A single column stays as it is: code may start with an indent.
-            yield parts[0] or "" if len(parts) == 1 else "\n\n".join(part.strip() for part in parts if part)
-
-
-def cause(error: BaseException) -> BaseException:
-    """The error behind a `DatasetGenerationError`, which itself says nothing."""
-    return error.__cause__ or error if isinstance(error, DatasetGenerationError) else error
+            yield parts[0] if len(parts) == 1 else "\n\n".join(part.strip() for part in parts if part)
 
 
 def reason(error: BaseException) -> str:
-    return " ".join(str(cause(error)).split())[:300] or type(cause(error)).__name__
+    """Say in one line what an error is; what is behind a `DatasetGenerationError`, which itself says nothing."""
+    error = error.__cause__ or error if isinstance(error, DatasetGenerationError) else error
+    return " ".join(str(error).split())[:300] or type(error).__name__

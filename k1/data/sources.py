@@ -5,7 +5,6 @@ import hashlib
 import inspect
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -15,11 +14,10 @@ from k1.data import corpora, docstrings, wiki_markup
 from k1.data.cache import cached, write_splits
 from k1.data.corpora import BUNDLED_CORPORA, bundled_documents, bundled_version
 from k1.data.hub import HubError, HubSource, hub_splits
-from k1.data.local_files import FORMATS, local_splits
+from k1.data.local_files import local_splits
+from k1.data.messages import say_once
+from k1.data.readers import COMPRESSIONS, FORMATS
 from k1.errors import K1Error
-from k1.parallel import is_main_process
-
-warned: set[str] = set()  # presets whose fallback to the stand-in has been reported
 
 
 def wikitext_articles(lines: Iterable[str]) -> Iterator[str]:
@@ -50,7 +48,7 @@ def load_documents(
 ) -> tuple[datasets.DatasetDict, str]:
     """Load the documents of a preset, a local file or folder, or a hub dataset `owner/name[:config]`.
 
-    Returns `(documents, source)`. `documents` has the split "train" and, where the
+    Returns `(documents, source)`. `documents` has the split "train" and, if the
     source has its own, "validation" and "test", each with the one column "text": one
     row a document, none blank. `source` is "hub", "bundled" or "local". `data_source`
     is "hub" (or its local cache), "bundled" (a preset's stand-in), or "auto": the hub,
@@ -68,8 +66,8 @@ def load_documents(
     if dataset_name in PRESETS:
         splits, source = hub_or_bundled(dataset_name, PRESETS[dataset_name], data_source, max_documents)
     elif os.path.exists(path := os.path.expanduser(dataset_name)):
-        splits, source = write_splits(local_splits(Path(path)), max_documents), "local"
-    elif dataset_name.startswith((".", "~", "/")) or dataset_name.lower().endswith(tuple(FORMATS)):
+        splits, source = local_splits(Path(path), max_documents), "local"
+    elif dataset_name.startswith((".", "~", "/")) or dataset_name.lower().endswith((*FORMATS, *COMPRESSIONS)):
         raise K1Error(f"{dataset_name}: no such file or folder; check the path")
     elif re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", dataset_name):
         splits, source = hub_or_bundled(dataset_name, HubSource(*dataset_name.split(":")), data_source, max_documents)
@@ -93,9 +91,7 @@ def hub_or_bundled(
             if data_source == "hub" or name not in BUNDLED_CORPORA:
                 advice = "use --data_source bundled" if name in BUNDLED_CORPORA else "use a local path"
                 raise K1Error(f"{name} cannot be loaded from the hub: {error}; mend this or {advice}") from error
-            if name not in warned and is_main_process():
-                print(f"warning: {name}: using the bundled stand-in text, as the hub failed: {error}", file=sys.stderr)
-                warned.add(name)
+            say_once(f"warning: {name}: using the bundled stand-in text, as the hub failed: {error}")
     elif name not in BUNDLED_CORPORA:
         raise K1Error(f"{name} has no bundled text; use --data_source hub or a local path")
     documents = bundled_corpus(name)

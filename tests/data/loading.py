@@ -1,6 +1,5 @@
 """What tests of local data share: files with the same two texts in each format, and how they are loaded."""
 
-import gzip
 import json
 
 import pyarrow as pa
@@ -10,28 +9,35 @@ from k1.data.sources import load_documents
 from k1.errors import K1Error
 from tests.data.hub import jsonl, parquet
 
-
 TWO = ["first\nsecond line", "  indented \u00e9\u2028"]
 FILES = {
+    **{f"a{end}": jsonl(*({"text": text} for text in TWO)) for end in (".JSONL", ".ndjson", ".ldjson", ".jsonlines")},
     "a.jsonl": jsonl(*({"text": text, "n": 1} for text in TWO)),
-    "a.JSONL": jsonl(*({"text": text} for text in TWO)),
-    "a.jsonl.gz": gzip.compress(jsonl(*({"content": text, "title": "x"} for text in TWO)), mtime=0),
     "a.json": json.dumps([{"body": text} for text in TWO], indent=1).encode(),
+    "data.json": json.dumps({"version": 1, "data": [{"text": text} for text in TWO]}, indent=1).encode(),
+    "line.json": json.dumps({"data": TWO}).encode(),
     "lines.json": jsonl(*({"text": text} for text in TWO)),
-    "a.json.gz": gzip.compress(jsonl(*({"text": text} for text in TWO)), mtime=0),
     "a.csv": 'id,text\n1,"first\nsecond line"\n2,  indented \u00e9\u2028\n'.encode(),
     "a.tsv": 'id\tprose\n1\t"first\nsecond line"\n2\t  indented \u00e9\u2028\n'.encode(),
     "a.parquet": parquet(text=TWO, content=["x", "y"]),
+    "a.pq": parquet(text=TWO),
     "odd [1]*?.parquet": parquet(text=pa.array(TWO, pa.large_string())),
     "dictionary.parquet": parquet(text=pa.array(TWO).dictionary_encode()),
 }
 
 
-def texts(path, **options):
+def load(path, **options):
+    """The texts of each split."""
     documents, source = load_documents(str(path), **options)
     assert source == "local"
-    assert list(documents) == ["train"] and documents["train"].column_names == ["text"]
-    return documents["train"]["text"][:]
+    return {split: documents[split]["text"][:] for split in documents}
+
+
+def texts(path, **options):
+    """The texts, all of split train."""
+    [(split, found)] = load(path, **options).items()
+    assert split == "train"
+    return found
 
 
 def failure(name, *arguments):

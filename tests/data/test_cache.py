@@ -1,15 +1,13 @@
 """Cached Arrow files: complete or absent, built again when damaged, clear lines when the disk refuses."""
 
 import os
-import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from datasets import DatasetDict
 
-from k1.data import cache
-from k1.data.cache import CHECKSUM, cached, checksum, write_dataset
+from k1.data.cache import cached, write_dataset
 from k1.errors import K1Error
 
 
@@ -32,17 +30,8 @@ def test_an_entry_is_built_once(folder):
     assert os.listdir(folder / "documents") == ["key"]
 
 
-def test_a_fresh_entry_is_hashed_once(folder, monkeypatch):
-    hashed = []
-    monkeypatch.setattr(cache, "checksum", lambda path: hashed.append(path) or checksum(path))
-    cached("documents", "key", lambda: build([]))
-    assert [path.name for path in hashed] == ["key"] and hashed[0].parent != folder / "documents"
-    cached("documents", "key", lambda: build([]))
-    assert hashed[1:] == [folder / "documents" / "key"]
-
-
 @pytest.mark.parametrize("damage", ["intact", "damaged"])
-def test_the_entry_of_another_process_that_was_first_is_hashed(folder, damage):
+def test_the_entry_of_another_process_that_was_first_is_taken_if_it_is_intact(folder, damage):
     def build_late():
         """Another process builds and stores the same entry meanwhile."""
         cached("documents", "key", lambda: build([]))
@@ -82,24 +71,6 @@ def test_a_flipped_bit_in_any_file_is_noticed(folder):
         assert len(calls) == number
     cached("documents", "key", lambda: build(calls))
     assert len(calls) == len(names) + 1
-
-
-def test_an_entry_of_before_the_checksums_is_built_again(folder):
-    calls = []
-    cached("documents", "key", lambda: build(calls))
-    (folder / "documents" / "key" / CHECKSUM).unlink()
-    for _ in range(2):
-        assert list(cached("documents", "key", lambda: build(calls))["train"]["text"]) == ["a", "b"]
-    assert len(calls) == 2
-
-
-def test_a_damaged_entry_that_cannot_be_removed_is_not_used(folder, monkeypatch):
-    calls = []
-    cached("documents", "key", lambda: build(calls))
-    next((folder / "documents" / "key" / "train").glob("*.arrow")).write_bytes(b"damaged")
-    monkeypatch.setattr(shutil, "rmtree", lambda path, **options: None)
-    assert list(cached("documents", "key", lambda: build(calls))["train"]["text"]) == ["a", "b"]
-    assert len(calls) == 2
 
 
 def test_a_failed_build_leaves_nothing(folder):

@@ -1,284 +1,149 @@
-"""Tests of the hub path of k1.data.hub; the hub is tests/data/hub.py, a server on the loopback address.
+"""Datasets and models of a hub on the loopback address (tests/data/hub.py): loaded, cached, or refused in one line."""
 
-A process of its own loads for all of them: the hub's address is read when the libraries are imported.
-"""
+import json
+import os
+import subprocess
+import sys
 
-import inspect
-
-import huggingface_hub
 import pytest
 
-from k1.data import hub
-from tests.data.hub import CODE, FAULTS, SPLITS, hub_server, run_child, token
+from tests.conftest import ROOT
+from tests.data.hub import COMMIT, REPOSITORIES, hub_server
+from tests.pretrained import train_own_tokenizer, write_model
 
-NAMES = ("wikitext", "code", "science", "stories")  # Parquet, compressed JSON, CSV, and streamed Parquet
-TEXT = {
-    "wikitext": ["First = one .\nSecond .\nThird .", "Fourth .\nwikitext-2-raw-v1 train"],
-    "code": CODE,
-    "science": ["On A\n\nThe problem", "On B\n\nWe"],
-    "stories": ["Once", "upon", "a", "time"],
-}
-NEW_TEXT = {
-    "wikitext": [*TEXT["wikitext"][:1], TEXT["wikitext"][1] + " again"],
-    "code": [line.replace("pass", " again") for line in CODE],
-    "science": ["On A\n\nThe problem", "On B\n\nWe again"],
-    "stories": ["Once", "upon", "a", "time again"],
-}
-REASONS = {
-    "401": "401 Unauthorized, at http://",
-    "403": "403 Forbidden, at http://",
-    "404": "404 Client Error. Entry Not Found for url: http://",
-    "429": "429 Too Many Requests, at http://",
-    "500": "500 Internal Server Error, at http://",
-    "hang": "timed out, at http://",
-    "stall": "the data breaks off, at http://",
-    "cut": ("the data breaks off, at http://", "peer closed connection without sending complete"),
-    "loop": "the data breaks off, at http://",
-    "trickle": "the data trickles, at http://",
-    "headers": "timed out, at http://",
-    "checksum": "wrong checksum of hf://",
-    "column": "Column name",
-    "size": "Consistency check failed: file should be of size",
-}
-# A block of a streamed file is read by one request, so that its failure has another name.
-STREAMED_REASONS = {
-    "stall": "timed out, at http://",
-    "cut": "peer closed connection without sending complete message body",
-    "loop": "peer closed connection without sending complete message body",
-    "checksum": "Couldn't deserialize thrift",
-    "size": "Parquet magic bytes not found",
-}
-ELSEWHERE = {
-    ("401", "all"): "401 Unauthorized",
-    ("404", "all"): "has no public dataset",
-    ("500", "all"): "500 Internal Server Error",
-    ("hang", "all"): "no answer from http://",
-    ("401", "later"): "401 Unauthorized",
-    ("404", "later"): "doesn't exist on the Hub or cannot be accessed",
-    ("500", "later"): "500 Internal Server Error",
-    ("hang", "later"): "timed out",
-}
-LIMITS = {"ANSWER_SECONDS": 2, "SILENCE_SECONDS": 4, "SLOWEST_BYTES": 4}  # in place of 10, 40 and 10,000
+# In a process of its own, as the libraries read the hub's address when they are imported; it does not wait to retry.
+LOAD = """
+import csv, json, logging, sys, time
+import datasets, huggingface_hub, transformers
+
+def state():
+    clients = huggingface_hub.get_session().__class__, huggingface_hub.get_session().timeout
+    bars = [library.utils.are_progress_bars_disabled() for library in (datasets, huggingface_hub)]
+    bars.append(transformers.utils.logging.is_progress_bar_enabled())
+    loggers = [logging.getLogger(name).level for name in ("datasets", "huggingface_hub", "transformers")]
+    offline = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
+    return clients, loggers, bars, offline, csv.field_size_limit()
+
+before = state()
+from k1.data.initial import load_pretrained
+from k1.data.sources import load_documents
+from k1.errors import K1Error
+assert state() == before, "importing changed the process"
+time.sleep = lambda seconds: None
+for kind, *arguments in json.loads(sys.argv[1]):
+    try:
+        if kind == "model":
+            result = load_pretrained(*arguments, seed=0).start
+        else:
+            documents, source = load_documents(*arguments)
+            result = {"source": source, **{name: split["text"][:] for name, split in documents.items()}}
+    except K1Error as error:
+        result = str(error)
+    print(json.dumps(result))
+assert state() == before, "loading changed the process"
+"""
+ARTICLES = "First = one .\nSecond .\nThird ."
+CODE = [f"  def f{number}()" for number in range(5)]
 
 
-WIKITEXT = {name: [TEXT["wikitext"][0], TEXT["wikitext"][1].replace("train", name)] for name in SPLITS}
-
-
-def case(*loads, token=token(), home="", copy=""):
-    return {"token": token, "home": home, "copy": copy, "loads": loads}
+def load(home, endpoint, *loads, **environment):
+    """The results of the loads, each a list: a kind and the arguments; and the lines on stderr."""
+    environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": endpoint, "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-c", LOAD, json.dumps(loads)]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert finished.returncode == 0, finished.stderr
+    return [json.loads(line) for line in finished.stdout.splitlines()], finished.stderr.splitlines()
 
 
 @pytest.fixture(scope="module")
-def hub_home(tmp_path_factory):
+def folder(tmp_path_factory):
+    texts = ["Some words to learn from, which are few.", "And some more words."]
+    return write_model(tmp_path_factory.mktemp("model"), "llama", train_own_tokenizer(texts))
+
+
+@pytest.fixture(scope="module")
+def endpoint(folder):
+    REPOSITORIES["owner/model"] = {
+        **{file.name: file.read_bytes() for file in folder.iterdir()},
+        "model.py": b"raise SystemExit", "pytorch_model.bin": b"pickle",
+    }  # fmt: skip
+    with hub_server() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
     return tmp_path_factory.mktemp("hub")
 
 
 @pytest.fixture(scope="module")
-def outcomes(hub_home):
-    """All results by what they are for, {(kind, fault, ...): result}, as one process loads for all tests."""
-    healthy = {("healthy", name): case((name, "hub"), home=f"full-{name}") for name in NAMES}
-    healthy["layouts",] = case(
-        ("wikitext", "hub"), ("code", "auto", 2), ("science",), ("stories", "auto", 3), ("math",),
-        ("codeparrot/codeparrot-clean-valid",), ("Salesforce/wikitext:wikitext-2-raw-v1", "hub", 1),
-        ("Salesforce/wikitext",), ("owner/name",),
+def loaded(endpoint, home):
+    return load(
+        home, endpoint, ["data", "wikitext", "hub"], ["data", "code", "auto", 2], ["data", "science"],
+        ["data", "stories", "auto", 2], ["data", "codeparrot/codeparrot-clean-valid"], ["model", "owner/model"],
     )  # fmt: skip
-    faulty, again = {}, {}
-    for number, fault in enumerate(FAULTS):
-        for name in NAMES:
-            faulty["hub", fault, name] = case((name, "hub"), token=token(fault), home=f"{fault}-{name}")
-        for name in NAMES[:3]:
-            faulty["auto", fault, name] = case((name,), token=token(fault), home=f"auto-{fault}-{name}")
-        name = NAMES[number % 3]
-        new = {"token": token(fault, version="b"), "home": f"old-{fault}", "copy": f"full-{name}"}
-        faulty["cached", fault, name] = case((name,), **new)
-        again["again", fault, name] = case((name, "hub"), home=f"{fault}-{name}")
-        again["new", fault, name] = case((name, "hub"), token=token(version="b"), home=f"old-{fault}")
-    for fault, place in ELSEWHERE:
-        for name in ("code", "stories"):
-            home = f"{place}-{fault}-{name}"
-            faulty["elsewhere", fault, place, name] = case((name, "hub"), token=token(fault, place), home=home)
-    for fault in FAULTS:
-        faulty["midway", fault] = case(("stories",), token=token(fault, "second"), home=f"midway-{fault}")
-    for name in ("code", "stories"):
-        faulty["readme", name] = case((name, "hub"), token=token("checksum", "later"), home=f"readme-{name}")
-        again["again readme", name] = case((name, "hub"), home=f"readme-{name}")
-    for fault in ("once", "slow"):
-        for name in ("science", "stories"):
-            faulty["passing", fault, name] = case((name, "hub"), token=token(fault), home=f"{fault}-{name}")
-    loads = [("wikitext",), ("wikitext", "hub"), ("stories",)]
-    for place in ("all", "files"):
-        faulty["several", place] = case(*loads, token=token("hang", place), home=f"several-{place}")
-    closed = {
-        ("closed",): case(*loads, ("wikitext",), ("owner/name",), home="closed"),
-        ("closed", "cached"): case(("wikitext",), ("code", "hub"), ("stories",)),
-    }
-    phases = [healthy, faulty, again, closed]
-    with hub_server() as endpoint:
-        lists = [list(phase.values()) for phase in phases]
-        results = run_child(hub_home, endpoint, [*lists[:3], "close", lists[3]], LIMITS)
-    found = {key: result for phase, group in zip(phases, results) for key, result in zip(phase, group)}
-    # A single load needs no list.
-    for key, result in found.items():
-        found[key] = {**result["loads"][0], "printed": result["printed"]} if len(result["loads"]) == 1 else result
-    return {**found, "endpoint": endpoint}
 
 
-@pytest.mark.parametrize("hangs", [False, True])
-def test_no_network(outcomes, hangs):
-    endpoint, result = outcomes["endpoint"], outcomes["several", "all"] if hangs else outcomes["closed",]
-    auto, hub, stories, *more = result["loads"]
-    warnings = result["printed"].splitlines()
-    reason = f"no answer from {endpoint} within" if hangs else f"no connection to {endpoint}"
-    assert (auto["source"], auto["train"]) == ("bundled", ["stand-in wikitext"])
-    assert len(warnings) == 1 and warnings[0].startswith("warning: wikitext: ") and reason in warnings[0]
-    for failed, name in ((hub, "wikitext"), (stories, "stories")):
-        assert failed["error"].startswith(f"{name} cannot be loaded from the hub: {reason}")
-    assert max(auto["seconds"], hub["seconds"], stories["seconds"]) < (8 if hangs else 3)
-    if more:
-        assert more[0]["source"] == "bundled" and reason in more[1]["error"]
+def test_datasets_are_loaded_and_the_process_is_left_as_it_was(loaded):
+    results, printed = loaded
+    splits = {name: [ARTICLES, f"Fourth .\n{name}"] for name in ("train", "validation", "test")}
+    assert results[:5] == [
+        {"source": "hub", **splits},
+        {"source": "hub", "train": CODE[:2]},
+        {"source": "hub", "train": ["On A\n\nThe problem", "On B\n\nWe"]},
+        {"source": "hub", "train": ["Once", "upon"]},
+        {"source": "hub", "train": CODE},
+    ]
+    assert printed == []
 
 
-def test_silence_is_waited_for_once(outcomes):
-    """A hub that hangs while it sends the first dataset is not asked for the next one."""
-    auto, hub, stories = outcomes["several", "files"]["loads"]
-    assert auto["seconds"] > LIMITS["SILENCE_SECONDS"] > max(hub["seconds"], stories["seconds"])
-    assert auto["source"] == "bundled" and "timed out" in hub["error"] and "timed out" in stories["error"]
-    assert outcomes["several", "files"]["printed"].count("\n") == 1
+def test_a_cached_copy_of_another_configuration_is_not_taken(loaded, endpoint, home):
+    [found], printed = load(home, endpoint, ["data", "Salesforce/wikitext:wikitext-3"])
+    assert "wikitext-3" in found and "cannot be loaded from the hub" in found and printed == []
 
 
-def test_layouts(outcomes):
-    results, endpoint = outcomes["layouts",]["loads"], outcomes["endpoint"]
-    results = [{key: value for key, value in result.items() if key != "seconds"} for result in results]
-    assert results[0] == {"source": "hub", **WIKITEXT}
-    assert results[1] == {"source": "hub", "train": CODE[:2]}
-    assert results[2] == {"source": "hub", "train": ["On A\n\nThe problem", "On B\n\nWe"]}
-    assert results[3] == {"source": "hub", "train": ["Once", "upon", "a"]}
-    assert results[4]["error"].startswith("math cannot be loaded from the hub: ") and "text" in results[4]["error"]
-    assert results[5] == {"source": "hub", "train": CODE}
-    assert results[6]["train"] == [" = Alpha = \n"] and len(results[6]["test"]) == 11
-    assert "wikitext-103-raw-v1" in results[7]["error"]
-    assert f"{endpoint} has no public dataset owner/name" in results[8]["error"]
-    assert outcomes["layouts",]["printed"] == ""
+def test_of_a_model_only_what_holds_no_code_is_downloaded_and_its_commit_recorded(loaded, home, folder):
+    assert loaded[0][5]["revision"] == COMMIT
+    files = {path.name for path in home.rglob("*/snapshots/*/*")}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
+    assert not files & {"model.py", "pytorch_model.bin"}
 
 
-@pytest.mark.parametrize("is_offline", [False, True])
-def test_cached_copy_without_hub(outcomes, hub_home, is_offline):
-    """The server is gone: the cached copy takes its place, and no stand-in."""
-    result = outcomes["closed", "cached"]
-    if is_offline:
-        loads = case(("wikitext",), ("code", "hub"), ("stories",))
-        [[result]] = run_child(hub_home, outcomes["endpoint"], [[loads]], HF_HUB_OFFLINE="1")
-    cached, code, stories = result["loads"]
-    assert {name: cached[name] for name in ("source", *WIKITEXT)} == {"source": "hub", **WIKITEXT}
-    assert code["train"] == CODE and result["printed"] == ""
-    assert ("HF_HUB_OFFLINE" if is_offline else "no connection") in stories["error"]
+REFUSED = {
+    "owner/name": "there is no dataset owner/name, or it is private; check the name, or log in",
+    "owner/private": "there is no dataset owner/private, or it is private; check the name, or log in",
+    "owner/gated": "is a gated dataset on the Hub",
+    "owner/columns": 'owner/columns: columns are a, b; rename the one with the documents to "text"',
+    "owner/held-out": "it has no split train, only test",
+    "owner/script": "Dataset scripts are no longer supported, but found script.py",
+    "owner/broken": "failed (peer closed connection without sending complete message body",
+    "Salesforce/wikitext:wikitext-3": "wikitext-3",
+    "math": "it has no column text, only words",
+}
 
 
-def seconds_of(outcomes, kind, fault):
-    """The longest time of these loads; also printed, for `pytest -s`."""
-    seconds = max(result["seconds"] for key, result in outcomes.items() if key[:2] == (kind, fault))
-    print(f"{kind} {fault}: {seconds:.1f} s")
-    return seconds
+def test_what_cannot_be_loaded_is_one_line_that_says_why(endpoint, tmp_path):
+    models = ["owner/name", "owner/gated"]
+    loads = [*(["data", name] for name in REFUSED), *(["model", name] for name in models)]
+    results, printed = load(tmp_path, endpoint, *loads)
+    for name, found in zip(REFUSED, results):
+        assert REFUSED[name] in found and name in found and "\n" not in found, found
+    assert "there is no model owner/name, or it is private" in results[-2]
+    assert "the model owner/gated cannot be had: " in results[-1] and "403" in results[-1]
+    assert printed == []
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_fault(outcomes, fault):
-    """A damaged file is noticed by the checksum that the hub states, or, where it is streamed, by its format:
-    there a change within a text passes, as the hub has checksums of whole files only.
-    """
-    for name in NAMES:
-        reason = STREAMED_REASONS.get(fault, REASONS[fault]) if name == "stories" else REASONS[fault]
-        hub = outcomes["hub", fault, name]
-        start = f"{name} cannot be loaded from the hub: "
-        advice = "use a local path" if name == "stories" else "use --data_source bundled"
-        assert hub["error"].startswith(start) and "\n" not in hub["error"], hub
-        assert hub["error"].removeprefix(start).startswith(reason), hub
-        assert hub["error"].endswith(f", and there is no cached copy; mend this or {advice}")
-        assert hub["printed"] == ""
-        if name != "stories":
-            auto = outcomes["auto", fault, name]
-            assert (auto["source"], auto["train"]) == ("bundled", [f"stand-in {name}"])
-            start = f"warning: {name}: using the bundled stand-in text, as the hub failed: "
-            assert auto["printed"].startswith(start) and auto["printed"].count("\n") == 1
-            assert auto["printed"].removeprefix(start).startswith(reason)
-    # 4 s of silence, the pause before the try that is refused, and the work.
-    assert seconds_of(outcomes, "hub", fault) < 20
-    assert seconds_of(outcomes, "auto", fault) < 20
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_streamed_text_that_ends_midway(outcomes, fault):
-    """The first file has been read when the second one fails: an error, not fewer documents."""
-    result = outcomes["midway", fault]
-    reason = "" if fault in ("column", "size") else STREAMED_REASONS.get(fault, REASONS[fault])
-    assert result["error"].startswith(f"stories cannot be loaded from the hub: {reason}"), result
-    assert result["printed"] == "" and result["seconds"] < 20
-
-
-@pytest.mark.parametrize("fault, place", ELSEWHERE)
-def test_fault_before_the_files(outcomes, fault, place):
-    for name in ("code", "stories"):
-        result = outcomes["elsewhere", fault, place, name]
-        assert result["error"].startswith(f"{name} cannot be loaded from the hub: ")
-        assert ELSEWHERE[fault, place] in result["error"] and result["printed"] == ""
-        assert result["seconds"] < 20
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_cached_copy_in_place_of_a_version_that_fails(outcomes, fault):
-    [(name, result)] = [(key[2], result) for key, result in outcomes.items() if key[:2] == ("cached", fault)]
-    assert (result.get("source"), result.get("train"), result["printed"]) == ("hub", TEXT[name], "")
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_fault_leaves_nothing_behind(outcomes, fault):
-    """The same cache folder gives the right text, and the new version, once the hub is well."""
-    found = {
-        key[0]: (key[2], result) for key, result in outcomes.items() if key[0] in ("again", "new") and key[1] == fault
-    }
-    for kind, text in (("again", TEXT), ("new", NEW_TEXT)):
-        name, result = found[kind]
-        assert (result.get("source"), result.get("train"), result["printed"]) == ("hub", text[name], ""), result
-
-
-@pytest.mark.parametrize("name", ["code", "stories"])
-def test_damaged_readme(outcomes, name):
-    """It says what the files are, those that are downloaded and those that are streamed."""
-    failed, again = outcomes["readme", name], outcomes["again readme", name]
-    start = f"{name} cannot be loaded from the hub: wrong checksum of README.md, so it was damaged on its way"
-    assert failed["error"].startswith(start) and failed["printed"] == ""
-    assert (again["train"], again["printed"]) == (TEXT[name], "")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_healthy(outcomes, name):
-    assert outcomes["healthy", name]["train"] == TEXT[name]
-
-
-@pytest.mark.parametrize("name", ["science", "stories"])
-def test_fault_that_passes(outcomes, name):
-    """A file that comes slowly, for longer than the longest silence, or in two parts is complete."""
-    for fault in ("once", "slow"):
-        result = outcomes["passing", fault, name]
-        assert (result["train"], result["printed"]) == (TEXT[name], ""), fault
-    assert outcomes["passing", "slow", name]["seconds"] > LIMITS["SILENCE_SECONDS"]
-
-
-def test_the_reason_is_what_ended_the_load(monkeypatch):
-    """Where the README is damaged, the library asks elsewhere before it gives up."""
-
-    def fail(*_):
-        hub.HubClient.problem = "no answer from elsewhere"
-        raise hub.HubError("wrong checksum of README.md")
-
-    monkeypatch.setattr(hub.HubClient, "problem", None)
-    monkeypatch.setattr(hub, "probe_hub", lambda name: None)
-    monkeypatch.setattr(hub, "read_hub", fail)
-    with pytest.raises(hub.HubError, match=r"^wrong checksum of README\.md, and there is no cached copy"):
-        hub.hub_splits(hub.HubSource("owner/name"), None)
-
-
-def test_longest_wait():
-    """The longest time without data: until it is noticed, all tries, and the pause before the one that is refused."""
-    pause = inspect.signature(huggingface_hub.utils.http_backoff).parameters["max_wait_time"].default
-    assert max(hub.PROBE_SECONDS, hub.ANSWER_SECONDS) + hub.SILENCE_SECONDS + pause < 60
+@pytest.mark.parametrize("offline", ["", "1"])
+def test_without_the_hub_the_cached_copy_is_taken_else_the_bundled_text(loaded, home, tmp_path, offline):
+    nowhere = "http://127.0.0.1:9"
+    reason = "offline mode is on (HF_HUB_OFFLINE)" if offline else f"the connection to {nowhere} failed"
+    cached = [["data", "wikitext", "hub"], ["data", "code"], ["model", "owner/model"]]
+    results, printed = load(home, nowhere, *cached, HF_HUB_OFFLINE=offline)
+    assert results == [loaded[0][0], {"source": "hub", "train": CODE}, loaded[0][5]] and printed == []
+    loads = [*2 * [["data", "science", "auto", 1]], ["data", "science", "hub"], ["data", "stories"]]
+    results, [warning] = load(tmp_path, nowhere, *loads, ["model", "owner/model"], HF_HUB_OFFLINE=offline)
+    assert results[0]["source"] == results[1]["source"] == "bundled"
+    assert warning.startswith(f"warning: science: using the bundled stand-in text, as the hub failed: {reason}")
+    assert results[2].startswith(f"science cannot be loaded from the hub: {reason}")
+    assert "use --data_source bundled" in results[2] and "use a local path" in results[3]
+    assert results[4].startswith(f"the model owner/model cannot be had: {reason}")

@@ -68,6 +68,14 @@ def test_a_missing_test_split_is_taken_from_training_text():
     assert len(texts["test"]) == 5 and len(texts["train"]) == 95
 
 
+def test_a_split_that_holds_out_much_of_the_text_is_said(capsys):
+    short = [f"document {number}" for number in range(100)]
+    split_documents(as_splits(train=short, test=["a test"]), "short")
+    assert capsys.readouterr().err == ""
+    split_documents(as_splits(train=short, test=["a long test " * 100]), "long")
+    assert capsys.readouterr().err == "long: split test holds out 52% of the text\n"
+
+
 def test_text_of_only_held_out_documents_is_refused():
     with pytest.raises(K1Error, match="no training document"):
         split_documents(as_splits(train=["v", "t"], validation=["v"], test=["t", "u"]), "x")

@@ -6,7 +6,6 @@ import tomllib
 
 import pytest
 
-from k1.data.hub import SILENCE_SECONDS
 from k1.data.local_files import SECTION_CHARACTERS
 from k1.errors import K1Error
 from k1.presets import PRESETS
@@ -170,7 +169,6 @@ def stated_figures() -> list[str]:
         f"need Python {python} or newer",
         f"sections of about {SECTION_CHARACTERS:,} characters",
         f"written about every {SECONDS_BETWEEN_SAVES} seconds",
-        f"after {SILENCE_SECONDS} seconds without new data",
     ]
 
 
