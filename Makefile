@@ -11,9 +11,7 @@ COMPILE ?=
 SETTINGS = --data_source $(DATA_SOURCE) --preset $(PRESET) --threads 1 $(COMPILE)
 MAKEFLAGS += --jobs=2
 RUN = .venv/bin/python
-# An edit of one of these changes what is trained.
-TRAINING_CODE = $(wildcard k1/*.py k1/data/*.py k1/training/*.py k1/checkpoints/*.py)
-# A training that was interrupted goes on, unless what it depends on was edited since.
+# A training that was interrupted resumes, unless its script or its settings were edited since.
 OVERWRITE = $$(for file in $^; do [ $(@:.pt=.resume.pt) -nt $$file ] || { echo --overwrite; break; }; done)
 
 .PHONY: all report seeds unseen unseen2 pretrained study map stream model-study benchmark record screenshots
@@ -46,7 +44,7 @@ models/.settings: FORCE
 		echo 'error: models/ holds checkpoints that make did not train; move them away, or make clean' >&2; exit 1; fi
 	@echo '$(SETTINGS)' | cmp -s - $@ || echo '$(SETTINGS)' > $@
 
-models/k1_dataset1.pt: train_k1_dataset1.py $(TRAINING_CODE) models/.settings | .venv/.installed
+models/k1_dataset1.pt: train_k1_dataset1.py models/.settings | .venv/.installed
 	$(RUN) $< $(SETTINGS) $(OVERWRITE)
 
 models/k1_dataset2.pt: train_k1_dataset2.py models/k1_dataset1.pt
@@ -62,7 +60,7 @@ models/sparse_dataset2.pt: train_k1_dataset2.py models/k1_dataset1.pt
 models/sparse_final.pt: train_k1_dataset3.py models/sparse_dataset2.pt
 	$(RUN) $< $(SETTINGS) --rehearsal 0 $(OVERWRITE)
 
-models/baseline_final.pt: train_baseline_all.py $(TRAINING_CODE) models/.settings | .venv/.installed
+models/baseline_final.pt: train_baseline_all.py models/.settings | .venv/.installed
 	$(RUN) $< $(SETTINGS) $(OVERWRITE)
 
 models/baseline_rehearsal_final.pt: train_baseline_all.py models/baseline_final.pt
