@@ -15,7 +15,7 @@ RUN = .venv/bin/python
 OVERWRITE = $$(for file in $^; do [ $(@:.pt=.resume.pt) -nt $$file ] || { echo --overwrite; break; }; done)
 
 .PHONY: all report seeds unseen unseen2 pretrained study map stream model-study benchmark record screenshots
-.PHONY: test numerics harness kills clean FORCE
+.PHONY: test lint numerics harness kills clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -184,6 +184,11 @@ screenshots: .venv/.installed-dev
 
 test: .venv/.installed-dev
 	$(RUN) -m pytest --numprocesses 2 --dist loadgroup
+
+# Style and formatting, as pyproject.toml has them.
+lint: .venv/.installed-dev
+	$(RUN) -m ruff check k1 tests *.py
+	$(RUN) -m ruff format --check k1 tests *.py
 
 # The numeric tests as other processors run them: with AVX2 and without vector instructions.
 numerics: .venv/.installed-dev

@@ -116,9 +116,7 @@ class Learner:
         rehearsal = begin_rehearsal(self.model, self.written, self.tokenizer, arguments)
         history = training(self.model, dataset, arguments, rehearsal)
         self.learned.append(dataset)
-        self.written = (
-            [] if is_last else write_rehearsal(self.model, dataset, self.tokenizer, arguments, self.written)
-        )
+        self.written = [] if is_last else write_rehearsal(self.model, dataset, self.tokenizer, arguments, self.written)
         return history, rehearsal
 
     def learn(

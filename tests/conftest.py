@@ -106,9 +106,7 @@ def build_once(tmp_path_factory: pytest.TempPathFactory, name: str, build: Calla
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory) -> list[Path]:
     """Three local datasets of different domains."""
-    return build_once(
-        tmp_path_factory, "corpora", lambda folder: [write_corpus(folder, name) for name in VOCABULARIES]
-    )
+    return build_once(tmp_path_factory, "corpora", lambda folder: [write_corpus(folder, name) for name in VOCABULARIES])
 
 
 @dataclass
@@ -141,7 +139,12 @@ def run_script(
     target = [script] if script.startswith("-m") else [str(ROOT / script)]
     command = [sys.executable, *" ".join(target).split(), *map(str, flags)]
     process = subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE, cwd=cwd, preexec_fn=prepare,
+        command,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=cwd,
+        preexec_fn=prepare,
         env={**os.environ, **(environment or {})},
     )
     return Finished(process.returncode, process.stdout, process.stderr)

@@ -79,7 +79,7 @@ def test_a_step_changes_the_same_share_whatever_the_number_of_processes(trained_
 
 def test_one_process_prints_and_nothing_is_left_over(trained_by_two):
     folder, printed = trained_by_two
-    for script, (stdout, stderr) in printed.items():
+    for script, (stdout, _) in printed.items():
         assert stdout.count("after stage 2") == (0 if "dataset1" in script else 1)
         assert len(re.findall("^K-1 after|^baseline after", stdout, re.M)) == (3 if "baseline" in script else 1)
     left = {path.name for path in folder.iterdir() if not path.name.endswith(".lock")}

@@ -20,8 +20,8 @@ from k1.errors import K1Error
 from k1.model import build_model
 from k1.rehearsal import Divergence, InverseTransformSampling, beginnings, sample_tokens
 from k1.training.losses import accumulate_gradients
-from k1.training.trainer import StageTrainer
 from k1.training.rehearsal import begin_rehearsal, write_rehearsal
+from k1.training.trainer import StageTrainer
 from tests.conftest import assert_one_clear_line, run_script
 
 TOKENIZER = SimpleNamespace(token_to_id={END_OF_DOCUMENT: 0}.__getitem__, post_processor=None)
@@ -41,8 +41,10 @@ def dataset_of(rows):
     return SimpleNamespace(name="letters", blocks={"train": table})
 
 
-def rehearsal_of(model, known=token_ids(5), **settings):
-    return k1.Rehearsal(model, [known], **{"length": 8, "sequences": 6, "rows": 2, **settings})
+def rehearsal_of(model, known=None, **settings):
+    return k1.Rehearsal(
+        model, [token_ids(5) if known is None else known], **{"length": 8, "sequences": 6, "rows": 2, **settings}
+    )
 
 
 def divergence(logits, target, from_teacher=False):

@@ -121,7 +121,9 @@ def rewriting_of(stage: StageTrainer) -> Callable[[], None]:
     return partial(stage.rehearsal.rewrite, stage.model, 1)
 
 
-def measure_steps(shape: Shape, stages: dict[str, StageTrainer], dataset: TokenizedDataset, rounds: int) -> dict[str, dict]:
+def measure_steps(
+    shape: Shape, stages: dict[str, StageTrainer], dataset: TokenizedDataset, rounds: int
+) -> dict[str, dict]:
     """Steps of the `stages` by arm and of all other ways in turn; the keys are those of `steps`, see `__main__`."""
     things = {ARMS[arm]: stage.optimize for arm, stage in stages.items()} | other_ways(shape, dataset)
     seconds = alternate({**things, "rewriting": rewriting_of(stages["k1"])}, rounds)

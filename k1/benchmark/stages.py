@@ -21,7 +21,12 @@ DATASETS = 2  # learned at the end of the second stage, which is the one measure
 
 
 def measure_stage(
-    k1: StageTrainer, baseline: StageTrainer, tokenizer: Tokenizer, dataset: TokenizedDataset, written: list[Tensor], rounds: int
+    k1: StageTrainer,
+    baseline: StageTrainer,
+    tokenizer: Tokenizer,
+    dataset: TokenizedDataset,
+    written: list[Tensor],
+    rounds: int,
 ) -> dict:
     """Stage 2 of K-1, which rehearses `written`, and of the baseline; the keys are those of `stage`, see `__main__`.
 

@@ -49,9 +49,7 @@ def pretrained_tokenizer(tokenizer_json: str, end: str | None = None) -> Tokeniz
             number = tokenizer.token_to_id(end)
             if number is None:
                 raise ValueError(f"its end-of-document token {end!r:.40} is none of its tokens")
-            tokenizer.post_processor = processors.TemplateProcessing(
-                single=["$A", end], special_tokens=[(end, number)]
-            )
+            tokenizer.post_processor = processors.TemplateProcessing(single=["$A", end], special_tokens=[(end, number)])
         if tokenizer.id_to_token(end_of_document(tokenizer)) is None:
             raise ValueError("its end-of-document token is none of its tokens")
     return as_plain_text_encoder(tokenizer)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from k1.training.loop import accumulate_gradients
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -16,7 +17,6 @@ from k1.data.tokenizer import end_of_document, load_tokenizer, vocabulary_size
 from k1.errors import K1Error
 from k1.model import count_parameters
 from k1.training.history import changed_fraction, copy_parameters
-from k1.training.loop import accumulate_gradients
 from k1.training.optimization import build_optimizer
 from tests.pretrained import (
     CONFIGS,

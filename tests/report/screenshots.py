@@ -73,7 +73,9 @@ def main() -> None:
     with Chromium() as browser:
         for view in VIEWS:
             picture = take(browser, arguments.page, view)
-            write_atomically(arguments.folder / f"page-{view.name}.png", lambda file: file.write(picture))
+            write_atomically(
+                arguments.folder / f"page-{view.name}.png", lambda file, picture=picture: file.write(picture)
+            )
 
 
 if __name__ == "__main__":

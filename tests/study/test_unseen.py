@@ -21,8 +21,12 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     "name, least, expected",
     [
-        ("source", 500, "def "), ("licences", 50, "Redistribution"), ("documentation", 2_000, "tensor"),
-        ("stubs", 200, "-> None: ..."), ("headers", 500, "#include"), ("guides", 2_000, "DataFrame"),
+        ("source", 500, "def "),
+        ("licences", 50, "Redistribution"),
+        ("documentation", 2_000, "tensor"),
+        ("stubs", 200, "-> None: ..."),
+        ("headers", 500, "#include"),
+        ("guides", 2_000, "DataFrame"),
     ],
 )
 def test_each_corpus_has_its_domain(folder, name, least, expected):

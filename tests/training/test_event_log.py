@@ -12,8 +12,8 @@ from k1.checkpoints.storage import load_checkpoint
 from k1.errors import K1Error
 from k1.model import build_model
 from k1.training.event_log import SCALARS, EventLog
-from k1.training.trainer import StageTrainer
 from k1.training.resume import ResumeFile
+from k1.training.trainer import StageTrainer
 from tests.conftest import assert_one_clear_line, run_script
 from tests.training.test_resume import Killed, arguments_of, dataset_of
 
@@ -47,7 +47,9 @@ class KilledAtStep(ResumeFile):
 def trained(tiny_model, log, resume_file=None):
     """History and weights of a model that begins as `tiny_model` does."""
     model = build_model(tiny_model.config.to_dict(), seed=0)
-    history = StageTrainer(model, dataset_of(10), arguments_of(max_steps=STEPS)).run(resume_file=resume_file, event_log=log)
+    history = StageTrainer(model, dataset_of(10), arguments_of(max_steps=STEPS)).run(
+        resume_file=resume_file, event_log=log
+    )
     return history, model.state_dict()
 
 

@@ -109,9 +109,7 @@ def with_trainer(model, example: str | None, folder):
     exec(example, names | {"Trainer": Trainer})
 
 
-@pytest.mark.parametrize(
-    ("kind", "use", "title"), [("llama", own_loop, "own loop"), ("gpt2", with_trainer, "Trainer")]
-)
+@pytest.mark.parametrize(("kind", "use", "title"), [("llama", own_loop, "own loop"), ("gpt2", with_trainer, "Trainer")])
 def test_the_code_on_the_page_prevents_forgetting(tmp_path, kind, use, title):
     learned = learned_model(kind)
     before = loss_on(learned, "old")

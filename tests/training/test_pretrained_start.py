@@ -16,8 +16,8 @@ from k1.data.tokenizer import load_tokenizer
 from k1.errors import K1Error, UsageError
 from k1.presets import FILES
 from k1.report.comparison import load_run, require_comparable
-from k1.training.trainer import StageTrainer
 from k1.training.resume import ResumeFile
+from k1.training.trainer import StageTrainer
 from tests.conftest import assert_one_clear_line, run_script, signed
 from tests.pretrained import END, LENGTH, fresh_model, train_own_tokenizer, write_model
 

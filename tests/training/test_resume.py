@@ -22,9 +22,9 @@ from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
 from k1.files import lock, read_content, remove_leftovers
 from k1.presets import FILES
-from k1.training.trainer import StageTrainer
 from k1.training.rehearsal import begin_rehearsal, write_rehearsal
 from k1.training.resume import FORMAT, ResumeFile, first_difference, resume_path
+from k1.training.trainer import StageTrainer
 from tests.conftest import ROOT, assert_one_clear_line, run_script, start_script
 from tests.faults import kills
 from tests.processes import ServerProcess
@@ -110,7 +110,9 @@ def test_a_trainer_is_stepped_from_outside_and_hands_its_state_to_another(tiny_m
 
     def trainer_of(model):
         written = write_rehearsal(tiny_model, dataset_of(7), tokenizer, arguments)
-        return StageTrainer(model, dataset_of(10), arguments, begin_rehearsal(tiny_model, written, tokenizer, arguments))
+        return StageTrainer(
+            model, dataset_of(10), arguments, begin_rehearsal(tiny_model, written, tokenizer, arguments)
+        )
 
     first = trainer_of(copy.deepcopy(tiny_model))
     found = [first.step() for _ in range(6)]
@@ -264,9 +266,7 @@ def test_a_finished_stage_of_other_settings_is_not_gone_on_from(trained, tmp_pat
             return checkpoint.datasets[-1]
 
     with pytest.raises(K1Error, match="has max_steps 20, not 21"):
-        load_finished_stage(
-            tmp_path / "baseline_dataset1.pt", Recorded(), arguments.resolve(1), "baseline"
-        )
+        load_finished_stage(tmp_path / "baseline_dataset1.pt", Recorded(), arguments.resolve(1), "baseline")
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="/proc stands for a folder that cannot be written")
