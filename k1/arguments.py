@@ -95,7 +95,7 @@ MINIMUM = {
 
 
 class Flags(argparse.Namespace):
-    """What was typed on the command line of a training script; `None` where a flag was not given."""
+    """What was typed on the command line of a training script; `None` if a flag was not given."""
 
     method: str
     models_dir: Path
@@ -122,7 +122,7 @@ class Flags(argparse.Namespace):
         return self.models_dir / ARM_FILES[self.arm][stage - 1]
 
     def max_steps_of_stages(self) -> list[int] | None:
-        """`--max_steps` for each stage; None where the flag was not given."""
+        """`--max_steps` for each stage; None if the flag was not given."""
         return self.max_steps * STAGES if self.max_steps and len(self.max_steps) == 1 else self.max_steps
 
     def resolve(self, stage: int, previous: dict | None = None) -> Arguments:
@@ -179,7 +179,7 @@ class Flags(argparse.Namespace):
         )
 
     def _inherited(self, previous: dict | None) -> set[str]:
-        """The settings that a stage takes from the one it continues; raises `UsageError` where a flag contradicts."""
+        """The settings that a stage takes from the one it continues; raises `UsageError` if a flag contradicts."""
         if previous is None:
             return set()
         if self.method == "k1" and self.init_from is not None:
@@ -266,7 +266,7 @@ def parse_training_flags(description: str, method: str, argv: list[str] | None =
 
 
 def check_max_steps(flags: Flags, parser: argparse.ArgumentParser) -> None:
-    """Exit with status 2 where `--max_steps` has the wrong number of values, or one that is out of range."""
+    """Exit with status 2 if `--max_steps` has the wrong number of values, or one that is out of range."""
     steps = flags.max_steps or [1]
     if len(steps) not in ((1,) if flags.method == "k1" else (1, STAGES)):
         parser.error(f"--max_steps takes 1 number{'' if flags.method == 'k1' else f' or {STAGES}'}, not {len(steps)}")

@@ -38,7 +38,7 @@ def raise_terminated(*_) -> None:
 
 
 def may_handle(number: int) -> bool:
-    """Whether a handler of a signal can be set: only by the main thread, and not where it is to be ignored (nohup)."""
+    """Whether a handler of a signal can be set: only by the main thread, and not if it is to be ignored (nohup)."""
     is_main_thread = threading.current_thread() is threading.main_thread()
     return is_main_thread and signal.getsignal(number) is not signal.SIG_IGN
 
@@ -84,7 +84,7 @@ def handle_as(before: dict[int, object]) -> None:
 
 @contextmanager
 def signals_wait() -> Iterator[None]:
-    """Context in which Ctrl-C and SIGTERM wait for its end; where it ends in an error, that is told and they are not.
+    """Context in which Ctrl-C and SIGTERM wait for its end; if it ends in an error, that is told and they are not.
 
     For writing: an exception in the middle of torch.save becomes another one there, or aborts the process.
     """

@@ -24,7 +24,7 @@ locks: list[FileLock] = []  # held until the process ends, however it ends
 
 
 def lock(path: Path) -> None:
-    """Keep other processes from writing `path`; raises `K1Error` where one has already done so.
+    """Keep other processes from writing `path`; raises `K1Error` if one has already done so.
 
     The kernel gives the lock back when the process ends, so a dead one never holds it.
     """
@@ -195,7 +195,7 @@ def read_content(path: Path, kind: str, format_version: int, remedy: str) -> dic
 
 
 def check_archive(path: Path) -> None:
-    """Raise `ValueError` where `path` is not a plain ZIP archive as `torch.save` writes it, or would unpack to more."""
+    """Raise `ValueError` if `path` is not a plain ZIP archive as `torch.save` writes it, or would unpack to more."""
     # torch.load also takes older forms, which let a file ask for any amount of memory.
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()

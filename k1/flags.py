@@ -71,7 +71,7 @@ class TrainingFlags:
         "sequences that the model writes at the end of a stage, for later ones (default: by preset)"
     )
     rehearsal_interval: int | None = flag(
-        "steps after which the model in training writes anew what it rehearses (default: by preset)"
+        "steps after which the model in training regenerates what it rehearses (default: by preset)"
     )
     rehearsal_weight: float | None = flag(
         "weight of the divergence on rehearsed text against the loss on new text (default: by preset)"
@@ -96,13 +96,13 @@ class TrainingFlags:
         "tensorboard writes events that it shows (pip install tensorboard)", "none"
     )
     logging_dir: str | None = flag("folder of the events, with a folder a checkpoint (default: runs in --models_dir)")
-    overwrite: bool = flag("replace checkpoints that exist, and start anew where a training was stopped", False)
+    overwrite: bool = flag("replace checkpoints that exist, and start anew if a training was stopped", False)
 
 
 @dataclass
 class SparseUpdateFlags:
     update_fraction: float | None = flag(f"share of all parameters updated per step (default: {UPDATE_FRACTION})")
     policy: Literal[*POLICIES] | None = flag(  # type: ignore[valid-type]
-        "how the parameters to update are chosen: windows draws them anew at each step, stage once for the whole "
+        "how the parameters to update are chosen: windows draws others at each step, stage once for the whole "
         "stage, so that the others stay bit-identical; the choice holds for the later stages too (default: windows)"
     )

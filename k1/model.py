@@ -93,7 +93,7 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
 
 
 def static_cache(model: PreTrainedModel, length: int) -> StaticCache | None:
-    """A key-value cache for `length` tokens that is not copied for every new one; None where `model` has to do without.
+    """A key-value cache for `length` tokens that is not copied for every new one; None if `model` has to do without.
 
     Not every model can use one, and under autocast keys and values are of two kinds.
     """
@@ -117,7 +117,7 @@ def build_model(config: dict, seed: int, device: str = "cpu") -> PreTrainedModel
 def empty_model(config: dict, tensors: int) -> PreTrainedModel:
     """A model of `config` that takes no memory for its parameters and buffers (they are on the device `meta`).
 
-    Raises `ValueError` where the configuration asks for code, or for more than a
+    Raises `ValueError` if the configuration asks for code, or for more than a
     file of so many `tensors` can hold; for values that make no sense transformers
     raises all kinds of exceptions.
     """
@@ -143,7 +143,7 @@ def empty_model(config: dict, tensors: int) -> PreTrainedModel:
 
 
 def known_positions(config: dict) -> int | None:
-    """The longest sequence that a model of `config` knows, in tokens; None where the configuration does not say."""
+    """The longest sequence that a model of `config` knows, in tokens; None if the configuration does not say."""
     positions = getattr(AutoConfig.for_model(**config), "max_position_embeddings", None)
     return positions if isinstance(positions, int) else None
 
@@ -160,5 +160,5 @@ def check_settings(config: dict, most_layers: int) -> None:
 
 
 def count_parameters(model: torch.nn.Module) -> int:
-    """Number of parameters, each counted once where two layers share it."""
+    """Number of parameters, each counted once if two layers share it."""
     return sum(parameter.numel() for parameter in model.parameters())

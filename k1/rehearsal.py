@@ -323,7 +323,7 @@ def divergence_from(teacher: PreTrainedModel, tokens: Tensor, logits: Tensor, fr
 class Divergence(torch.autograd.Function):
     """Kullback-Leibler divergence of logits from a teacher's, both (rows, length, vocabulary), in nats, as a sum.
 
-    The gradient is worked out in the forward pass, some positions at a time, and written
+    The gradient is computed in the forward pass, some positions at a time, and written
     over the teacher's logits, so that of a large vocabulary no third copy is held.
     KL(model || teacher) weighs most what a model has come to say and would not have said
     before (arXiv:2306.08543).

@@ -62,10 +62,10 @@ def sparse_updates(
 
     All others keep their bits, weight decay included; moments follow all gradients.
     Which ones may change is up to `policy`, a key of `POLICIES`; `windows`, the
-    default, draws them anew at each step, `seed` and the number of the step alone decide,
+    default, draws others at each step, `seed` and the number of the step alone decide,
     and takes their change times 1/fraction. The number of the step is in
     `optimizer.state_dict()`. A copy of an optimizer has no hooks, as torch has it:
-    attach anew, and it resumes with the same bits. Raises `K1Error` for a fraction
+    attach again, and it resumes with the same bits. Raises `K1Error` for a fraction
     outside (0, 1], an unknown policy, and an optimizer that has sparse updates already.
     """
     return SparseUpdates(optimizer, fraction, seed, policy)
@@ -180,7 +180,7 @@ def keep_windows(step: Step, number: int) -> Generator[None, None, None]:
 
 
 def random_windows(step: Step) -> Generator[None, None, None]:
-    """What is outside a window of each parameter, drawn anew at each step; its change is taken times 1/fraction.
+    """What is outside a window of each parameter, another one at each step; its change is taken times 1/fraction.
 
     So what changes in many steps is on average what a dense optimizer would change
     (SkipUpdate, arXiv:2602.15322). The change is proportional to the learning rate,

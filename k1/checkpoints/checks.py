@@ -13,7 +13,7 @@ from k1.presets import FILES
 
 
 def inconsistency(checkpoint: Checkpoint) -> str | None:
-    """What is wrong with the values of a checkpoint whose fields have the right types; None where nothing is."""
+    """What is wrong with the values of a checkpoint whose fields have the right types; None if nothing is."""
     if checkpoint.method not in FILES:
         return "unknown method"
     if not conforms(checkpoint.arguments, Arguments):
@@ -46,7 +46,7 @@ def inconsistency(checkpoint: Checkpoint) -> str | None:
 
 
 def require_shapes(config: dict, state: dict[str, Tensor]) -> None:
-    """Raise `ValueError` where a model of `config` has other weights than `state`, before memory is taken for it."""
+    """Raise `ValueError` if a model of `config` has other weights than `state`, before memory is taken for it."""
     for name, tensor in empty_model(config, len(state)).state_dict().items():
         found = state.get(name)
         if found is None or (found.shape, found.dtype) != (tensor.shape, tensor.dtype):

@@ -57,7 +57,7 @@ class Checkpoint:
     next one (for forward transfer, on test text alone), as dataset -> split -> metrics.
     `initial_evaluation` has the scores on test text of the initial model: an untrained one,
     or the pretrained one that `start` describes. `history` has the entries of this stage,
-    none where stage 1 had no steps. `written` is text by the model after each stage so far,
+    none if stage 1 had no steps. `written` is text by the model after each stage so far,
     (sequences, length) token ids, which later stages rehearse, and `predicted_forgetting`
     by how much the loss on what was written of each earlier dataset rose in this stage, in
     nats per token (see `k1.rehearsal.Rehearsal`); both are empty without rehearsal.

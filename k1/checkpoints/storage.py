@@ -82,7 +82,7 @@ def load_checkpoint(path: Path, method: str | None = None, stage: int | None = N
 
     Raises `K1Error`, one line, when it is missing (naming the script that writes
     it), damaged, not a checkpoint, of another format version, of another method
-    than `method` or of another stage than `stage` (where one is asked for).
+    than `method` or of another stage than `stage` (if one is asked for).
     """
     require_file(path, method)
     content = read_content(path, "checkpoint", FORMAT, REMEDY)
@@ -122,7 +122,7 @@ def load_finished_stage(
 
 
 def restore_initial_model(checkpoint: Checkpoint, device: str) -> PreTrainedModel:
-    """The model that stage 1 of the run started from; raises `K1Error` where a pretrained one is no longer there."""
+    """The model that stage 1 of the run started from; raises `K1Error` if a pretrained one is no longer there."""
     start = checkpoint.start
     if start is None:
         return build_model(checkpoint.model_config, checkpoint.seed, device)

@@ -25,7 +25,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class InitialModel:
-    """An architecture, its tokenizer, and the weights; they are fresh where `weights` is None.
+    """An architecture, its tokenizer, and the weights; they are fresh if `weights` is None.
 
     `start` says which pretrained model it is, None for fresh weights: its `name` (the path of a folder, or the
     name on the hub), `revision` (the commit on the hub, empty for a folder) and `sha256` of its configuration,
@@ -49,7 +49,7 @@ class InitialModel:
 def initial_model(init_from: str | None, arguments: Arguments, text: Iterable[str]) -> InitialModel:
     """What stage 1 starts from: the pretrained model `init_from`, or fresh weights and a tokenizer trained on `text`.
 
-    Raises `K1Error` where the pretrained model cannot be had, is refused (see `k1.data.pretrained`), or does not
+    Raises `K1Error` if the pretrained model cannot be had, is refused (see `k1.data.pretrained`), or does not
     know sequences as long as `arguments.seq_length`.
     """
     if init_from is None:
@@ -68,9 +68,9 @@ def initial_model(init_from: str | None, arguments: Arguments, text: Iterable[st
 
 
 def load_pretrained(name: str, seed: int, revision: str = "") -> InitialModel:
-    """The pretrained model in the folder `name`, or of that name on the hub, at `revision` where one is given.
+    """The pretrained model in the folder `name`, or of that name on the hub, at `revision` if one is given.
 
-    Raises `K1Error` where it cannot be had or is refused, see `k1.data.pretrained`.
+    Raises `K1Error` if it cannot be had or is refused, see `k1.data.pretrained`.
     """
     folder = Path(name).expanduser()
     if folder.is_dir() and not revision:

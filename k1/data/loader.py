@@ -217,7 +217,7 @@ def split_documents(documents: datasets.DatasetDict, name: str) -> dict[str, dat
 
 
 def require_distinct(names: list[str]) -> None:
-    """Raise `K1Error` where a dataset comes twice: results are kept by dataset name."""
+    """Raise `K1Error` if a dataset comes twice: results are kept by dataset name."""
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise K1Error(f"dataset '{repeated}' comes twice in the sequence; the three datasets must differ")

@@ -42,7 +42,7 @@ def refusals(name: str) -> Iterator[None]:
 
 
 def read_settings(path: Path, most: int = MAX_SETTINGS) -> dict:
-    """The JSON object in the file at `path`; raises `ValueError` where there is none, or more than `most` bytes."""
+    """The JSON object in the file at `path`; raises `ValueError` if there is none, or more than `most` bytes."""
     if not path.is_file():
         raise ValueError(f"it has no {path.name}")
     if path.stat().st_size > most:
@@ -79,7 +79,7 @@ def read_model(folder: Path, name: str) -> tuple[dict, dict[str, Tensor], dict]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files with the weights; raises `ValueError` where there is none in the format safetensors."""
+    """The files with the weights; raises `ValueError` if there is none in the format safetensors."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
@@ -140,7 +140,7 @@ def training_config(settings: dict, tensors: int) -> tuple[dict, list[str]]:
 def fitted_model(config: dict, weights: dict[str, Tensor], name: str) -> PreTrainedModel:
     """The model of `config` with `weights`, which may have the names of older versions of transformers.
 
-    Raises `ValueError` where weights are missing or of another shape, and warns of those that no layer takes.
+    Raises `ValueError` if weights are missing or of another shape, and warns of those that no layer takes.
     """
     parsed = AutoConfig.for_model(**config)
     model, found = MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)].from_pretrained(
@@ -177,7 +177,7 @@ def read_tokenizer(folder: Path, name: str, settings: dict) -> Tokenizer:
 
 
 def end_token(folder: Path, settings: dict, tokenizer_json: str) -> str:
-    """The token that ends a text; raises `ValueError` where no file names one."""
+    """The token that ends a text; raises `ValueError` if no file names one."""
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / file).is_file():
             named = read_settings(folder / file).get("eos_token")

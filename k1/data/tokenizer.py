@@ -20,7 +20,7 @@ BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())  # the 256 characters that s
 def train_tokenizer(documents: Iterable[str], vocabulary_size: int) -> Tokenizer:
     """Train a byte-level BPE tokenizer on `documents`.
 
-    The vocabulary is smaller than `vocabulary_size` where the text has too few
+    The vocabulary is smaller than `vocabulary_size` if the text has too few
     distinct pairs to merge; it always holds the 256 bytes and the end-of-document
     token, so any text can be encoded.
     """
@@ -38,7 +38,7 @@ def train_tokenizer(documents: Iterable[str], vocabulary_size: int) -> Tokenizer
 def pretrained_tokenizer(tokenizer_json: str, end: str | None = None) -> Tokenizer:
     """The tokenizer of a pretrained model from its JSON, with `end` as the token that ends a document.
 
-    Where `end` is None its post-processor, as this function has set it, says which. Raises `ValueError` where
+    If `end` is None its post-processor, as this function has set it, says which. Raises `ValueError` if
     the JSON is no tokenizer, or `end` none of its tokens.
     """
     with panics_as_errors():
@@ -86,9 +86,9 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
 
 
 def load_tokenizer(tokenizer_json: str) -> Tokenizer:
-    """The tokenizer that a checkpoint keeps as JSON; raises `K1Error` where it cannot be read.
+    """The tokenizer that a checkpoint keeps as JSON; raises `K1Error` if it cannot be read.
 
-    One of `train_tokenizer` is built anew from its merges alone, and the JSON must be
+    One of `train_tokenizer` is built again from its merges alone, and the JSON must be
     exactly that of the result: the library, which can panic, sees nothing that
     `train_tokenizer` could not have made.
     """

@@ -34,7 +34,7 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
 
     It holds the weights as safetensors, the configurations of model and generation,
     the tokenizer, and a model card.
-    Appears whole or not at all. Raises `K1Error` where `folder` exists and is not
+    Appears whole or not at all. Raises `K1Error` if `folder` exists and is not
     empty, where the checkpoint does not fit together, and where the disk does not take it.
     """
     require_free(folder)

@@ -17,7 +17,7 @@ from k1.report.text import format_report
 
 
 def parse_report_arguments() -> argparse.Namespace:
-    """The command line of the report; exits with status 2 where a file could not be written."""
+    """The command line of the report; exits with status 2 if a file could not be written."""
     parser = argparse.ArgumentParser(prog="python3 -m k1.report", description=__doc__, allow_abbrev=False)
     parser.add_argument("--models_dir", type=Path, default=Path("models"), help="folder of the checkpoints")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the same numbers to FILE")
@@ -38,7 +38,7 @@ def parse_report_arguments() -> argparse.Namespace:
 
 
 def reason_against(folder: Path, make: bool = False) -> str | None:
-    """Why no file can be written into `folder`, which `make` creates; None where one can."""
+    """Why no file can be written into `folder`, which `make` creates; None if one can."""
     try:
         if make:
             folder.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ def arms_in(models_dir: Path) -> list[str]:
 
 
 def load_run(models_dir: Path, arm: str) -> list[Checkpoint]:
-    """The three checkpoints of an arm; raises `K1Error` where one is missing or they are not of one run."""
+    """The three checkpoints of an arm; raises `K1Error` if one is missing or they are not of one run."""
     files, scripts = ARM_FILES[arm], SCRIPTS[arm]
     method = "k1" if arm in ("k1", "sparse") else "baseline"
     run = [load_checkpoint(models_dir / file, method, stage) for stage, file in enumerate(files, start=1)]
@@ -42,7 +42,7 @@ def load_run(models_dir: Path, arm: str) -> list[Checkpoint]:
 
 
 def require_comparable(k1: list[Checkpoint], other: list[Checkpoint], arm: str) -> None:
-    """Raise `K1Error` that names what differs where a comparison of the two runs would not be fair."""
+    """Raise `K1Error` that names what differs if a comparison of the two runs would not be fair."""
 
     def settings(*names: str):
         return lambda run: [[checkpoint.arguments[name] for name in names] for checkpoint in run]
@@ -111,7 +111,7 @@ def results_of(run: list[Checkpoint], generation: dict) -> dict:
 
 
 def load_runs(models_dir: Path) -> dict[str, list[Checkpoint]]:
-    """The checkpoints of every arm; raises `K1Error` where the runs cannot be compared."""
+    """The checkpoints of every arm; raises `K1Error` if the runs cannot be compared."""
     runs = {arm: load_run(models_dir, arm) for arm in arms_in(models_dir)}
     for arm, run in runs.items():
         require_comparable(runs["k1"], run, arm)

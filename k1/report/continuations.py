@@ -44,7 +44,7 @@ def words_of(prompt: str, text: str) -> list[tuple[str, int, int]]:
     """The words of `text`, which continues `prompt`: in lower case, with start and end in `text`.
 
     A word that begins in the prompt counts as a whole. The last word is left out
-    where `text` ends with it: it may be cut off.
+    if `text` ends with it: it may be cut off.
     """
     whole = prompt + text
     matches = [match for match in WORD.finditer(whole) if len(prompt) < match.end() < len(whole)]
@@ -84,7 +84,7 @@ def words_by_dataset(continuations: Continuations, final: Checkpoint) -> list[se
 def new_words(continuations: Continuations, final: Checkpoint) -> list[set[str]]:
     """Of the words in the continuations of each dataset's prompts, those that its training text does not have.
 
-    Raises `K1Error` where the text is no longer the one that `final` was trained with.
+    Raises `K1Error` if the text is no longer the one that `final` was trained with.
     """
     arguments = replace(Arguments(**final.arguments), device="cpu")
     datasets = load_datasets(final.datasets, load_tokenizer(final.tokenizer), arguments)

@@ -111,7 +111,7 @@ def print_continuations(method: str, arguments: argparse.Namespace) -> None:
 
 
 def check_length(tokens: int, checkpoint: Checkpoint) -> None:
-    """Say on stderr that a text is longer than the model was trained on; raises `K1Error` where it cannot be."""
+    """Say on stderr that a text is longer than the model was trained on; raises `K1Error` if it cannot be."""
     seq_length = checkpoint.arguments["seq_length"]
     positions = known_positions(checkpoint.model_config)
     # A pretrained model may have learned its positions one by one.

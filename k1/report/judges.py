@@ -37,7 +37,7 @@ class Judges:
         self.classifier = domain_classifier(snippets)
 
     def is_of_domain(self, index: int, texts: list[str]) -> np.ndarray:
-        """For each text 1 where the classifier assigns it to dataset number `index`, else 0."""
+        """For each text 1 if the classifier assigns it to dataset number `index`, else 0."""
         return (self.classifier.predict(texts) == index).astype(float)
 
     def loss(self, index: int, tokens: np.ndarray, prompt_length: int) -> np.ndarray:
@@ -67,7 +67,7 @@ def token_stream(blocks: Dataset, max_tokens: int) -> np.ndarray:
 
 
 def windows(tokens: np.ndarray, length: int, count: int) -> np.ndarray:
-    """Stretches of `length` tokens, (`count`, `length`), spread evenly; fewer where they could not begin apart."""
+    """Stretches of `length` tokens, (`count`, `length`), spread evenly; fewer if they could not begin apart."""
     count = min(count, len(tokens) - length + 1)
     starts = np.linspace(0, len(tokens) - length, count).astype(int)
     return np.lib.stride_tricks.sliding_window_view(tokens, length)[starts]

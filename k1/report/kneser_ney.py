@@ -30,7 +30,7 @@ class KneserNey:
     Goodman, Computer Speech and Language 1999, section 2.8) down to the uniform
     distribution: every token has a probability after any context, and they add up
     to 1. The discount of each length is n1 / (n1 + 2 n2), of the n-grams that
-    count once and twice, or `discount` where it is given.
+    count once and twice, or `discount` if it is given.
     """
 
     def __init__(self, tokens: np.ndarray, vocabulary_size: int, order: int, discount: float | None = None) -> None:
@@ -63,7 +63,7 @@ class KneserNey:
         """Probability of each token given those before it in its row; `tokens` and the result are (rows, length)."""
         tokens = np.asarray(tokens, dtype=np.int64)
         result = np.full(tokens.shape, 1 / self.vocabulary_size)
-        # Of the n - 1 tokens before each position: their index one level below, -1 where they do not occur.
+        # Of the n - 1 tokens before each position: their index one level below, -1 if they do not occur.
         contexts = np.zeros(tokens.shape, dtype=np.int64)
         for level in self.levels:
             totals = np.where(contexts >= 0, level.totals[contexts], 0)

@@ -6,7 +6,7 @@ from k1.checkpoints.contents import Checkpoint
 
 
 def accuracy_matrix(checkpoint: Checkpoint, split: str = "test", score: str = "accuracy") -> list[list[float | None]]:
-    """Next-token accuracy after each stage (rows) on each dataset (columns), None where it was not measured.
+    """Next-token accuracy after each stage (rows) on each dataset (columns), None if it was not measured.
 
     Row 0 is the untrained model, row i the model after stage i. `score` may also
     be `loss` (nats per token) or `perplexity`.
@@ -20,7 +20,7 @@ def forgetting_percent(matrix: list[list[float | None]]) -> list[float]:
     """Of each dataset, the share of the accuracy reached after its own stage that is lost at the end, in percent.
 
     100 (accuracy after its own stage - accuracy at the end) / accuracy after its
-    own stage; negative where later stages improved it, 0 for the last dataset.
+    own stage; negative if later stages improved it, 0 for the last dataset.
     Where a model learned nothing (accuracy 0) nothing can be forgotten: 0.
     """
     own = [matrix[stage][stage - 1] for stage in range(1, len(matrix))]

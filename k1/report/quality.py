@@ -93,7 +93,7 @@ class GenerationTest:
         }
 
     def describe(self) -> dict:
-        """Of the judges, by dataset where not said otherwise:
+        """Of the judges, by dataset if not said otherwise:
 
         `continuations` that are scored, `ngram_tokens` that the n-gram model has read,
         `real_text` with the scores of what really follows the prompts, and
@@ -110,7 +110,7 @@ class GenerationTest:
 
 
 def prepare_test(final: Checkpoint, device: str) -> GenerationTest:
-    """Prompts and judges for the datasets of `final`; raises `K1Error` where their text is no longer the same."""
+    """Prompts and judges for the datasets of `final`; raises `K1Error` if their text is no longer the same."""
     tokenizer = load_tokenizer(final.tokenizer)
     arguments = replace(Arguments(**final.arguments), device=device)
     datasets = load_datasets(final.datasets, tokenizer, arguments)
@@ -143,7 +143,7 @@ def quality_kept(own: np.ndarray, final: np.ndarray, lower_is_better: bool, seed
     """How much of a score is kept, with a 95% interval, from the score of each group of prompts at both times.
 
     `own` and `final` are the means; `kept` is their ratio, `final` / `own` or, where
-    lower is better, `own` / `final`, so that less than 1 is worse; 1 where both
+    lower is better, `own` / `final`, so that less than 1 is worse; 1 if both
     would be 0 or nothing was there to lose. `interval` is the percentile bootstrap
     (Efron and Tibshirani 1993, section 13.3) over groups, drawn alike for both
     times. Groups of neighbouring prompts, not continuations, are drawn since

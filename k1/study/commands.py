@@ -26,7 +26,7 @@ def study_parser(module: str, description: str, out: str) -> argparse.ArgumentPa
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The flags of this process, checked as far as all of these commands have them; ends it where one cannot be."""
+    """The flags of this process, checked as far as all of these commands have them; ends it if one cannot be."""
     arguments = parser.parse_args()
     if arguments.jobs < 1 or min(arguments.seeds) < 0:
         parser.error("--jobs must be at least 1 and --seeds at least 0")
@@ -40,7 +40,7 @@ def label_of(name: str) -> str:
 
 
 def require_different(names: Sequence[str]) -> None:
-    """Raise `UsageError` where two of the datasets `names` have the same name in records and tables."""
+    """Raise `UsageError` if two of the datasets `names` have the same name in records and tables."""
     labels = [label_of(name) for name in names]
     for label in labels:
         if labels.count(label) > 1:
@@ -63,7 +63,7 @@ def recorded_settings(arguments: argparse.Namespace) -> dict:
 def open_results(out: Path, settings: dict) -> dict:
     """Make the folder `out`, keep other processes from writing there, and return what it has recorded so far.
 
-    Raises `K1Error` where the folder cannot be made, and as `k1.study.execution.load_results` does.
+    Raises `K1Error` if the folder cannot be made, and as `k1.study.execution.load_results` does.
     """
     results = load_results(out / "results.json", settings)
     try:

@@ -16,7 +16,7 @@ PAIRS = (("sparse", REFERENCE), ("baseline_rehearsal", REFERENCE), ("k1", REFERE
 def matrix_of(record: dict, score: int) -> list[list[float | None]]:
     """`NATS` (per token) or `ACCURACY` (0 to 1) after each stage (rows) of each dataset (columns).
 
-    None where a dataset was not learned yet.
+    None if a dataset was not learned yet.
     """
     names = list(record["evaluations"][-1])
     return [[row[name]["test"][score] if name in row else None for name in names] for row in record["evaluations"]]
@@ -52,7 +52,7 @@ def final_loss(record: dict) -> float:
 def forgetting_shares(ours: Point, theirs: Point) -> list[float]:
     """`forgotten_nats` of one arm over that of another, seed by seed; seeds that only one of them has are left out.
 
-    Empty where the other arm did not forget at some seed, since nothing is a share of that.
+    Empty if the other arm did not forget at some seed, since nothing is a share of that.
     """
     reference = {record["seed"]: forgotten_nats(record) for record in theirs.records}
     pairs = [

@@ -82,7 +82,7 @@ def interpolated(line: list[tuple[float, float]], x: float) -> float | None:
 def ratios_at_equal_learning(point: Point, dense: list[Point], split: str) -> dict[str, list[float | None]]:
     """Forgetting of each run of `point` over the dense model's at the same new-dataset loss; None out of range.
 
-    The dense line is that of the same seed, or the mean over seeds where the
+    The dense line is that of the same seed, or the mean over seeds if the
     dense model has fewer than two learning rates at that seed.
     """
     ratios = defaultdict(list)

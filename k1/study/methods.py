@@ -154,7 +154,7 @@ MAP = {
 
 
 def require_packages(names: Iterable[str]) -> None:
-    """Raise `K1Error` where one of the methods `names` needs peft, which only requirements-dev.txt brings."""
+    """Raise `K1Error` if one of the methods `names` needs peft, which only requirements-dev.txt brings."""
     needing = [METHODS[name].label for name in names if METHODS[name].adapter]
     if needing and find_spec("peft") is None:
         raise K1Error(

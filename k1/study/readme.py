@@ -38,7 +38,7 @@ CORES = 2
 
 @dataclass(frozen=True)
 class Results:
-    """What the folder `folder` records, read when it is asked for; raises `K1Error` where it cannot be read."""
+    """What the folder `folder` records, read when it is asked for; raises `K1Error` if it cannot be read."""
 
     folder: Path
 
@@ -71,7 +71,7 @@ class Results:
 
     @cached_property
     def benchmark(self) -> dict | None:
-        """What the benchmark measured, None where it was not recorded."""
+        """What the benchmark measured, None if it was not recorded."""
         return self.json("benchmark.json") if (self.folder / "benchmark.json").exists() else None
 
 
@@ -165,7 +165,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
 
 
 def fill(page: str, results: Results) -> str:
-    """The text `page` with every block written anew; raises `K1Error` for a marker without its partner or block."""
+    """The text `page` with every block rendered again; raises `K1Error` for a marker without its partner or block."""
     if len(MARKER.findall(page)) != 2 * len(BLOCK.findall(page)):
         raise K1Error("a marker <!-- begin NAME --> has no <!-- end NAME --> after it, or the other way round")
 

@@ -13,7 +13,7 @@ from k1.study.frontier import KINDS, mean_and_interval
 
 
 def load_reports(paths: list[Path]) -> list[dict]:
-    """The reports, one a seed; raises `K1Error` where one cannot be read or they are not of the same experiment."""
+    """The reports, one a seed; raises `K1Error` if one cannot be read or they are not of the same experiment."""
     reports = []
     for path in paths:
         try:

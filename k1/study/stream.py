@@ -41,7 +41,7 @@ def parse_stream_arguments() -> argparse.Namespace:
     )  # fmt: skip
     arguments = parse(parser)
     if len(arguments.dataset_names) < 2:
-        raise UsageError("--dataset_names takes at least two names: nothing is forgotten where nothing follows")
+        raise UsageError("--dataset_names takes at least two names: nothing is forgotten if nothing follows")
     if arguments.learning_rates and not all(0 < rate < inf for rate in arguments.learning_rates):
         raise UsageError("--learning_rates must be positive numbers")
     presets = PRESETS[arguments.preset].learning_rates
@@ -51,7 +51,7 @@ def parse_stream_arguments() -> argparse.Namespace:
 
 
 def stream_settings(arguments: argparse.Namespace) -> dict:
-    """What all runs of the stream share, with the fingerprint of each text; raises `K1Error` where one is missing."""
+    """What all runs of the stream share, with the fingerprint of each text; raises `K1Error` if one is missing."""
     settings = recorded_settings(arguments)
     texts = {}
     # All of them now: a name that is wrong should not show after hours of training.
@@ -65,7 +65,7 @@ def stream_settings(arguments: argparse.Namespace) -> dict:
 def run_stream(arguments: argparse.Namespace, results: dict) -> dict[str, Point]:
     """Execute the runs that `results` lacks; returns the finished ones of each arm that has any.
 
-    A run that diverged is named on stderr; raises `K1Error` where no run finished.
+    A run that diverged is named on stderr; raises `K1Error` if no run finished.
     """
     first_rates = {first: rates[:1] for first, rates in PRESETS[arguments.preset].learning_rates.items()}
     firsts = dict.fromkeys(METHODS[arm].script for arm in ARMS)

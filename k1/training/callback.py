@@ -11,9 +11,9 @@ class RehearsalCallback(TrainerCallback):
     """Adds to every optimizer step of a `Trainer` the gradient of the divergence on rehearsed text.
 
     Before a step it adds the gradient of `weight` x the mean divergence, in nats per
-    token, on the step's sequences of `rehearsal`, which the model writes anew where
+    token, on the step's sequences of `rehearsal`, which the model regenerates if
     that is due; the Trainer adds that of its own loss, clips both together and steps.
-    They are also written anew after each checkpoint, so that a training that goes on
+    They are also regenerated after each checkpoint, so that a training that resumes
     from one ends with the same bits as one that was never stopped. Raises `K1Error`
     for `fp16`, whose scaled losses it does not know; `bf16` works.
     """
@@ -31,7 +31,7 @@ class RehearsalCallback(TrainerCallback):
         self.rehearsal.discard()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        """Begin anew after a checkpoint, as a training that resumes from it does."""
+        """Start again after a checkpoint, as a training that resumes from it does."""
         self.rehearsal.discard()
 
     def on_step_begin(

@@ -22,7 +22,7 @@ class EventLog:
 
     Without `--report_to tensorboard` nothing is written, and of several processes
     the main one writes. A log that cannot be written on is a warning, and training
-    goes on without. Raises `K1Error` where the package tensorboard is missing or
+    goes on without. Raises `K1Error` if the package tensorboard is missing or
     the folder cannot be written, so that a script ends before it trains.
     """
 

@@ -49,7 +49,7 @@ def mean_losses(
 ) -> Tensor:
     """What a batch adds to the two mean losses of an optimizer step, see `accumulate_gradients`.
 
-    Of several processes each works out the part of its own rows, times the number of processes.
+    Of several processes each computes the part of its own rows, times the number of processes.
     """
     mine, mine_old = share_of(rows), share_of(old)
     tokens = mine if rehearsal is None else torch.cat([mine, rehearsal.sequences[mine_old]])
@@ -82,13 +82,13 @@ def next_token_loss(logits: Tensor, input_ids: Tensor) -> Tensor:
 
 @cache
 def compiled() -> Callable:
-    """`summed_losses` as torch.compile makes it anew for every kind of model and shape of batch."""
+    """`summed_losses` as torch.compile makes it for every kind of model and shape of batch."""
     # Anything that cannot be compiled is an error: half of it left as it was would be other bits.
     return torch.compile(summed_losses, fullgraph=True, dynamic=False)
 
 
 def compiled_losses(*inputs: object) -> tuple[Tensor, Tensor]:
-    """As `summed_losses`, compiled; raises `K1Error` where that cannot be."""
+    """As `summed_losses`, compiled; raises `K1Error` if that cannot be."""
     try:
         return compiled()(*inputs)
     except TorchDynamoException as error:

@@ -47,7 +47,7 @@ class ResumeFile:
     It is written every `save_steps` steps, by default (None) about every 60
     seconds, and removed when the script has written its last checkpoint. With
     `overwrite` an old one is removed at once. Only the main process writes.
-    Raises `K1Error` where an old one is damaged or of another format version.
+    Raises `K1Error` if an old one is damaged or of another format version.
     """
 
     def __init__(self, output: Path, save_steps: int | None = None, overwrite: bool = False) -> None:
@@ -130,7 +130,7 @@ def identity_of(arguments: Arguments, dataset: TokenizedDataset, start: dict[str
 
 
 def first_difference(old: dict, new: dict) -> str | None:
-    """The first setting in which two identities differ, as "max_steps 600, not 300"; None where they agree."""
+    """The first setting in which two identities differ, as "max_steps 600, not 300"; None if they agree."""
     for name in new:
         was, now = old.get(name), new[name]
         if isinstance(now, dict):
