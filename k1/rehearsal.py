@@ -97,7 +97,7 @@ class Rehearsal:
                 raise K1Error("the model has no token that begins a text; give it batches of text that it knows")
             found = self._begin.expand(sequences, 1)
         else:
-            found = with_beginning(self._begin, beginnings(known, self.given, self.length))
+            found = with_beginning(self._begin, beginnings(known, self.given, self.length, self._begin))
             order = torch.randperm(len(found), generator=torch.Generator().manual_seed(self.seed))
             found = found[order.repeat(-(-sequences // len(found)))[:sequences]]
         new = self.length - self.given
@@ -220,10 +220,11 @@ def with_beginning(begin: Tensor, tokens: Tensor) -> Tensor:
     return torch.cat([begin.expand(len(tokens), -1), tokens], dim=1)
 
 
-def beginnings(batches: Iterable[Batch], given: int, every: int) -> Tensor:
-    """The first `given` tokens of each `every` tokens of text in `batches`, without padding: (beginnings, given).
+def beginnings(batches: Iterable[Batch], given: int, every: int, begin: Tensor) -> Tensor:
+    """The first `given` tokens of each `every` tokens of text in `batches`: (beginnings, given).
 
-    Raises `K1Error` if no sequence is that long.
+    Padding is left out, and at the front `begin`, the token that begins a text, if the model has one. Raises `K1Error`
+    if no sequence is that long.
     """
     found = []
     for batch in batches:
@@ -231,6 +232,7 @@ def beginnings(batches: Iterable[Batch], given: int, every: int) -> Tensor:
         ids = inputs["input_ids"].cpu()
         mask = inputs.get("attention_mask", torch.ones_like(ids)).cpu()
         texts = [row[kept != 0] for row, kept in zip(ids, mask)]
+        texts = [text[len(begin) :] if text[:1].equal(begin) else text for text in texts]
         found += [text[start : start + given] for text in texts for start in range(0, len(text) - given + 1, every)]
     if not found:
         raise K1Error(

@@ -86,16 +86,20 @@ def test_every_sequence_begins_as_the_model_expects_it(tiny_model, monkeypatch):
     seen = []
 
     def note(model, prompts, new_tokens, seed, end):
-        seen.append(prompts[:, 0])
+        seen.append(prompts)
         return count_up(model, prompts, new_tokens, seed, end)
 
     monkeypatch.setattr("k1.rehearsal.sample_tokens", note)
     tiny_model.config.bos_token_id = 36
-    rehearsal = rehearsal_of(tiny_model)
+    known = token_ids(5) % 36
+    rehearsal = rehearsal_of(tiny_model, known)
     assert rehearsal.written[0].shape == (6, 6)
     rehearsal.rewrite(tiny_model, 1)
     assert rehearsal.sequences.shape[1] == 8
-    assert all((first == 36).all() for first in seen)
+    assert all((prompts[:, 0] == 36).all() for prompts in seen)
+    # Known text that has the token already gets no second one.
+    rehearsal_of(tiny_model, torch.cat([torch.full((5, 1), 36), known], 1))
+    assert torch.equal(seen[-1], seen[0])
 
 
 def test_without_known_text_it_begins_with_that_token(tiny_model, monkeypatch):
@@ -136,15 +140,18 @@ def test_the_ends_of_what_is_drawn_are_tokens_too(monkeypatch, drawn, token):
 
 
 def test_beginnings_are_text_and_no_padding():
+    no_begin = torch.tensor([])
     ids = torch.arange(1, 25).view(2, 12)
     mask = torch.ones_like(ids)
     mask[0, :3], mask[1, 4:] = 0, 0
     expected = [[4, 5], [9, 10], [13, 14]]
-    assert beginnings([{"input_ids": ids, "attention_mask": mask}], given=2, every=5).tolist() == expected
-    found = beginnings(iter([ids[:, :6], ids[:1, 6:7]]), given=2, every=4)
+    assert (
+        beginnings([{"input_ids": ids, "attention_mask": mask}], given=2, every=5, begin=no_begin).tolist() == expected
+    )
+    found = beginnings(iter([ids[:, :6], ids[:1, 6:7]]), given=2, every=4, begin=no_begin)
     assert found.tolist() == [[1, 2], [5, 6], [13, 14], [17, 18]]
     with pytest.raises(K1Error, match="no batch with 13 tokens"):
-        beginnings([ids], given=13, every=13)
+        beginnings([ids], given=13, every=13, begin=no_begin)
 
 
 def test_every_dataset_has_its_part_of_what_is_written_and_rehearsed(tiny_model):
