@@ -102,9 +102,11 @@ def signals_wait() -> Iterator[None]:
 def quiet_interrupts() -> Iterator[None]:
     """Let Ctrl-C end the process at once and without a traceback: for imports, which take seconds."""
     before = signal.signal(signal.SIGINT, signal.SIG_DFL) if may_handle(signal.SIGINT) else None
-    yield
-    if before is not None:
-        signal.signal(signal.SIGINT, before)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:

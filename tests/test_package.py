@@ -36,12 +36,14 @@ def test_the_requirements_are_those_of_the_file(installed):
 
 
 CODE = """
-import runpy, sys
+import runpy, signal, sys
 from transformers.utils import logging
-before = logging.get_verbosity()
+before, signals = logging.get_verbosity(), list(map(signal.getsignal, signal.Signals))
 import k1
 k1.sparse_updates, k1.Rehearsal, k1.RehearsalCallback
-print(k1.__file__, before == logging.get_verbosity())
+imported = {"datasets", "pandas", "pyarrow", "matplotlib", "tensorboard"} & sys.modules.keys()
+is_same = before == logging.get_verbosity() and signals == list(map(signal.getsignal, signal.Signals))
+print(k1.__file__, is_same, imported)
 sys.argv = ["k1.export", "--help"]
 runpy.run_module("k1.export", run_name="__main__")
 """
@@ -53,4 +55,4 @@ def test_library_and_commands_work_from_another_folder_and_leave_the_logging_of_
         env={"PYTHONPATH": str(installed), "HOME": str(tmp_path)},
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.startswith(f"{installed / 'k1' / '__init__.py'} True\nusage: python3 -m k1.export")
+    assert finished.stdout.startswith(f"{installed / 'k1' / '__init__.py'} True set()\nusage: python3 -m k1.export")

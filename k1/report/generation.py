@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.utils import logging
 
 from k1.arguments import resolve_device
 from k1.checkpoints.contents import Checkpoint
@@ -15,10 +14,8 @@ from k1.checkpoints.storage import load_checkpoint, require_file, restore_model
 from k1.data.tokenizer import end_of_document, load_tokenizer, vocabulary_size
 from k1.errors import K1Error
 from k1.model import configure_torch, known_positions, seeded, static_cache
+from k1.rehearsal import settings_of_ours
 from k1.report.tables import dataset_label
-
-# generate() has advice on stderr for library users; ours is in `check_length`.
-logging.set_verbosity_error()
 
 PROMPTS_PER_SEED = 1_000
 # Larger batches are hardly faster, and their key-value cache grows with them.
@@ -58,7 +55,7 @@ def generate(
     )
     model.eval()
     continuations = []
-    with seeded(seed, model.device):
+    with seeded(seed, model.device), settings_of_ours(model):
         for start in range(0, len(prompts), BATCH_SIZE):
             batch = torch.tensor(prompts[start : start + BATCH_SIZE], device=model.device)
             # For a single prompt, copying is cheaper than the empty rest of a cache in one piece.
