@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from importlib.metadata import version
 
 import torch
-from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,13 +22,8 @@ from transformers import (
 from k1.arguments import Arguments
 from k1.parallel import join_processes
 
-# Settings of a model configuration that make transformers load code, or compute otherwise, as do all implementations.
-CODE_SETTINGS = {"auto_map", "quantization_config", "compression_config", "fusion_config", "distributed_config"}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h has them
 KEPT_BYTES = 2**28
-MOST_LAYERS = 1_000  # of a model with fewer tensors: some settings count layers that are not there
-LARGEST_SETTING = 2**31
-MOST_BUFFER_BYTES = 2**28  # besides as much as the parameters take
 
 
 def configure_torch(threads: int | None = None) -> None:
@@ -114,49 +108,16 @@ def build_model(config: dict, seed: int, device: str = "cpu") -> PreTrainedModel
     return model.to(device)
 
 
-def empty_model(config: dict, tensors: int) -> PreTrainedModel:
-    """A model of `config` that takes no memory for its parameters and buffers (they are on the device `meta`).
-
-    Raises `ValueError` if the configuration asks for code, or for more than a
-    file of so many `tensors` can hold; for values that make no sense transformers
-    raises all kinds of exceptions.
-    """
-    check_settings(config, max(MOST_LAYERS, tensors))
-    left = 2 * tensors + 16  # a file may hold several parameters in one tensor
-
-    def count(*_) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise ValueError("the configuration asks for more parameters than there are")
-
-    hook = register_module_parameter_registration_hook(count)
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
-    finally:
-        hook.remove()
-    buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    if buffers > 4 * count_parameters(model) + MOST_BUFFER_BYTES:
-        raise ValueError(f"the configuration asks for {buffers:,} bytes besides the parameters")
-    return model
+def empty_model(config: dict) -> PreTrainedModel:
+    """A model of `config` that takes no memory for its parameters (they are on the device `meta`)."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
 
 
 def known_positions(config: dict) -> int | None:
     """The longest sequence that a model of `config` knows, in tokens; None if the configuration does not say."""
     positions = getattr(AutoConfig.for_model(**config), "max_position_embeddings", None)
     return positions if isinstance(positions, int) else None
-
-
-def check_settings(config: dict, most_layers: int) -> None:
-    """Raise `ValueError` for a setting that loads code, or that asks for memory before there is a model to look at."""
-    for name, value in config.items():
-        if isinstance(value, dict):
-            check_settings({str(key): item for key, item in value.items()}, most_layers)
-        if value is not None and (name in CODE_SETTINGS or "implementation" in name):
-            raise ValueError(f"the setting {name} of its configuration loads code, or computes otherwise")
-        if isinstance(value, int) and value > (most_layers if "layer" in name else LARGEST_SETTING):
-            raise ValueError(f"the setting {name} of its configuration is {value:.3g}")
 
 
 def count_parameters(model: torch.nn.Module) -> int:

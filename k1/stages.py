@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from k1.arguments import Arguments, Flags
-from k1.checkpoints.contents import Checkpoint, Start, stage_checkpoint
+from k1.checkpoints.contents import Checkpoint, stage_checkpoint
 from k1.checkpoints.storage import (
     is_shared,
     load_finished_stage,
@@ -74,7 +74,7 @@ class Learner:
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: Tokenizer, build_initial: Callable[[], PreTrainedModel],
-        start: Start | None = None,
+        start: dict | None = None,
     ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.build_initial, self.start = model, tokenizer, build_initial, start
         self.learned: list[TokenizedDataset] = []

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import TypedDict
 
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -12,40 +11,12 @@ from k1.arguments import Arguments
 from k1.data.loader import TokenizedDataset
 from k1.model import library_versions
 from k1.parallel import require_identical
-from k1.training.resume import HistoryEntry
 
 FORMAT = 8
 
 
-class DatasetRecord(TypedDict):
-    """What a checkpoint keeps of a dataset, see `k1.data.loader.TokenizedDataset`."""
-
-    name: str
-    source: str
-    fingerprint: str
-    tokens: dict[str, int]
-    prompts: list[str]
-    max_documents: int
-
-
-class Start(TypedDict):
-    """The pretrained model that stage 1 started from, see `k1.data.initial.InitialModel`."""
-
-    name: str
-    revision: str
-    sha256: str
-
-
-class Scores(TypedDict):
-    """What `k1.evaluate` measures on one split."""
-
-    loss: float
-    perplexity: float
-    accuracy: float
-    tokens: int
-
-
-Evaluation = dict[str, dict[str, Scores]]
+# Dataset -> split -> scores, see `k1.training.evaluation.evaluate`.
+Evaluation = dict[str, dict[str, dict[str, float]]]
 
 
 @dataclass
@@ -72,13 +43,13 @@ class Checkpoint:
     tokenizer: str
     arguments: dict
     seed: int
-    datasets: list[DatasetRecord]
+    datasets: list[dict]
     evaluations: list[Evaluation]
     initial_evaluation: Evaluation
-    history: list[HistoryEntry]
+    history: list[dict]
     written: list[Tensor] = field(default_factory=list)
     predicted_forgetting: list[float] = field(default_factory=list)
-    start: Start | None = None
+    start: dict | None = None
     versions: dict[str, str] = field(default_factory=library_versions)
     format: int = FORMAT
     sha256: str = ""
@@ -107,7 +78,7 @@ def stage_checkpoint(
     written: list[Tensor] | None = None,
     predicted: list[float] | None = None,
     previous: Checkpoint | None = None,
-    start: Start | None = None,
+    start: dict | None = None,
 ) -> Checkpoint:
     """The checkpoint of a stage that has just been trained.
 

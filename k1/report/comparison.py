@@ -131,7 +131,7 @@ def report_of(runs: dict[str, list[Checkpoint]], device: str) -> dict:
         "datasets": final.datasets,
         "seed": final.seed,
         "preset": final.arguments["preset"],
-        "parameters": count_parameters(empty_model(final.model_config, len(final.model))),
+        "parameters": count_parameters(empty_model(final.model_config)),
         "start": final.start,
         "versions": final.versions,
     }

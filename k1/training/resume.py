@@ -3,37 +3,19 @@
 import sys
 import time
 from pathlib import Path
-from typing import TypedDict
 
 from torch import Tensor
 
 from k1.arguments import Arguments
 from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
-from k1.files import conforms, content_digest, read_content, write_content
+from k1.files import content_digest, read_content, write_content
 from k1.model import library_versions
 from k1.parallel import is_main_process, process_count
 
 FORMAT = 3
 SECONDS_BETWEEN_SAVES = 60
 START_ANEW = "add --overwrite to start anew"
-
-
-class HistoryEntry(TypedDict):
-    """What `k1.train` logs of a step."""
-
-    step: int
-    loss: float
-    divergence: float
-    learning_rate: float
-    updated_fraction: float
-    tokens_per_second: float
-
-
-KEYS = {
-    "identity": dict, "step": int, "history": list[HistoryEntry], "losses": list[float], "divergences": list[float],
-    "model": dict[str, Tensor], "optimizer": dict, "rehearsed": dict[str, Tensor],
-}  # fmt: skip
 
 
 def resume_path(output: Path) -> Path:
@@ -60,13 +42,6 @@ class ResumeFile:
             self.remove()
         elif self.path.exists():
             self._old = read_content(self.path, "resume file", FORMAT, START_ANEW)
-            wrong = [name for name, kind in KEYS.items() if not conforms(self._old.get(name), kind)]
-            if not wrong and not conforms(self._old["identity"].get("arguments"), Arguments):
-                wrong = ["arguments"]
-            if not wrong and not 0 < self._old["step"] <= self._old["identity"]["arguments"]["max_steps"]:
-                wrong = ["step"]
-            if wrong:
-                raise K1Error(f"{self.path} has no valid {', '.join(wrong)}; {START_ANEW}")
 
     @property
     def stage(self) -> int:

@@ -9,6 +9,7 @@ from k1.arguments import parse_training_flags
 from k1.checkpoints.contents import FORMAT
 from k1.checkpoints.storage import load_checkpoint, output_path, restore_model, save_checkpoint
 from k1.errors import K1Error
+from k1.presets import FILES
 from tests.conftest import assert_one_clear_line, run_script, signed
 
 KEYS = {
@@ -17,7 +18,7 @@ KEYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("file", ["k1_dataset1.pt", "k1_dataset2.pt", "k1_final.pt", "baseline_final.pt"])
+@pytest.mark.parametrize("file", [*FILES["k1"], *FILES["baseline"]])
 def test_keys_that_others_rely_on(trained, file):
     content = torch.load(trained.models_dir / file, weights_only=True)
     assert set(content) == KEYS
@@ -98,7 +99,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
         ([1, 2], "not a k1 checkpoint"),
         ({"model": {}}, "not a k1 checkpoint"),
         ({"format": 99}, "format version 99"),
-        ({"format": torch.zeros(2)}, "format version unknown"),
+        ({"format": "new"}, "format version new"),
         ({"format": FORMAT - 1, "method": "k1"}, f"format version {FORMAT - 1}, this code reads version {FORMAT}"),
         ({"format": FORMAT, "method": "k1"}, "does not have the SHA-256"),
         (signed({"format": FORMAT, "method": "k1"}), "lacks stage"),
@@ -118,68 +119,12 @@ def test_one_changed_weight_is_noticed(trained, tmp_path):
         load_checkpoint(tmp_path / "k1_final.pt", "k1")
 
 
-def not_finite(content):
-    content["model"]["model.norm.weight"][0] = float("nan")
-
-
-def negative_stage(content):
-    content["stage"] = -1
-
-
-def lost_evaluation(content):
-    content["evaluations"][1].popitem()
-
-
-def lost_validation(content):
-    del content["evaluations"][-1][content["datasets"][-1]["name"]]["validation"]
-
-
-def no_tokenizer(content):
-    content["tokenizer"] = "{}"
-
-
-def text_as_loss(content):
-    next(iter(content["evaluations"][0].values()))["test"]["loss"] = "low"
-
-
-def incomplete_arguments(content):
-    del content["arguments"]["max_steps"]
-
-
-def unknown_token(content):
-    content["written"] = [torch.full((2, 3), 10**6, dtype=torch.int32)]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (not_finite, "a weight is not finite"),
-        (negative_stage, "do not match the stage"),
-        (lost_evaluation, "an evaluation is missing"),
-        (lost_validation, "an evaluation is missing"),
-        (no_tokenizer, "the tokenizer cannot be read"),
-        (text_as_loss, "evaluations of another type"),
-        (incomplete_arguments, "incomplete arguments"),
-        (unknown_token, "what it wrote is no text"),
-    ],
-)
-def test_values_that_cannot_be_are_refused_even_if_signed(trained, tmp_path, change, message):
+def test_weights_that_are_not_finite_are_refused(trained, tmp_path):
     content = torch.load(trained.models_dir / "k1_final.pt", weights_only=True)
-    change(content)
+    content["model"]["model.norm.weight"][0] = float("nan")
     torch.save(signed(content), tmp_path / "k1_final.pt")
-    with pytest.raises(K1Error, match=message):
+    with pytest.raises(K1Error, match="a weight is not finite"):
         load_checkpoint(tmp_path / "k1_final.pt", "k1")
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [{"num_hidden_layers": 10**9}, {"hidden_size": 10**7}, {"model_type": "none"}, {"auto_map": {"A": "b.C"}}],
-)
-def test_a_configuration_that_asks_for_more_than_the_weights_is_refused(trained, setting):
-    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt", "k1")
-    checkpoint.model_config.update(setting)
-    with pytest.raises(K1Error, match="do not fit"):
-        restore_model(checkpoint, "cpu")
 
 
 def test_text_is_not_a_checkpoint(tmp_path):

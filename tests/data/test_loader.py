@@ -207,11 +207,6 @@ def test_a_vocabulary_larger_than_the_text_supports_is_smaller():
     assert 257 <= tokenizer.get_vocab_size() < 270
 
 
-def test_a_tokenizer_that_is_not_one_is_refused():
-    with pytest.raises(K1Error, match="tokenizer"):
-        load_tokenizer("{}")
-
-
 def test_text_is_tokenized_in_lists_of_bounded_length(monkeypatch):
     monkeypatch.setattr("k1.data.loader.CHARACTERS_AT_ONCE", 5)
     assert list(batches_of_text(["ab", "c", "", "defgh", "i" * 9, "j"])) == [["ab", "c", "", "defgh"], ["i" * 9], ["j"]]

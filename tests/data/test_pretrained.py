@@ -1,4 +1,4 @@
-"""Pretrained models: read as they are, whatever the architecture, and refused with one line if they are hostile."""
+"""Pretrained models: read as they are, whatever the architecture, and refused with one line if they are not."""
 
 import json
 import shutil
@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from k1.training.loop import accumulate_gradients
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -17,11 +16,12 @@ from k1.data.tokenizer import end_of_document, load_tokenizer, vocabulary_size
 from k1.errors import K1Error
 from k1.model import count_parameters
 from k1.training.history import changed_fraction, copy_parameters
+from k1.training.losses import accumulate_gradients
 from k1.training.optimization import build_optimizer
 from tests.pretrained import (
     CONFIGS,
+    DAMAGES,
     END,
-    HOSTILE,
     LENGTH,
     ROWS,
     TIED,
@@ -132,9 +132,9 @@ def test_text_is_read_whole_and_ends_with_the_end_of_the_model_s_own_tokenizer(f
     assert (torch.stack(list(blocks)) == end_of_document(ours)).sum() in range(len(documents) - 3, len(documents) + 1)
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_folder_is_refused_with_one_clear_line(kind, llama, capfd):
-    damage, message = HOSTILE[kind]
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_folder_is_refused_with_one_clear_line(kind, llama, capfd):
+    damage, message = DAMAGES[kind]
     damage(llama)
     with pytest.raises(K1Error) as refused:
         load_pretrained(str(llama), seed=0)

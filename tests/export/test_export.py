@@ -200,10 +200,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(tmp_
     [
         (None, 1, "does not exist; run train_k1_dataset3.py first"),
         (b"no checkpoint", 1, "is damaged or is not a checkpoint"),
-        ({"method": "joint"}, 1, "unknown method"),
         ({"model": {}}, 1, "do not fit"),
     ],
-    ids=["missing", "damaged", "method", "weights"],
+    ids=["missing", "damaged", "weights"],
 )
 def test_a_checkpoint_that_cannot_be_read_is_one_line_and_leaves_nothing(trained, tmp_path, content, status, fragment):
     path = tmp_path / "k1_final.pt"

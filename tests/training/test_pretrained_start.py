@@ -209,14 +209,6 @@ def test_a_pretrained_model_that_is_no_longer_there_is_one_clear_line(change, un
         restore_initial_model(checkpoint, "cpu")
 
 
-def test_a_checkpoint_of_fresh_weights_needs_a_history(trained, tmp_path):
-    content = torch.load(trained.models_dir / "k1_dataset1.pt", weights_only=True)
-    content["history"], content["arguments"]["max_steps"] = [], 0
-    torch.save(signed(content), tmp_path / "k1_dataset1.pt")
-    with pytest.raises(K1Error, match="no history"):
-        load_checkpoint(tmp_path / "k1_dataset1.pt", "k1", 1)
-
-
 @pytest.mark.parametrize(
     ("method", "flags", "message"),
     [
