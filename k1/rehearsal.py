@@ -9,6 +9,7 @@ arXiv:2306.13649).
 """
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -100,7 +101,8 @@ class Rehearsal:
             found = with_beginning(self._begin, beginnings(known, self.given, self.length, self._begin))
             order = torch.randperm(len(found), generator=torch.Generator().manual_seed(self.seed))
             found = found[order.repeat(-(-sequences // len(found)))[:sequences]]
-        new = self.length - self.given
+        positions = getattr(self.teacher.config, "max_position_embeddings", None) or math.inf
+        new = min(self.length - self.given, positions - found.shape[1])
         parts = [
             sample_tokens(
                 self.teacher, rows.to(self.teacher.device), new, self.seed + SEEDS_PER_STAGE * number, self.end

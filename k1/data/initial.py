@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from k1.arguments import Arguments
 from k1.data.hub import download_model
 from k1.data.pretrained import read_model, read_tokenizer
-from k1.data.tokenizer import train_tokenizer, vocabulary_size
+from k1.data.tokenizer import beginning_of_text, train_tokenizer, vocabulary_size
 from k1.errors import K1Error
 from k1.files import content_digest
 from k1.model import build_model, known_positions, model_config
@@ -89,6 +89,7 @@ def load_pretrained(name: str, seed: int, revision: str = "") -> InitialModel:
             f"{name} cannot be used: its tokenizer has {vocabulary_size(tokenizer)} tokens, its model knows "
             f"{config['vocab_size']}"
         )
+    config["bos_token_id"] = beginning_of_text(tokenizer)
     # Of the settings as they are in the file: other versions of transformers add others.
     sha256 = content_digest({"config": json.dumps(settings), "tokenizer": tokenizer.to_str(), "weights": weights})
     return InitialModel(config, tokenizer, seed, weights, {"name": name, "revision": revision, "sha256": sha256})

@@ -14,7 +14,7 @@ from k1.arguments import Arguments
 from k1.data.cache import SPLITS, cached, write_dataset
 from k1.data.messages import say_once
 from k1.data.sources import load_documents
-from k1.data.tokenizer import end_of_document
+from k1.data.tokenizer import beginning_of_text, end_of_document
 from k1.errors import K1Error
 from k1.parallel import main_process_first
 
@@ -28,7 +28,8 @@ class TokenizedDataset:
     """The documents and blocks of one dataset.
 
     `blocks[split]` is an Arrow dataset whose column `input_ids` holds `seq_length`
-    token ids a row; only the last row of validation and test may be shorter.
+    token ids a row; only the last row of validation and test may be shorter. With
+    `has_beginnings` each row begins with the token that begins a text, which its model expects.
     """
 
     name: str
@@ -39,6 +40,7 @@ class TokenizedDataset:
     tokens: dict[str, int]
     prompts: list[str]
     max_documents: int
+    has_beginnings: bool = False
 
     def record(self) -> dict:
         """What a checkpoint keeps of the dataset: plain values, no text but the prompts."""
@@ -90,7 +92,8 @@ class DataLoader:
     def tokenize(self, tokenizer: Tokenizer) -> TokenizedDataset:
         """Encode every split and pack it into blocks, or take them from the cache.
 
-        Documents follow each other with an end-of-document token between them.
+        Documents follow each other with an end-of-document token between them; a block
+        begins with the token that begins a text, if the model has one.
         Raises `K1Error` when the training text does not fill one block.
         """
         # What ends a document is in the tokenizer's JSON as well.
@@ -108,6 +111,7 @@ class DataLoader:
             tokens=tokens,
             prompts=self.prompts(),
             max_documents=self.max_documents,
+            has_beginnings=beginning_of_text(tokenizer) is not None,
         )
 
     def prompts(self) -> list[str]:
@@ -118,8 +122,9 @@ class DataLoader:
         return list(openings)
 
     def _pack(self, tokenizer: Tokenizer) -> datasets.DatasetDict:
-        end = end_of_document(tokenizer)
-        length = self.seq_length
+        end, begin = end_of_document(tokenizer), beginning_of_text(tokenizer)
+        front = [] if begin is None else [begin]
+        length = self.seq_length - len(front)
 
         def blocks(split: str) -> Iterator[list[int]]:
             buffer: list[int] = []
@@ -128,16 +133,16 @@ class DataLoader:
                     buffer += [*encoding.ids, end]
                 full = len(buffer) // length * length
                 for start in range(0, full, length):
-                    yield buffer[start : start + length]
+                    yield front + buffer[start : start + length]
                 del buffer[:full]
             # Held-out text counts to its last token; training batches need blocks of one length.
             if split != "train" and len(buffer) > 1:
-                yield buffer
+                yield front + buffer
 
         packed = {split: write_dataset("input_ids", pa.list_(pa.int32()), blocks(split)) for split in SPLITS}
         if not len(packed["train"]):
             raise K1Error(
-                f"dataset '{self.name}' has fewer than {length} tokens of training text, "
+                f"dataset '{self.name}' has fewer than {self.seq_length} tokens of training text, "
                 f"which is one block; give it more text or lower --seq_length"
             )
         return datasets.DatasetDict(packed)

@@ -1,7 +1,8 @@
 """The tokenizer: byte-level BPE, trained on dataset 1 only, or that of a pretrained model.
 
 Later datasets must not shape what came before them. The post-processor of a
-tokenizer says which token ends a document; one without is of `train_tokenizer`.
+tokenizer says which token ends a document, and which one begins a text, if any;
+a tokenizer without is of `train_tokenizer`.
 """
 
 from collections.abc import Iterable
@@ -34,15 +35,18 @@ def train_tokenizer(documents: Iterable[str], vocabulary_size: int) -> Tokenizer
 def pretrained_tokenizer(tokenizer_json: str, end: str) -> Tokenizer:
     """The tokenizer of a pretrained model from its JSON, with `end` as the token that ends a document.
 
-    Its post-processor then says so. Raises `ValueError` if `end` is none of its tokens.
+    Its post-processor then says so, and the token that it put before every text still stands there.
+    Raises `ValueError` if `end` is none of its tokens.
     """
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    number = tokenizer.token_to_id(end)
-    if number is None:
+    if tokenizer.token_to_id(end) is None:
         raise ValueError(f"its end-of-document token {end!r:.40} is none of its tokens")
-    tokenizer.post_processor = processors.TemplateProcessing(single=["$A", end], special_tokens=[(end, number)])
+    first, plain = (tokenizer.encode("a", add_special_tokens=added).tokens[0] for added in (True, False))
+    template = [*([] if first == plain else [first]), "$A", end]
+    special = [(token, tokenizer.token_to_id(token)) for token in {*template} - {"$A"}]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
     return as_plain_text_encoder(tokenizer)
 
 
@@ -51,6 +55,11 @@ def end_of_document(tokenizer: Tokenizer) -> int:
     if tokenizer.post_processor is None:
         return tokenizer.token_to_id(END_OF_DOCUMENT)
     return tokenizer.encode("").ids[-1]
+
+
+def beginning_of_text(tokenizer: Tokenizer) -> int | None:
+    """The id of the token that a pretrained model expects before every text, None if it expects none."""
+    return None if len(ids := tokenizer.encode("").ids) < 2 else ids[0]
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:

@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 from k1.checkpoints.contents import Checkpoint
 from k1.checkpoints.storage import restore_model
-from k1.data.tokenizer import end_of_document, load_tokenizer
+from k1.data.tokenizer import beginning_of_text, end_of_document, load_tokenizer
 from k1.errors import K1Error
 from k1.export.card import model_card
 from k1.files import write_folder_atomically
@@ -43,10 +43,11 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     end = end_of_document(tokenizer)
     # No padding token: the embedding of that one gets no gradient, and the end of a document needs its own.
-    model.config.bos_token_id = model.config.eos_token_id = end
+    begin = end if (first := beginning_of_text(tokenizer)) is None else first
+    model.config.bos_token_id, model.config.eos_token_id = begin, end
     model.config.use_cache = True
     model.generation_config = GenerationConfig(
-        do_sample=True, temperature=TEMPERATURE, top_k=TOP_K, bos_token_id=end, eos_token_id=end, pad_token_id=end
+        do_sample=True, temperature=TEMPERATURE, top_k=TOP_K, bos_token_id=begin, eos_token_id=end, pad_token_id=end
     )
     pretrained = pretrained_tokenizer(tokenizer, checkpoint.arguments["seq_length"])
     card = model_card(checkpoint, folder.name, model.num_parameters())
@@ -67,10 +68,11 @@ def pretrained_tokenizer(tokenizer: Tokenizer, seq_length: int) -> PreTrainedTok
     begins one; nothing adds it by itself. The same token pads, as in GPT-2.
     """
     end = tokenizer.id_to_token(end_of_document(tokenizer))
+    begin = end if (first := beginning_of_text(tokenizer)) is None else tokenizer.id_to_token(first)
     tokenizer.post_processor = None  # what says so would add it
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=end,
+        bos_token=begin,
         eos_token=end,
         pad_token=end,
         model_max_length=seq_length,

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from k1.arguments import resolve_device
 from k1.checkpoints.contents import Checkpoint
 from k1.checkpoints.storage import load_checkpoint, require_file, restore_model
-from k1.data.tokenizer import end_of_document, load_tokenizer, vocabulary_size
+from k1.data.tokenizer import beginning_of_text, end_of_document, load_tokenizer, vocabulary_size
 from k1.errors import K1Error
 from k1.model import configure_torch, known_positions, seeded, static_cache
 from k1.rehearsal import settings_of_ours
@@ -38,9 +38,11 @@ def generate(
     takes the most probable token each time; `top_k` 0 samples from the whole
     vocabulary. With `stop_at_end` a continuation ends where the model ends the
     document and may be padded with end-of-document tokens, otherwise it always has
-    `max_new_tokens` tokens and none of them ends the document.
+    `max_new_tokens` tokens and none of them ends the document. Every prompt follows the
+    token that begins a text, if the model has one.
     """
-    end = end_of_document(tokenizer)
+    end, begin = end_of_document(tokenizer), beginning_of_text(tokenizer)
+    front = [] if begin is None else [begin]
     # A pretrained model may have rows for more tokens than its tokenizer has.
     suppressed = [*([] if stop_at_end else [end]), *range(vocabulary_size(tokenizer), model.config.vocab_size)]
     sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {}
@@ -57,7 +59,8 @@ def generate(
     continuations = []
     with seeded(seed, model.device), settings_of_ours(model):
         for start in range(0, len(prompts), BATCH_SIZE):
-            batch = torch.tensor(prompts[start : start + BATCH_SIZE], device=model.device)
+            rows = [front + prompt for prompt in prompts[start : start + BATCH_SIZE]]
+            batch = torch.tensor(rows, device=model.device)
             # For a single prompt, copying is cheaper than the empty rest of a cache in one piece.
             cache = static_cache(model, batch.shape[1] + max_new_tokens) if len(batch) > 1 else None
             output = model.generate(

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pyarrow.compute
-from datasets import Dataset
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -28,7 +27,7 @@ class Judges:
     """
 
     def __init__(self, datasets: list[TokenizedDataset], tokenizer: Tokenizer, snippet_tokens: int) -> None:
-        training = [token_stream(dataset.blocks["train"], NGRAM_TOKENS) for dataset in datasets]
+        training = [token_stream(dataset, "train", NGRAM_TOKENS) for dataset in datasets]
         self.ngram_tokens = [len(tokens) for tokens in training]
         self.ngrams = [KneserNey(tokens, vocabulary_size(tokenizer), ORDER) for tokens in training]
         # The same number of every dataset: none is likelier before anything is read.
@@ -59,11 +58,14 @@ def domain_classifier(snippets: list[list[str]]) -> Pipeline:
     return classifier.fit(texts, np.repeat(np.arange(len(snippets)), [len(group) for group in snippets]))
 
 
-def token_stream(blocks: Dataset, max_tokens: int) -> np.ndarray:
-    """The first `max_tokens` tokens of `blocks`, one after the other."""
-    count = min(len(blocks), -(-max_tokens // len(blocks[0]["input_ids"])))
+def token_stream(dataset: TokenizedDataset, split: str, max_tokens: int) -> np.ndarray:
+    """The first `max_tokens` tokens of the text of a split, without those that begin a block."""
+    blocks = dataset.blocks[split]
+    length = len(blocks[0]["input_ids"])
+    count = min(len(blocks), -(-max_tokens // length))
     rows = blocks.with_format("arrow")[:count]["input_ids"]
-    return pyarrow.compute.list_flatten(rows).to_numpy()[:max_tokens]
+    tokens = pyarrow.compute.list_flatten(rows).to_numpy()[:max_tokens]
+    return np.delete(tokens, np.s_[::length]) if dataset.has_beginnings else tokens
 
 
 def windows(tokens: np.ndarray, length: int, count: int) -> np.ndarray:

@@ -41,7 +41,7 @@ def cut_passages(dataset: TokenizedDataset, prompt_tokens: int, new_tokens: int)
     that many different prompts gives fewer, and one of fewer than `prompt_tokens` +
     `new_tokens` tokens gives at most half of them as the prompt.
     """
-    text = token_stream(dataset.blocks["test"], dataset.tokens["test"])
+    text = token_stream(dataset, "test", dataset.tokens["test"])
     length = min(len(text), prompt_tokens + new_tokens)
     return Passages(windows(text, length, CONTINUATIONS), min(prompt_tokens, length // 2))
 

@@ -1,5 +1,6 @@
 """Pretrained models: read as they are, whatever the architecture, and refused with one line if they are not."""
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -7,14 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import processors
 from transformers import AutoModelForCausalLM
 
+import k1
 from k1.arguments import parse_training_flags
 from k1.data.initial import initial_model, load_pretrained
 from k1.data.loader import DataLoader
-from k1.data.tokenizer import end_of_document, load_tokenizer, vocabulary_size
+from k1.data.tokenizer import beginning_of_text, end_of_document, load_tokenizer, vocabulary_size
 from k1.errors import K1Error
 from k1.model import count_parameters
+from k1.report.generation import generate
+from k1.report.judges import token_stream
 from k1.training.history import changed_fraction, copy_parameters
 from k1.training.losses import accumulate_gradients
 from k1.training.optimization import build_optimizer
@@ -130,6 +135,34 @@ def test_text_is_read_whole_and_ends_with_the_end_of_the_model_s_own_tokenizer(f
     blocks = loader.tokenize(stored).blocks["train"]["input_ids"]
     documents = list(loader.text("train"))
     assert (torch.stack(list(blocks)) == end_of_document(ours)).sum() in range(len(documents) - 3, len(documents) + 1)
+
+
+def test_the_token_that_a_model_expects_before_a_text_is_before_all_that_it_reads(llama, tokenizer, corpora):
+    """As Gemma's tokenizer puts it there: in blocks, prompts and what is rehearsed."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=["<s>", "$A"], special_tokens=[("<s>", 1)]
+    )
+    tokenizer.save_pretrained(llama)
+    initial = load_pretrained(str(llama), seed=0)
+    plain = load_tokenizer(initial.tokenizer.to_str())
+    assert (beginning_of_text(plain), plain.id_to_token(end_of_document(plain))) == (1, END)
+    dataset = DataLoader(str(corpora[0]), arguments_with()).tokenize(plain)
+    for split in ("train", "test"):
+        rows = [row["input_ids"] for row in dataset.blocks[split]]
+        assert all(len(row) <= LENGTH and row[0] == 1 and (row[1:] != 1).all() for row in rows)
+        stream = token_stream(dataset, split, 10**6).tolist()
+        documents = plain.encode_batch(dataset.documents[split]["text"], add_special_tokens=False)
+        text = [token for document in documents for token in (*document.ids, end_of_document(plain))]
+        assert stream == text[: len(stream)] and len(text) - len(stream) < (LENGTH if split == "train" else 2)
+    model = initial.build("cpu")
+    seen = []
+    model.register_forward_pre_hook(lambda _, inputs, named: seen.append(named["input_ids"]), with_kwargs=True)
+    generate(model, plain, [[5, 6, 7]], 2, 0, 0, seed=0)
+    assert seen[0].tolist() == [[1, 5, 6, 7]]
+    rehearsal = k1.Rehearsal(model, [torch.stack(rows[:8])], sequences=4, length=LENGTH)
+    rehearsal.rewrite(model, 1)
+    assert (rehearsal.sequences[:, 0] == 1).all() and rehearsal.sequences.shape[1] == LENGTH
 
 
 @pytest.mark.parametrize("kind", DAMAGES)

@@ -39,6 +39,7 @@ def generation_test():
     corpora = [
         SimpleNamespace(
             blocks={split: blocks_of(ids) for split, ids in splits.items()},
+            has_beginnings=False,
             tokens={split: len(ids) for split, ids in splits.items()},
         )
         for splits in tokens.values()
@@ -61,16 +62,22 @@ def test_windows_are_spread_from_the_first_token_to_the_last():
 
 def test_the_stream_is_the_tokens_of_all_blocks_and_no_more_than_asked_for():
     blocks = blocks_of(list(range(70)))
-    assert token_stream(blocks, 70).tolist() == list(range(70))
-    assert token_stream(blocks, 40).tolist() == list(range(40))
-    assert token_stream(blocks.with_format("torch"), 1_000).tolist() == list(range(70))
+    length = len(blocks[0]["input_ids"])
+    dataset = SimpleNamespace(blocks={"test": blocks}, has_beginnings=False)
+    assert token_stream(dataset, "test", 70).tolist() == list(range(70))
+    assert token_stream(dataset, "test", 40).tolist() == list(range(40))
+    dataset.blocks["test"] = blocks.with_format("torch")
+    assert token_stream(dataset, "test", 1_000).tolist() == list(range(70))
+    dataset.has_beginnings = True
+    assert token_stream(dataset, "test", 1_000).tolist() == [token for token in range(70) if token % length]
 
 
 @pytest.mark.parametrize(
     ("tokens", "count", "prompt"), [(5_000, CONTINUATIONS, 32), (100, 5, 32), (20, 1, 10), (2, 1, 1)]
 )
 def test_a_short_text_gives_fewer_and_then_shorter_passages(tokens, count, prompt):
-    dataset = SimpleNamespace(blocks={"test": blocks_of(list(range(tokens)))}, tokens={"test": tokens})
+    blocks = {"test": blocks_of(list(range(tokens)))}
+    dataset = SimpleNamespace(blocks=blocks, tokens={"test": tokens}, has_beginnings=False)
     passages = cut_passages(dataset, 32, 64)
     assert passages.tokens.shape == (count, min(96, tokens)) and passages.prompt_length == prompt
 
