@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser
 
-from k1.errors import K1Error, UsageError
+from k1.errors import K1Error, Parser, UsageError, user_path
 from k1.flags import AllDatasetsFlags, DataFlags, OneDatasetFlags, SparseUpdateFlags, TrainingFlags
 from k1.parallel import process_count
 from k1.presets import ARM_FILES, MAXIMUM, PRESETS, STAGES
@@ -86,12 +86,17 @@ FROM_PRESET = (
     "max_documents", "seq_length", "batch_size", "gradient_accumulation_steps", "max_grad_norm", "rehearsal_sequences",
     "rehearsal_interval", "rehearsal_weight",
 )  # fmt: skip
+MAX_THREADS = 1_024  # of many more the system has none
 MODEL_SHAPE = ("hidden_size", "intermediate_size", "layers", "heads", "vocabulary_size")
 MINIMUM = {
     "max_documents": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "seq_length": 2,
     "warmup_steps": 0, "weight_decay": 0, "seed": 0, "threads": 1,
     "save_steps": 1, "rehearsal_sequences": 1, "rehearsal_interval": 1, "rehearsal_weight": 0, "forgetting_budget": 0,
 }  # fmt: skip
+
+
+class TrainingParser(Parser, HfArgumentParser):
+    """The command line of a training script."""
 
 
 class Flags(argparse.Namespace):
@@ -238,14 +243,13 @@ def parse_training_flags(description: str, method: str, argv: list[str] | None =
     """
     groups = [DataFlags, TrainingFlags]
     groups += [OneDatasetFlags, SparseUpdateFlags] if method == "k1" else [AllDatasetsFlags]
-    parser = HfArgumentParser(
-        groups, description=description, formatter_class=argparse.HelpFormatter, allow_abbrev=False
-    )
+    parser = TrainingParser(groups, description=description, formatter_class=argparse.HelpFormatter)
     flags = parser.parse_args(argv, namespace=Flags(method=method))
     for name, minimum in MINIMUM.items():
         value = getattr(flags, name, None)
-        if value is not None and not minimum <= value <= MAXIMUM:
-            parser.error(f"--{name} must be at least {minimum} and at most {MAXIMUM}, not {value}")
+        maximum = MAX_THREADS if name == "threads" else MAXIMUM
+        if value is not None and not minimum <= value <= maximum:
+            parser.error(f"--{name} must be at least {minimum} and at most {maximum}, not {value}")
     check_max_steps(flags, parser)
     for name in ("learning_rate", "max_grad_norm"):
         value = getattr(flags, name)
@@ -260,8 +264,8 @@ def parse_training_flags(description: str, method: str, argv: list[str] | None =
         parser.error(f"--dataset_names takes {STAGES} names, not {len(flags.dataset_names)}")
     if flags.logging_dir is not None and flags.report_to == "none":
         parser.error("--logging_dir is for events; add --report_to tensorboard, or leave it out")
-    flags.models_dir = Path(flags.models_dir)
-    flags.logging_dir = Path(flags.logging_dir) if flags.logging_dir else flags.models_dir / "runs"
+    flags.models_dir = user_path(flags.models_dir)
+    flags.logging_dir = user_path(flags.logging_dir) if flags.logging_dir else flags.models_dir / "runs"
     return flags
 
 

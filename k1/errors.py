@@ -1,6 +1,8 @@
 """Errors that a user can act on, signals, and the one place that prints them."""
 
+import argparse
 import atexit
+import errno
 import functools
 import os
 import signal
@@ -8,6 +10,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
 
 NO_MEMORY = "not enough memory; lower --batch_size and raise --gradient_accumulation_steps, or choose a smaller preset"
 
@@ -109,6 +113,21 @@ def quiet_interrupts() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
+def user_path(text: str) -> Path:
+    """The path that `text` names; ~ is the home folder, which the shell leaves alone in --flag=~/folder."""
+    return Path(text).expanduser()
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose errors are one line, without the list of all flags, and that knows no abbreviations."""
+
+    def __init__(self, *args: object, allow_abbrev: bool = False, **settings: object) -> None:
+        super().__init__(*args, allow_abbrev=allow_abbrev, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; --help explains all flags\n")
+
+
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Wrap the `main` of a script so that bad input ends with one line on stderr, not a traceback.
 
@@ -143,15 +162,28 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             reason = str(error).strip().splitlines()[0]
             fail(f"another process of the training ended ({reason}); start the same command again to go on", 1)
         except BrokenPipeError:
-            # The interpreter flushes stdout once more at exit; let that go nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            let_stdout_go()
             sys.exit(141)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            let_stdout_go()
+            fail(
+                f"cannot write the results ({error.strerror}); free some space. A checkpoint that exists is whole, and "
+                "python3 -m k1.report prints its figures",
+                1,
+            )
         finally:
             # All is written; a signal while the interpreter shuts down would only add a traceback.
             for number in Interruption.HANDLERS:
                 atexit.register(signal.signal, number, signal.SIG_IGN)
 
     return wrapper
+
+
+def let_stdout_go() -> None:
+    """Let what the interpreter still writes to stdout at its end go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail_if_interrupted(error: BaseException) -> None:

@@ -46,22 +46,26 @@ def remove_leftovers(path: Path) -> None:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk and give it the name `path`.
 
-    Raises `K1Error` when the disk does not take it; a file that was at `path`
-    before is then intact.
+    Of a link it is the file that the link names; a device or a pipe is written to. Raises
+    `K1Error` when the disk does not take it; a file that was at `path` before is then intact.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    target = path.resolve()
+    is_file = target.is_file() or not target.exists()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with signals_wait():
-            with open(temporary, "wb") as file:
+            with open(temporary if is_file else target, "wb") as file:
                 write(file)
                 file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            flush_folder(path.parent)
+                if is_file:
+                    os.fsync(file.fileno())
+            if is_file:
+                os.replace(temporary, target)
+                flush_folder(target.parent)
     except (OSError, RuntimeError) as error:
         # torch.save reports a full disk as an error of its archive, which says less.
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise K1Error(f"cannot write {path} ({reason}); free some space or choose another place")
+        raise K1Error(f"cannot write {path} ({reason}); {advice_on(reason)}")
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -85,9 +89,15 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> No
             os.replace(temporary, folder)
             flush_folder(folder.parent)
     except (OSError, SafetensorError) as error:
-        raise K1Error(f"cannot write {folder} ({error}); free some space or choose another place")
+        raise K1Error(f"cannot write {folder} ({error}); {advice_on(error)}")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def advice_on(error: Exception) -> str:
+    """What to do about a file that cannot be written."""
+    is_denied = isinstance(error, PermissionError)
+    return "choose a place that you may write to" if is_denied else "free some space or choose another place"
 
 
 def flush_folder(folder: Path) -> None:

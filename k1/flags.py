@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass, field
 from typing import Literal
 
+from k1.errors import Parser
 from k1.sparse import POLICIES, UPDATE_FRACTION
 
 
@@ -12,13 +13,12 @@ def flag(help_text: str, default=None):
     return field(default=default, metadata={"help": help_text})
 
 
-def module_parser(module: str, description: str) -> argparse.ArgumentParser:
+def module_parser(module: str, description: str) -> Parser:
     """The command line of `python3 -m module`, whose help shows `description` line by line."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"python3 -m {module}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
 
 

@@ -1,5 +1,6 @@
 """The recipe of a stage, once: all training scripts and the study learn a dataset by it."""
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from k1.checkpoints.storage import (
 from k1.data.initial import initial_model
 from k1.data.loader import TokenizedDataset, load_datasets, require_distinct
 from k1.data.tokenizer import load_tokenizer
+from k1.parallel import is_main_process
 from k1.rehearsal import Rehearsal
 from k1.report.tables import print_evaluation
 from k1.training.evaluation import evaluate
@@ -135,6 +137,8 @@ class Learner:
             predicted=predicted,
         )  # fmt: skip
         save_checkpoint(output.path, self.checkpoint)
+        if is_main_process():
+            print(f"wrote {output.path}", file=sys.stderr)
         output.event_log.add_evaluations(before, after, arguments.max_steps)
         if output.resume_file.path == resume_path(output.path):
             output.resume_file.remove()

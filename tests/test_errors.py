@@ -1,12 +1,16 @@
 """Ctrl-C and SIGTERM: they never cut a write short, are never lost, and are never told as another error."""
 
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from k1.errors import Interruption, K1Error, Terminated, command, signals_wait
 from k1.files import read_content, write_atomically, write_content
+from tests.conftest import ROOT
 
 RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -95,3 +99,15 @@ def test_a_signal_of_which_a_library_makes_another_error_is_told_as_a_signal(cap
         main()
     assert ended.value.code == STATUS[number]
     assert capsys.readouterr().err == f"error: {'interrupted' if number == signal.SIGINT else 'terminated'}\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_below_stdout_is_one_clear_line():
+    program = "from k1.errors import command\n@command\ndef main():\n    print('results')\nmain()"
+    with open("/dev/full", "w") as full:
+        finished = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("error: cannot write the results (No space left on device)"), finished.stderr
+    assert len(finished.stderr.splitlines()) == 1

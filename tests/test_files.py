@@ -1,9 +1,11 @@
 """Files of tensors: the SHA-256 sees every change, and reading takes neither code nor more memory than the file."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from k1.files import content_digest, read_content, write_content
+from k1.files import content_digest, read_content, write_content, write_text
 
 CONTENT = {
     "format": 1, "names": ["a", "b"], "nested": {"x": 1, "y": 2.5, "z": None, "w": True},
@@ -52,3 +54,12 @@ def test_what_is_written_comes_back(tmp_path):
 def test_values_that_are_not_plain_are_refused(value):
     with pytest.raises(ValueError):
         content_digest({"value": value})
+
+
+def test_a_link_stays_a_link_and_a_device_a_device(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_text(tmp_path / "link", "text")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "text"
+    write_text(Path("/dev/null"), "text")
+    assert Path("/dev/null").is_char_device()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]

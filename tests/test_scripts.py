@@ -47,6 +47,7 @@ def test_help(script):
         ("k1", ["--preset", "huge"], "--preset"),
         ("k1", ["--max_steps", "many"], "--max_steps"),
         ("k1", ["extra"], "extra"),
+        ("k1", ["--threads", "100000"], "--threads must be at least 1 and at most 1024"),
         ("baseline", ["--dataset_names", "a", "b"], "takes 3 names, not 2"),
         ("k1", ["--policy", "best"], "--policy"),
         ("k1", ["--forgetting_budget", "nan"], "--forgetting_budget must be at least 0"),
@@ -59,7 +60,14 @@ def test_usage_errors(capsys, method, flags, fragment):
         parse_training_flags("", method, flags)
     printed = capsys.readouterr()
     assert ended.value.code == 2 and printed.out == ""
-    assert fragment in printed.err.splitlines()[-1]
+    (line,) = printed.err.splitlines()
+    assert fragment in line and line.startswith("error: ") and line.endswith("; --help explains all flags")
+
+
+def test_a_folder_below_the_home_folder_is_found(monkeypatch, tmp_path):
+    """After an equals sign the shell leaves ~ alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse_training_flags("", "k1", ["--models_dir=~/models"]).models_dir == tmp_path / "models"
 
 
 def test_a_usage_error_ends_the_script_with_status_2(tmp_path):

@@ -28,7 +28,7 @@ def cached(kind: str, key: str, build: Callable[[], DatasetDict]) -> DatasetDict
     name only when it is complete; one whose files are not those that were stored is
     built again. Raises `K1Error` when the folder cannot be written.
     """
-    folder = Path(os.environ.get("K1_CACHE") or Path.home() / ".cache" / "k1") / kind / key
+    folder = cache_folder() / kind / key
     if stored := load_intact(folder):
         return stored
     shutil.rmtree(folder, ignore_errors=True)
@@ -47,6 +47,14 @@ def cached(kind: str, key: str, build: Callable[[], DatasetDict]) -> DatasetDict
                 if not folder.exists():
                     raise
     return load_intact(folder) or built
+
+
+def cache_folder() -> Path:
+    """The folder of the cache; raises `K1Error` if there is none by default."""
+    try:
+        return Path(os.environ.get("K1_CACHE") or Path.home() / ".cache" / "k1")
+    except RuntimeError as error:
+        raise K1Error("this user has no home folder for the cache; set K1_CACHE to a folder") from error
 
 
 def load_intact(folder: Path) -> DatasetDict | None:
@@ -91,6 +99,7 @@ def disk_errors(place: str, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        advice = advice.removeprefix("free some space or ") if isinstance(error, PermissionError) else advice
         raise K1Error(f"cannot write {place} ({error.strerror or error}); {advice}") from error
 
 

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from k1.arguments import resolve_device
-from k1.errors import command
+from k1.errors import Parser, command, user_path
 from k1.files import write_text
 from k1.report.comparison import load_runs, report_of
 from k1.report.continuations import continue_all, new_words
@@ -18,8 +18,8 @@ from k1.report.text import format_report
 
 def parse_report_arguments() -> argparse.Namespace:
     """The command line of the report; exits with status 2 if a file could not be written."""
-    parser = argparse.ArgumentParser(prog="python3 -m k1.report", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--models_dir", type=Path, default=Path("models"), help="folder of the checkpoints")
+    parser = Parser(prog="python3 -m k1.report", description=__doc__)
+    parser.add_argument("--models_dir", type=user_path, default=Path("models"), help="folder of the checkpoints")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the same numbers to FILE")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with texts and pictures to FILE")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="also draw the figures as PNG into DIR")

@@ -4,6 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
+from k1.errors import Parser, user_path
 from k1.presets import FILES, MAXIMUM
 
 TEMPERATURE = 0.8
@@ -14,7 +15,7 @@ MIN_TEMPERATURE = 1e-3
 
 def parse_generation_arguments(description: str, method: str, argv: list[str] | None = None) -> argparse.Namespace:
     """The command line of a generate script; exits with status 2 when a value is out of range."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = Parser(description=description)
     parser.add_argument(
         "checkpoints", nargs="*", type=Path, help=f"checkpoint files (default: {FILES[method][-1]} in --models_dir)"
     )
@@ -27,7 +28,7 @@ def parse_generation_arguments(description: str, method: str, argv: list[str] | 
     parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--top_k", type=int, default=TOP_K, help="0 is the whole vocabulary (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
-    parser.add_argument("--models_dir", type=Path, default=Path("models"), help="folder (default: %(default)s)")
+    parser.add_argument("--models_dir", type=user_path, default=Path("models"), help="folder (default: %(default)s)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="(default: auto)")
     arguments = parser.parse_args(argv)
     for name, minimum in {"max_new_tokens": 1, "temperature": 0, "top_k": 0, "seed": 0}.items():

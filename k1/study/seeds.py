@@ -1,11 +1,10 @@
 """python3 -m k1.study.seeds: several seeds of the experiment together, from the JSON files that k1.report wrote."""
 
-import argparse
 import json
 from pathlib import Path
 from statistics import correlation
 
-from k1.errors import K1Error, command
+from k1.errors import K1Error, Parser, command
 from k1.presets import ARMS
 from k1.report.metrics import mean
 from k1.report.tables import dataset_label, format_table
@@ -168,7 +167,7 @@ def predicted_and_real(models: dict[str, list[dict]]) -> list[str]:
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python3 -m k1.study.seeds", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python3 -m k1.study.seeds", description=__doc__)
     parser.add_argument("reports", nargs="+", type=Path, metavar="FILE", help="written by python3 -m k1.report --json")
     print(format_seeds(load_reports(parser.parse_args().reports)))
 

@@ -9,7 +9,6 @@ of torch (headers.jsonl), and the reference documentation of pandas, scikit-lear
 matplotlib (guides.jsonl).
 """
 
-import argparse
 import ast
 import json
 import re
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from k1.data.corpora import package_dir, python_files
 from k1.data.docstrings import clean_docstring, object_docstrings
-from k1.errors import K1Error, command
+from k1.errors import K1Error, Parser, command
 from k1.files import write_text
 
 NOTHING_EXCLUDED = re.compile(r"(?!)")
@@ -80,7 +79,7 @@ SECOND: dict[str, Callable[[], Iterator[str]]] = {
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python3 -m k1.study.unseen", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python3 -m k1.study.unseen", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the three files are written")
     parser.add_argument("--second", action="store_true", help="write the second three")
     arguments = parser.parse_args()
