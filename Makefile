@@ -72,7 +72,7 @@ k1_output.txt: generate_k1.py k1/report/generation.py models/k1_final.pt
 baseline_output.txt: generate_baseline.py k1/report/generation.py models/baseline_final.pt
 	$(RUN) $< > $@
 
-# The experiment at several seeds; stopped and started again, it goes on with the training that was not finished.
+# The experiment at several seeds; stopped and started again, it resumes the training that was not finished.
 seeds: $(SEEDS:%=models/seed%/report.json)
 	@$(RUN) -m k1.study.seeds $^
 
@@ -144,7 +144,7 @@ models/pretrained/%: SECOND = --max_steps $(LATER_STEPS)
 models/pretrained/%: THIRD = $(SECOND)
 models/pretrained/%: ALL = $(FIRST) $(LATER_STEPS) $(LATER_STEPS)
 
-# All methods over learning rates and seeds, at preset study; stopped and started again, it goes on.
+# All methods over learning rates and seeds, at preset study; stopped and started again, it resumes.
 study: .venv/.installed-dev
 	$(RUN) -m k1.study --first_learning_rates 4e-3 8e-3 --out models/study
 
@@ -152,7 +152,7 @@ study: .venv/.installed-dev
 map: .venv/.installed-dev
 	$(RUN) -m k1.study.map --out models/map
 
-# Six datasets, the three of unseen among them, learned one after another; goes on where it was stopped.
+# Six datasets, the three of unseen among them, learned one after another; resumes where it was stopped.
 stream: $(UNSEEN) .venv/.installed-dev
 	$(RUN) -m k1.study.stream --out models/stream
 
@@ -160,11 +160,11 @@ stream: $(UNSEEN) .venv/.installed-dev
 benchmark: .venv/.installed-dev
 	$(RUN) -m k1.benchmark --json models/benchmark.json
 
-# What keeps a real pretrained model from forgetting; MODEL is a folder or a name on the hub. Goes on where it stopped.
+# What keeps a real pretrained model from forgetting; MODEL is a folder or a name on the hub. Resumes where it stopped.
 model-study: .venv/.installed-dev
 	$(RUN) -m k1.study.pretrained $(MODEL) --out models/model_study
 
-# What the pages show, from make, make seeds, make model-study and make benchmark; a test compares them with results/.
+# What the pages show, from make, make seeds and all other commands that train; a test compares them with results/.
 # Of what was not run here the record stays as it is.
 RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) benchmark.json:benchmark.json \
 	model_study/results.json:pretrained.json model_study/results.md:pretrained.md model_study/frontier.png:pretrained.png \

@@ -49,7 +49,7 @@ class Rehearsal:
     `passes_per_step` forward passes. Each begins with a quarter of `length` from
     anywhere in what was written, and the model in training continues it, regenerated
     every `interval` steps, with the `seed`. `end` is the token that ends a document, if
-    any. `written` has the token ids of each dataset learned so far, (sequences, three
+    any. `written` has the token ids of each dataset learned so far, (sequences, at most three
     quarters of `length`), int32. Raises `K1Error` for numbers that cannot be, if no
     text is long enough, and if the predictions of the model are not finite.
     """

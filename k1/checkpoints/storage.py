@@ -24,7 +24,7 @@ REMEDY = "train the stage that writes it again with --overwrite"
 
 def is_shared(arm: str, path: Path) -> bool:
     """Whether `path` is there already because another arm of the experiment has the same stage, and has trained it."""
-    return arm in ("sparse", "baseline_rehearsal") and path.name in (*FILES["baseline"], *FILES["k1"]) and path.exists()
+    return arm == "baseline_rehearsal" and path.name in FILES["baseline"] and path.exists()
 
 
 def output_path(flags: Flags, stage: int) -> Path:
@@ -113,7 +113,7 @@ def load_finished_stage(
     if difference := first_difference(found, wanted):
         first = f"run {SCRIPTS['baseline'][0]} with --overwrite first, or choose another --models_dir"
         remedy = first if is_shared(arm, path) else START_ANEW
-        raise K1Error(f"{path}, from which the training goes on, has {difference}; {remedy}")
+        raise K1Error(f"{path}, which the training continues, has {difference}; {remedy}")
     return checkpoint, restore_model(checkpoint, arguments.device)
 
 

@@ -31,6 +31,10 @@ class HubError(Exception):
     """A dataset could be had neither from the hub nor from its local cache; the message is the reason."""
 
 
+class MissingPart(ValueError):
+    """A dataset of the hub has no split train, or not the columns that are asked for."""
+
+
 @dataclass(frozen=True)
 class HubSource:
     """A dataset on the hub; the `columns` of a row, joined by a blank line, are its text."""
@@ -48,8 +52,7 @@ def hub_splits(source: HubSource, max_documents: int | None) -> dict[str, datase
         # Asked once and first: the libraries would try each file six times.
         huggingface_hub.HfApi().dataset_info(source.id, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         return read_hub(source, max_documents)
-    except ValueError as error:
-        # Of another configuration or column than asked for there may be a cached copy, but that is none.
+    except MissingPart as error:
         raise HubError(explain(error, f"dataset {source.id}")) from error
     except HUB_ERRORS as error:
         problem = explain(error, f"dataset {source.id}")
@@ -61,18 +64,18 @@ def hub_splits(source: HubSource, max_documents: int | None) -> dict[str, datase
 
 
 def read_hub(source: HubSource, max_documents: int | None) -> dict[str, datasets.Dataset]:
-    """Load the splits by `datasets`; raises what it raises, and `ValueError` if split train or a column is missing."""
+    """Load the splits by `datasets`; raises what it raises, and `MissingPart` if split train or a column is missing."""
     with quiet_libraries():
         # The hf:// prefix keeps a folder of the same name in the working directory out.
         loaded = datasets.load_dataset(f"hf://datasets/{source.id}", source.config, streaming=source.streamed)
         if "train" not in loaded:
-            raise ValueError(f"it has no split train, only {', '.join(loaded)}")
+            raise MissingPart(f"it has no split train, only {', '.join(loaded)}")
         if source.streamed:
             loaded, max_documents = {"train": loaded["train"]}, max_documents or STREAMED_DOCUMENTS
         columns = source.columns or (choose_text(loaded["train"].features.arrow_schema, source.id),)
         found = loaded["train"].column_names
         if found and not set(columns) <= set(found):
-            raise ValueError(f"it has no column {' or '.join(columns)}, only {', '.join(found)}")
+            raise MissingPart(f"it has no column {' or '.join(columns)}, only {', '.join(found)}")
         splits = {name: source.rows_to_documents(rows(loaded[name], columns)) for name in SPLITS if name in loaded}
         return write_splits(splits, max_documents)
 

@@ -97,29 +97,49 @@ def read_json(file: BinaryIO, where: Path) -> Iterator[str | None]:
 
 def json_records(file: BinaryIO) -> Iterator[tuple[int, dict]]:
     """Read objects and the lines they are on; raises `ValueError` that names the line that is none."""
-    lines = TextIOWrapper(file, "utf-8-sig")
-    for number, line in enumerate(lines, start=1):
-        if line.isspace():
-            continue
-        # A list, or an object, may go over all the lines.
-        text = line + lines.read() if line.strip()[-1] in "[{," else line.rstrip()
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {number + error.lineno - 1}: {error.msg}") from error
-        for record in listed_records(value):
-            if not isinstance(record, dict):
-                raise ValueError(f"line {number}: a {type(record).__name__} where an object should be")
-            yield number, record
+    lines = ((number, line) for number, line in enumerate(TextIOWrapper(file, "utf-8-sig"), 1) if not line.isspace())
+    number, line = next(lines, (0, ""))
+    following = next(lines, None)
+    if number and (following is None or not is_json(line)):
+        # One value, perhaps over all lines.
+        rest = "".join(text for _, text in chain([following] if following else [], lines))
+        yield from objects_of(unwrapped(parsed(line + rest, number)), number)
+        return
+    for place, text in chain([(number, line), following], lines) if number else ():
+        yield from objects_of(parsed(text.rstrip(), place), place)
 
 
-def listed_records(value: object) -> list:
-    """Return the records of one JSON value: of a list, of {"data": [...]}, or the value itself."""
+def parsed(text: str, number: int) -> object:
+    """Parse JSON that begins on the line `number`; raises `ValueError` that names the line of an error."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number + error.lineno - 1}: {error.msg}") from error
+
+
+def is_json(text: str) -> bool:
+    """Whether `text` is a whole JSON value."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def unwrapped(value: object) -> object:
+    """Return the list in {"data": [...]}, or `value` itself if it is something else."""
     if isinstance(value, dict) and isinstance(value.get("data"), list) and not value.keys() & set(KNOWN_COLUMNS):
-        value = value["data"]
-    if not isinstance(value, list):
-        return [value]
-    return [{"text": entry} if isinstance(entry, str) else entry for entry in value]
+        return value["data"]
+    return value
+
+
+def objects_of(value: object, number: int) -> Iterator[tuple[int, dict]]:
+    """Yield the objects, or the texts as objects, of a list, or `value` itself; raises `ValueError` for others."""
+    for record in value if isinstance(value, list) else [value]:
+        record = {"text": record} if isinstance(record, str) and isinstance(value, list) else record
+        if not isinstance(record, dict):
+            raise ValueError(f"line {number}: a {type(record).__name__} where an object should be")
+        yield number, record
 
 
 def read_csv(file: BinaryIO, where: Path, delimiter: str = ",") -> Iterator[str | None]:

@@ -43,8 +43,11 @@ def pretrained_tokenizer(tokenizer_json: str, end: str) -> Tokenizer:
     tokenizer.no_padding()
     if tokenizer.token_to_id(end) is None:
         raise ValueError(f"its end-of-document token {end!r:.40} is none of its tokens")
-    first, plain = (tokenizer.encode("a", add_special_tokens=added).tokens[0] for added in (True, False))
-    template = [*([] if first == plain else [first]), "$A", end]
+    tokens, plain = (tokenizer.encode("a", add_special_tokens=added).tokens for added in (True, False))
+    front = tokens[: tokens.index(plain[0])] if plain else []
+    if not plain or len(front) > 1:
+        raise ValueError("its tokenizer knows no letters, or puts several tokens before a text")
+    template = [*front, "$A", end]
     special = [(token, tokenizer.token_to_id(token)) for token in {*template} - {"$A"}]
     tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
     return as_plain_text_encoder(tokenizer)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, PreTrainedTokenizerFast
-from transformers.utils import logging
 
 from k1.checkpoints.contents import Checkpoint
 from k1.checkpoints.storage import restore_model
+from k1.data.messages import quiet_libraries
 from k1.data.tokenizer import beginning_of_text, end_of_document, load_tokenizer
 from k1.errors import K1Error
 from k1.export.card import model_card
@@ -53,9 +53,9 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
     card = model_card(checkpoint, folder.name, model.num_parameters())
 
     def write(place: Path) -> None:
-        logging.disable_progress_bar()
-        model.save_pretrained(place)
-        pretrained.save_pretrained(place)
+        with quiet_libraries():
+            model.save_pretrained(place)
+            pretrained.save_pretrained(place)
         card.save(place / "README.md")
 
     write_folder_atomically(folder, write)
@@ -65,7 +65,8 @@ def pretrained_tokenizer(tokenizer: Tokenizer, seq_length: int) -> PreTrainedTok
     """`tokenizer` for transformers, with the same token ids for the same text.
 
     In training the end-of-document token stands between documents, so it also
-    begins one; nothing adds it by itself. The same token pads, as in GPT-2.
+    begins one, unless a pretrained model has another token for that; nothing adds it
+    by itself. The same token pads, as in GPT-2.
     """
     end = tokenizer.id_to_token(end_of_document(tokenizer))
     begin = end if (first := beginning_of_text(tokenizer)) is None else tokenizer.id_to_token(first)

@@ -79,7 +79,8 @@ def continue_prompts(
     for position, prompt in enumerate(prompts):
         # An empty prompt is the beginning of a document.
         ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [end_of_document(tokenizer)]
-        check_length(len(ids) + arguments.max_new_tokens, checkpoint)
+        is_begun = beginning_of_text(tokenizer) is not None
+        check_length(is_begun + len(ids) + arguments.max_new_tokens, checkpoint)
         # A seed of its own for each prompt: its continuation does not depend on the prompts before it.
         (continuation,) = generate(
             model, tokenizer, [ids], arguments.max_new_tokens, arguments.temperature, arguments.top_k,

@@ -10,10 +10,11 @@ same rehearsal. The table goes to stdout and results.md, the picture to map.png.
 
 import argparse
 from itertools import product
+from math import inf
 
 from matplotlib.figure import Figure
 
-from k1.errors import K1Error, command
+from k1.errors import K1Error, UsageError, command
 from k1.files import write_text
 from k1.presets import PRESETS
 from k1.report.metrics import mean
@@ -42,7 +43,12 @@ def parse_map_arguments() -> argparse.Namespace:
     parser.add_argument("--policies", nargs="+", choices=list(MAP), default=list(MAP), metavar="POLICY")
     parser.add_argument("--learning_rates", nargs="+", type=float, help="of 100%% (default: as in the study)")
     parser.add_argument("--dataset_names", nargs=3, default=["wikitext", "code", "science"], metavar="NAME")
-    return parse(parser)
+    arguments = parse(parser)
+    if not all(0 < share < 1 for share in arguments.shares) or not all(0 <= part < 1 for part in arguments.rehearsals):
+        raise UsageError("--shares must be above 0 and below 1, --rehearsals at least 0 and below 1")
+    if not all(0 < rate < inf for rate in arguments.learning_rates or ()):
+        raise UsageError("--learning_rates must be positive numbers")
+    return arguments
 
 
 def own_rate(rate: float, share: float, policy: str) -> float:

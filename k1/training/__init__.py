@@ -1,1 +1,1 @@
-"""One stage: its training loop, its evaluation, and how it goes on after a stop."""
+"""One stage: its trainer, its evaluation, and how it resumes after a stop."""

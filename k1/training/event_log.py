@@ -90,7 +90,7 @@ class EventLog:
             write()
         except OSError as error:
             what = f"cannot write events into {self.folder} ({error})"
-            print(f"warning: {what}; the training goes on without", file=sys.stderr)
+            print(f"warning: {what}; the training continues without", file=sys.stderr)
             self._is_on = False
 
 

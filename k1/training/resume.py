@@ -78,7 +78,7 @@ class ResumeFile:
             write_content(self.path, {"format": FORMAT, "identity": identity, **state})
         except K1Error as error:
             if not self._has_warned:
-                print(f"warning: {error}; the training goes on without", file=sys.stderr)
+                print(f"warning: {error}; the training continues without", file=sys.stderr)
                 self._has_warned = True
         self._last_save = time.monotonic()
 

@@ -1,5 +1,6 @@
 """The training of one stage, which can be stepped; the arms differ only in sparse updates and rehearsal."""
 
+import copy
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -61,7 +62,7 @@ class StageTrainer:
         self._text = text_of_steps(self.dataset, arguments, self.rehearsal, self.done)
 
     def state_dict(self) -> dict:
-        """What `load_state_dict` needs to resume: tensors and plain values."""
+        """What `load_state_dict` needs to resume: plain values and the tensors themselves, which steps change."""
         return {
             "step": self.done, "history": self.history.entries, "losses": self.history.losses,
             "divergences": self.history.divergences, "model": self.model.state_dict(),
@@ -70,12 +71,13 @@ class StageTrainer:
         }  # fmt: skip
 
     def load_state_dict(self, state: dict) -> None:
-        """Resume after the steps of `state`; raises `ValueError` if it does not fit the model."""
+        """Resume after the steps of `state`, which is copied; raises `ValueError` if it does not fit the model."""
+        state = copy.deepcopy(state)
         kinds = [
             {name: (value.shape, value.dtype) for name, value in weights.items()}
             for weights in (self.model.state_dict(), state["model"])
         ]
-        if not state["optimizer"]["state"]:
+        if state["step"] and not state["optimizer"]["state"]:
             raise ValueError("no moments")
         if kinds[0] != kinds[1] or not all(value.isfinite().all() for value in state["model"].values()):
             raise ValueError("other weights")

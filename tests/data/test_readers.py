@@ -66,6 +66,21 @@ def test_long_fields_of_csv_are_read_and_the_limit_of_the_process_stays(tmp_path
     assert csv.field_size_limit() == limit
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'[{"text":\n "a"}, {"text": "b"}]', ["a", "b"]),
+        (b'{"data": [{"text": "a"}, {"text": "b"}]}\n', ["a", "b"]),
+        (b'{"name": "one", "data": ["x", "y"]}\n{"name": "two", "data": ["z"]}\n', ["one", "two"]),
+        (b'["a", "b"]', ["a", "b"]),
+    ],
+    ids=["list over lines", "data", "rows with a column data", "texts"],
+)
+def test_one_json_value_or_one_a_line(tmp_path, content, expected):
+    (tmp_path / "a.json").write_bytes(content)
+    assert texts(tmp_path / "a.json") == expected
+
+
 NO_DOCUMENT = {
     **{f"empty{suffix}": b"" for suffix in (".txt", ".jsonl", ".csv", ".parquet")},
     **{f"blank{suffix}": b" \n\n\t\n" for suffix in (".txt", ".jsonl", ".json")},
