@@ -110,12 +110,13 @@ UNSEEN2 = $(patsubst %,models/unseen2/%.jsonl,stubs headers guides)
 unseen unseen2: %: models/%/report.json
 	@cat models/$@/report.md
 
-# The licences are those of all installed packages, so that the text depends on which are.
-$(UNSEEN) &: | .venv/.installed-dev
-	$(RUN) -m k1.study.unseen models/unseen
+# The licences are those of all installed packages, so that the text depends on which are. One recipe makes three
+# files, which make of before 4.3, as macOS has it, knows of patterns alone.
+models/%/source.jsonl models/%/licences.jsonl models/%/documentation.jsonl: | .venv/.installed-dev
+	$(RUN) -m k1.study.unseen $(@D)
 
-$(UNSEEN2) &: | .venv/.installed-dev
-	$(RUN) -m k1.study.unseen models/unseen2 --second
+models/%/stubs.jsonl models/%/headers.jsonl models/%/guides.jsonl: | .venv/.installed-dev
+	$(RUN) -m k1.study.unseen $(@D) --second
 
 models/unseen/k1_dataset1.pt models/unseen/baseline_final.pt: $(UNSEEN)
 models/unseen/%: FIRST = --dataset_name $(word 1,$(UNSEEN))
