@@ -12,7 +12,7 @@ from transformers import HfArgumentParser
 from k1.errors import K1Error, Parser, UsageError, user_path
 from k1.flags import AllDatasetsFlags, DataFlags, OneDatasetFlags, SparseUpdateFlags, TrainingFlags
 from k1.parallel import process_count
-from k1.presets import ARM_FILES, MAXIMUM, PRESETS, STAGES
+from k1.presets import ARM_FILES, MAXIMUM, PRESETS, STAGES, arm_of
 from k1.sparse import UPDATE_FRACTION
 
 
@@ -118,9 +118,8 @@ class Flags(argparse.Namespace):
     @property
     def arm(self) -> str:
         """Which arm of the experiment the training is, a key of `k1.presets.ARM_FILES`."""
-        if self.method == "baseline":
-            return "baseline_rehearsal" if self.rehearsal else "baseline"
-        return "sparse" if self.rehearsal == 0 else "k1"
+        is_default = self.rehearsal is None
+        return arm_of(self.method, self.method == "k1" if is_default else self.rehearsal > 0)
 
     def checkpoint(self, stage: int) -> Path:
         """Where the arm's checkpoint of `stage` is."""

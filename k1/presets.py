@@ -71,6 +71,13 @@ ARMS = {
     "baseline_rehearsal": "baseline + rehearsal",
     "k1": "K-1",
 }
+# Which method's scripts train an arm, and whether it rehearses.
+ARM_KINDS = {
+    "baseline": ("baseline", False),
+    "sparse": ("k1", False),
+    "baseline_rehearsal": ("baseline", True),
+    "k1": ("k1", True),
+}
 FILES = {
     "baseline": ("baseline_dataset1.pt", "baseline_dataset2.pt", "baseline_final.pt"),
     "k1": ("k1_dataset1.pt", "k1_dataset2.pt", "k1_final.pt"),
@@ -92,3 +99,8 @@ SCRIPTS = {
 }  # fmt: skip
 # Far above any use; a seed beyond it would overflow torch's generators.
 MAXIMUM = 2**32 - 1
+
+
+def arm_of(method: str, rehearses: bool) -> str:
+    """The arm whose scripts are those of `method`, with rehearsal or without; a key of `ARMS`."""
+    return next(arm for arm, kind in ARM_KINDS.items() if kind == (method, rehearses))

@@ -9,7 +9,7 @@ from k1.arguments import Arguments, parse_training_flags
 from k1.data.loader import DataLoader, TokenizedDataset
 from k1.data.tokenizer import train_tokenizer
 from k1.model import build_model, model_config
-from k1.presets import PRESETS
+from k1.presets import ARM_KINDS, PRESETS
 
 WIDTHS = ("hidden_size", "intermediate_size", "heads")
 
@@ -29,8 +29,8 @@ class Shape:
 
     def arguments(self, arm: str) -> Arguments:
         """The settings of a later stage of `arm`, from the flags that a user of the scripts would type."""
-        method = "k1" if arm in ("sparse", "k1") else "baseline"
-        share = PRESETS[self.preset].rehearsal if arm in ("baseline_rehearsal", "k1") else 0
+        method, rehearses = ARM_KINDS[arm]
+        share = PRESETS[self.preset].rehearsal if rehearses else 0
         flags = ["--preset", self.preset, "--device", "cpu", "--data_source", "bundled", "--rehearsal", str(share)]
         arguments = parse_training_flags("", method, flags).resolve(stage=2)
         return replace(arguments, **{name: self.width * getattr(arguments, name) for name in WIDTHS})

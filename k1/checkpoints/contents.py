@@ -11,6 +11,7 @@ from k1.arguments import Arguments
 from k1.data.loader import TokenizedDataset
 from k1.model import library_versions
 from k1.parallel import require_identical
+from k1.presets import arm_of
 
 FORMAT = 8
 
@@ -59,10 +60,7 @@ class Checkpoint:
         """The arm of the experiment, a key of `k1.presets.ARMS`; of stage 1, which two arms share, the method."""
         if self.stage == 1:
             return self.method
-        is_sparse, rehearses = self.method == "k1", self.arguments["rehearsal"] > 0
-        return {(True, True): "k1", (True, False): "sparse", (False, True): "baseline_rehearsal"}.get(
-            (is_sparse, rehearses), "baseline"
-        )
+        return arm_of(self.method, self.arguments["rehearsal"] > 0)
 
 
 def stage_checkpoint(

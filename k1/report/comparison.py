@@ -7,7 +7,7 @@ from k1.checkpoints.contents import Checkpoint
 from k1.checkpoints.storage import load_checkpoint
 from k1.errors import K1Error
 from k1.model import configure_torch, count_parameters, empty_model
-from k1.presets import ARM_FILES, ARMS, FILES, SCRIPTS
+from k1.presets import ARM_FILES, ARM_KINDS, ARMS, FILES, SCRIPTS
 from k1.report.criteria import judge
 from k1.report.metrics import (
     accuracy_matrix,
@@ -28,7 +28,7 @@ def arms_in(models_dir: Path) -> list[str]:
 def load_run(models_dir: Path, arm: str) -> list[Checkpoint]:
     """The three checkpoints of an arm; raises `K1Error` if one is missing or they are not of one run."""
     files, scripts = ARM_FILES[arm], SCRIPTS[arm]
-    method = "k1" if arm in ("k1", "sparse") else "baseline"
+    method, _ = ARM_KINDS[arm]
     run = [load_checkpoint(models_dir / file, method, stage) for stage, file in enumerate(files, start=1)]
     for stage in (1, 2):
         earlier, later = run[stage - 1], run[stage]
