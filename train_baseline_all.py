@@ -27,7 +27,8 @@ def main() -> None:
         if output.is_finished:
             learner.take_over(output.path, dataset, arguments, flags.arm)
         else:
-            learner.learn(dataset, arguments, output, is_last=stage == STAGES[-1])
+            learner.learn(dataset, arguments, output.train, is_last=stage == STAGES[-1])
+            output.save(learner.checkpoint)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ def main() -> None:
 
     data_loader = DataLoader(dataset_name="wikitext", arguments=arguments)
     learner = Learner.new(flags.init_from, arguments, data_loader.text("train"))
-    learner.learn(data_loader.tokenize(learner.tokenizer), arguments, output)
+    learner.learn(data_loader.tokenize(learner.tokenizer), arguments, output.train)
+    output.save(learner.checkpoint)
 
 
 if __name__ == "__main__":

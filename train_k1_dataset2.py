@@ -17,7 +17,8 @@ def main() -> None:
 
     data_loader = DataLoader(dataset_name="code", arguments=arguments)
     learner = Learner.of(previous, arguments)
-    learner.learn(data_loader.tokenize(learner.tokenizer), arguments, output)
+    learner.learn(data_loader.tokenize(learner.tokenizer), arguments, output.train)
+    output.save(learner.checkpoint)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ def main() -> None:
 
     data_loader = DataLoader(dataset_name="science", arguments=arguments)
     learner = Learner.of(previous, arguments)
-    learner.learn(data_loader.tokenize(learner.tokenizer), arguments, output, is_last=True)
+    learner.learn(data_loader.tokenize(learner.tokenizer), arguments, output.train, is_last=True)
+    output.save(learner.checkpoint)
 
 
 if __name__ == "__main__":

@@ -203,8 +203,7 @@ class Rehearsal:
         end = {name: model.get_parameter(name).detach().clone() for name in start}
 
         def is_within(share: float) -> bool:
-            for name, value in start.items():
-                model.get_parameter(name).copy_(value.lerp(end[name], share))
+            keep_share(model, start, end, share)
             return max(self.predicted_forgetting(model)) <= budget
 
         if is_within(1.0):
@@ -215,6 +214,13 @@ class Rehearsal:
             low, high = (middle, high) if is_within(middle) else (low, middle)
         is_within(low)
         return low
+
+
+@torch.no_grad()
+def keep_share(model: torch.nn.Module, start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> None:
+    """Put each parameter of `model` on the line from its value in `start` to that in `end`, at `share`, from 0 to 1."""
+    for name, value in start.items():
+        model.get_parameter(name).copy_(value.lerp(end[name], share))
 
 
 def with_beginning(begin: Tensor, tokens: Tensor) -> Tensor:

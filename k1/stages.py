@@ -1,7 +1,7 @@
 """The recipe of a stage, once: all training scripts and the study learn a dataset by it."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,15 +50,27 @@ class StageOutput:
         """Train `model` in place, see `k1.training.trainer.StageTrainer`; returns the history."""
         return StageTrainer(model, dataset, arguments, rehearsal).run(self.resume_file, self.event_log)
 
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write `checkpoint` and its evaluations as events, and print what its model scores."""
+        save_checkpoint(self.path, checkpoint)
+        if is_main_process():
+            print(f"wrote {self.path}", file=sys.stderr)
+        name, after = checkpoint.datasets[-1]["name"], checkpoint.evaluations[-1]
+        before = checkpoint.evaluations[-2] if checkpoint.stage > 1 else checkpoint.initial_evaluation
+        self.event_log.add_evaluations({name: before[name]}, after, checkpoint.arguments["max_steps"])
+        if self.resume_file.path == resume_path(self.path):
+            self.resume_file.remove()
+        print_evaluation(checkpoint)
 
-def stage_outputs(flags: Flags, stages: Iterable[int]) -> list[StageOutput]:
+
+def stage_outputs(flags: Flags, stages: Sequence[int]) -> list[StageOutput]:
     """What the `stages` of one script leave; checks that all can be written, see `k1.checkpoints.storage.output_path`.
 
     A stage is finished already if the script was stopped after it, or if the arm shares it with another arm that has
     trained it.
     """
-    paths = {stage: output_path(flags, stage) for stage in stages}
-    resume_file = ResumeFile([*paths.values()][-1], flags.save_steps, flags.overwrite)
+    paths = {stage: output_path(flags, stage, last=stages[-1]) for stage in stages}
+    resume_file = ResumeFile(paths[stages[-1]], flags.save_steps, flags.overwrite)
     return [
         StageOutput(
             path, resume_file, EventLog(flags, path), stage < resume_file.stage or is_shared(flags.arm, path)
@@ -121,14 +133,13 @@ class Learner:
         self.written = [] if is_last else write_rehearsal(self.model, dataset, self.tokenizer, arguments, self.written)
         return history, rehearsal
 
-    def learn(
-        self, dataset: TokenizedDataset, arguments: Arguments, output: StageOutput, is_last: bool = False
-    ) -> None:
-        """Do a whole stage: evaluate, train, write for later stages, evaluate, save the checkpoint and print it."""
+    def learn(self, dataset: TokenizedDataset, arguments: Arguments, training: Training, is_last: bool = False) -> None:
+        """Do a whole stage: evaluate, train, write for later stages, and evaluate; `checkpoint` then has it all."""
         require_distinct([*(known.name for known in self.learned), dataset.name])
-        untrained = evaluate(self.build_initial(), [dataset], arguments, splits=("test",))
+        initial = self.build_initial() if self.checkpoint else self.model
+        untrained = evaluate(initial, [dataset], arguments, splits=("test",))
         before = evaluate(self.model, [dataset], arguments, splits=("test",)) if self.checkpoint else untrained
-        history, rehearsal = self.train(dataset, arguments, output.train, is_last)
+        history, rehearsal = self.train(dataset, arguments, training, is_last)
         predicted = predicted_forgetting(self.model, rehearsal)
         after = evaluate(self.model, self.learned, arguments)
         self.checkpoint = stage_checkpoint(
@@ -136,10 +147,3 @@ class Learner:
             untrained=untrained, before=before, after=after, history=history, written=self.written,
             predicted=predicted,
         )  # fmt: skip
-        save_checkpoint(output.path, self.checkpoint)
-        if is_main_process():
-            print(f"wrote {output.path}", file=sys.stderr)
-        output.event_log.add_evaluations(before, after, arguments.max_steps)
-        if output.resume_file.path == resume_path(output.path):
-            output.resume_file.remove()
-        print_evaluation(self.checkpoint)

@@ -27,9 +27,10 @@ def is_shared(arm: str, path: Path) -> bool:
     return arm == "baseline_rehearsal" and path.name in FILES["baseline"] and path.exists()
 
 
-def output_path(flags: Flags, stage: int) -> Path:
+def output_path(flags: Flags, stage: int, last: int | None = None) -> Path:
     """Where the checkpoint of a stage goes; makes the folder and locks the path for this process.
 
+    `last` is the last stage of the script, by default this one: its resume file is that of the script.
     A checkpoint that the arm shares with another (see `is_shared`) is left alone.
     Raises `K1Error` if the file exists, no begun training is about to replace it and
     `--overwrite` was not given, if another process is writing it, or if the folder cannot be
@@ -46,8 +47,8 @@ def output_path(flags: Flags, stage: int) -> Path:
         raise K1Error(f"cannot write checkpoints into {models_dir} ({error.strerror}); choose another --models_dir")
     lock(path)
     remove_leftovers(path)
-    last = path if arm in ("k1", "sparse") else models_dir / ARM_FILES[arm][-1]
-    if path.exists() and not flags.overwrite and not resume_path(last).exists():
+    resume_file = resume_path(flags.checkpoint(last or stage))
+    if path.exists() and not flags.overwrite and not resume_file.exists():
         raise K1Error(f"{path} exists already; add --overwrite to train this stage again")
     return path
 

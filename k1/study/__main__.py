@@ -13,7 +13,7 @@ from k1.errors import UsageError, command
 from k1.files import write_text
 from k1.presets import PRESETS, STAGES
 from k1.study.commands import open_results, parse, recorded_settings, study_parser
-from k1.study.execution import Run, best_first, execute_all
+from k1.study.execution import Run, execute_in_turn
 from k1.study.methods import METHODS, require_packages
 from k1.study.plots import plot_frontier
 from k1.study.tables import study_tables
@@ -62,18 +62,13 @@ def main() -> None:
     }
     results = open_results(arguments.out, settings)
 
-    firsts = dict.fromkeys(METHODS[method].script for method in arguments.methods)
-    first_runs = [
-        Run(f"first-{first}", seed, rate) for seed in arguments.seeds for first in firsts for rate in first_rates[first]
-    ]
-    execute_all(dict.fromkeys(first_runs), results, arguments.out, arguments.jobs)
-    runs = {
-        run: best_first(results["runs"], METHODS[method].script, seed, first_rates[METHODS[method].script])
+    later = {
+        run: METHODS[method].script
         for seed in arguments.seeds
         for method in arguments.methods
         for run in later_runs(arguments, method, seed)
     }
-    execute_all(runs, results, arguments.out, arguments.jobs)
+    execute_in_turn(later, first_rates, results, arguments)
 
     tables = study_tables(results["runs"])
     write_text(arguments.out / "results.md", tables + "\n")

@@ -1,5 +1,6 @@
 """The runs of the study: several at a time, each recorded as it ends."""
 
+import argparse
 import json
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -95,6 +96,20 @@ def execute_all(runs: dict[Run, Run | None], results: dict, out: Path, jobs: int
                 bar.update()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def execute_in_turn(
+    later: dict[Run, str], first_rates: dict[str, list[float]], results: dict, arguments: argparse.Namespace
+) -> None:
+    """Execute the runs on dataset 1, then those of `later`, each from the best model of dataset 1 of its seed.
+
+    `later` maps each run to the method, `k1` or `baseline`, that learns dataset 1 for it, at each of its `first_rates`.
+    """
+    firsts = dict.fromkeys((run.seed, script) for run, script in later.items())
+    first_runs = [Run(f"first-{script}", seed, rate) for seed, script in firsts for rate in first_rates[script]]
+    execute_all(dict.fromkeys(first_runs), results, arguments.out, arguments.jobs)
+    runs = {run: best_first(results["runs"], script, run.seed, first_rates[script]) for run, script in later.items()}
+    execute_all(runs, results, arguments.out, arguments.jobs)
 
 
 def best_first(records: dict[str, dict], first: str, seed: int, rates: list[float]) -> Run:

@@ -22,7 +22,7 @@ from k1.report.plots import write_figure
 from k1.report.tables import format_table
 from k1.sparse import UPDATE_FRACTION
 from k1.study.commands import open_results, parse, recorded_settings, study_parser
-from k1.study.execution import Run, best_first, execute_all
+from k1.study.execution import Run, execute_in_turn
 from k1.study.forgetting import final_loss, forgotten_nats, new_dataset_loss
 from k1.study.frontier import Point, best_point, half_interval, mean_and_interval, points_of
 from k1.study.methods import HELD_RATES, MAP, PLASTIC_RATES
@@ -131,15 +131,8 @@ def map_figure(cells: Cells) -> Figure:
 def main() -> None:
     arguments = parse_map_arguments()
     results = open_results(arguments.out, recorded_settings(arguments))
-    first_rate = PRESETS[arguments.preset].learning_rates["k1"][0]
-    first_runs = [Run("first-k1", seed, first_rate) for seed in arguments.seeds]
-    execute_all(dict.fromkeys(first_runs), results, arguments.out, arguments.jobs)
-    runs = {
-        run: best_first(results["runs"], "k1", seed, [first_rate])
-        for seed in arguments.seeds
-        for run in runs_of(arguments, seed)
-    }
-    execute_all(runs, results, arguments.out, arguments.jobs)
+    later = {run: "k1" for seed in arguments.seeds for run in runs_of(arguments, seed)}
+    execute_in_turn(later, {"k1": [PRESETS[arguments.preset].learning_rates["k1"][0]]}, results, arguments)
     cells = cells_of(results["runs"])
     if not cells:
         raise K1Error("no run finished; choose lower --learning_rates")

@@ -36,14 +36,16 @@ from k1.data.pretrained import refusals
 from k1.errors import K1Error, command
 from k1.files import write_atomically, write_text
 from k1.flags import module_parser
-from k1.rehearsal import REHEARSAL_WEIGHT, Rehearsal
+from k1.rehearsal import REHEARSAL_WEIGHT, Rehearsal, keep_share
 from k1.report.metrics import mean
 from k1.report.plots import write_figure
 from k1.report.tables import format_table
 from k1.sparse import UPDATE_FRACTION, sparse_updates
 from k1.study.execution import load_results
 from k1.study.frontier import interpolated, mean_and_interval
+from k1.study.methods import low_rank_adapter
 from k1.study.plots import undominated
+from k1.training.history import copy_parameters
 from k1.training.optimization import warmup_and_cosine
 
 NEW, KNOWN = "new", ("wikitext", "code")
@@ -198,13 +200,11 @@ def batches(new: Tensor, known: Tensor, arm: Arm, seed: int) -> Iterator[Tensor]
         yield torch.cat([*rows, *([known[next(of_known)]] if is_replayed else [])])
 
 
-@torch.no_grad()
 def losses_at_shares(start: PreTrainedModel, model: PreTrainedModel, texts: dict, precision: str) -> dict[str, dict]:
     """The losses with each of `SHARES` of the change from `start` to `model`, by share as text; `model` is changed."""
-    end = {name: value.clone() for name, value in model.state_dict().items()}
-    before, found = start.state_dict(), {}
+    before, end, found = copy_parameters(start), copy_parameters(model), {}
     for share in SHARES:
-        model.load_state_dict({name: before[name].lerp(value, share) for name, value in end.items()})
+        keep_share(model, before, end, share)
         found[f"{share:g}"] = losses(model, texts, precision)
     return found
 
@@ -222,9 +222,7 @@ def run(start: PreTrainedModel, texts: dict, arm: Arm, rate: float, seed: int, a
                 model, [known] if arm.known else None, sequences=64, length=LENGTH, rows=1, interval=20, seed=seed
             )
     if arm.rank:
-        from peft import LoraConfig, get_peft_model
-
-        model = get_peft_model(model, LoraConfig(r=arm.rank, lora_alpha=arm.rank, target_modules="all-linear"))
+        model = low_rank_adapter(model, arm.rank)
     rows = batches(texts[NEW]["train"], known, arm, seed)
     learn(model, rows, arguments.steps, rate, precision, arm, seed, rehearsal, arguments.rehearsal_weight)
     seconds = time.perf_counter() - begun

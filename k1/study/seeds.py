@@ -160,7 +160,7 @@ def predicted_and_real(models: dict[str, list[dict]]) -> list[str]:
     caption = (
         "Predicted forgetting, the divergence on the model's own text, beside the real rise of the loss in the same "
         f"stage, in nats per token; they are {error:.3f} apart in the mean of {len(pairs)} pairs, their correlation is "
-        f"{correlation(list(zip(*pairs))[0], list(zip(*pairs))[1]):.2f}"
+        f"{correlation(*zip(*pairs)):.2f}"
     )
     return [caption, format_table(rows)]
 

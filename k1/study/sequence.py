@@ -12,17 +12,18 @@ from datasets import interleave_datasets
 from transformers import PreTrainedModel
 
 from k1.arguments import Arguments, parse_training_flags
-from k1.checkpoints.contents import Checkpoint, stage_checkpoint
+from k1.checkpoints.contents import Checkpoint
 from k1.checkpoints.storage import load_checkpoint, save_checkpoint
 from k1.data.loader import DataLoader, TokenizedDataset
 from k1.data.tokenizer import load_tokenizer
 from k1.model import build_model, configure_torch
-from k1.rehearsal import Rehearsal
+from k1.rehearsal import Rehearsal, keep_share
 from k1.report.metrics import mean
 from k1.report.tables import dataset_label
 from k1.stages import Learner
 from k1.study.methods import MAP, METHODS, Method, consolidation, fisher_information
 from k1.training.evaluation import evaluate
+from k1.training.history import copy_parameters
 from k1.training.trainer import StageTrainer
 
 Attach = Callable[[torch.optim.Optimizer], object]
@@ -57,16 +58,9 @@ def learn_first_dataset(first: str, seed: int, learning_rate: float, output: Pat
     started = time.perf_counter()
     data_loader = DataLoader(dataset_name=settings["dataset_names"][0], arguments=arguments)
     learner = Learner.new(None, arguments, data_loader.text("train"))
-    dataset = data_loader.tokenize(learner.tokenizer)
-    untrained = evaluate(learner.model, [dataset], arguments, splits=("test",))
-    history, _ = learner.train(dataset, arguments, quietly_train)
-    after = evaluate(learner.model, [dataset], arguments)
-    checkpoint = stage_checkpoint(
-        learner.model, learner.tokenizer, dataset, arguments, untrained=untrained, before=untrained, after=after,
-        history=history, written=learner.written,
-    )  # fmt: skip
-    save_checkpoint(output, checkpoint)
-    return record_of([after], history, started)
+    learner.learn(data_loader.tokenize(learner.tokenizer), arguments, quietly_train)
+    save_checkpoint(output, learner.checkpoint)
+    return record_of(learner.checkpoint.evaluations, learner.checkpoint.history, started)
 
 
 def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Path, settings: dict) -> dict:
@@ -112,7 +106,7 @@ def train_by(
     model: PreTrainedModel, dataset: TokenizedDataset, arguments: Arguments, rehearsal: Rehearsal | None,
 ) -> list[dict]:  # fmt: skip
     """Train `model` in place on `dataset` as `method` does, with its replay, adapter or interpolation; the history."""
-    start = [parameter.detach().clone() for parameter in model.parameters()]
+    start = copy_parameters(model)
     text = with_replay(dataset, learned, method.replay, arguments) if method.replay else dataset
     trained = adapted(method, dial, model, arguments) if method.adapter else model
     history = quietly_train(trained, text, arguments, rehearsal, attach)
@@ -120,9 +114,7 @@ def train_by(
         # In place: the adapter is inside `model`.
         trained.merge_and_unload().requires_grad_(True)
     if "keep" in dial:
-        with torch.no_grad():
-            for parameter, value in zip(model.parameters(), start):
-                parameter.lerp_(value, 1 - dial["keep"])
+        keep_share(model, start, copy_parameters(model), dial["keep"])
     return history
 
 

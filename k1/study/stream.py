@@ -16,7 +16,7 @@ from k1.files import write_text
 from k1.presets import ARMS, PRESETS
 from k1.report.plots import write_figure
 from k1.study.commands import label_of, open_results, parse, recorded_settings, study_parser
-from k1.study.execution import Run, best_first, execute_all
+from k1.study.execution import Run, execute_in_turn
 from k1.study.forgetting import stream_tables
 from k1.study.frontier import Point, points_of
 from k1.study.methods import METHODS
@@ -68,18 +68,15 @@ def run_stream(arguments: argparse.Namespace, results: dict) -> dict[str, Point]
     A run that diverged is named on stderr; raises `K1Error` if no run finished.
     """
     first_rates = {first: rates[:1] for first, rates in PRESETS[arguments.preset].learning_rates.items()}
-    firsts = dict.fromkeys(METHODS[arm].script for arm in ARMS)
-    first_runs = [Run(f"first-{first}", seed, first_rates[first][0]) for seed in arguments.seeds for first in firsts]
-    execute_all(dict.fromkeys(first_runs), results, arguments.out, arguments.jobs)
-    runs = {}
-    for seed in arguments.seeds:
-        for arm, rate in arguments.learning_rates.items():
-            first = METHODS[arm].script
-            runs[Run(arm, seed, rate)] = best_first(results["runs"], first, seed, first_rates[first])
-    execute_all(runs, results, arguments.out, arguments.jobs)
+    later = {
+        Run(arm, seed, rate): METHODS[arm].script
+        for seed in arguments.seeds
+        for arm, rate in arguments.learning_rates.items()
+    }
+    execute_in_turn(later, first_rates, results, arguments)
 
     # Runs at other learning rates or seeds may be recorded too.
-    records = {run.name: results["runs"][run.name] for run in runs}
+    records = {run.name: results["runs"][run.name] for run in later}
     for name, record in records.items():
         if "failed" in record:
             print(f"warning: {name} is left out: {record['failed']}", file=sys.stderr)

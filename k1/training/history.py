@@ -32,7 +32,7 @@ class History:
 
     def resume(self, state: dict) -> None:
         """Continue the log of a training that was stopped, see `StageTrainer.state_dict`."""
-        self.entries, self.losses, self.divergences = state["history"], state["losses"], state["divergences"]
+        self.entries, self.losses, self.divergences = [*state["history"]], [*state["losses"]], [*state["divergences"]]
 
     def begin(self, event_log: EventLog | None, done: int) -> None:
         """From now on give every new entry to `event_log`, after the `done` steps that it may have already."""

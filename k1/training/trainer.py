@@ -72,7 +72,6 @@ class StageTrainer:
 
     def load_state_dict(self, state: dict) -> None:
         """Resume after the steps of `state`, which is copied; raises `ValueError` if it does not fit the model."""
-        state = copy.deepcopy(state)
         kinds = [
             {name: (value.shape, value.dtype) for name, value in weights.items()}
             for weights in (self.model.state_dict(), state["model"])
@@ -82,7 +81,8 @@ class StageTrainer:
         if kinds[0] != kinds[1] or not all(value.isfinite().all() for value in state["model"].values()):
             raise ValueError("other weights")
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # Steps change moments in place, and those of `state` stay as they are.
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         if self.rehearsal:
             self.rehearsal.restore(state["rehearsed"]["sequences"])
         self.history.resume(state)
