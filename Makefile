@@ -119,16 +119,13 @@ models/%/stubs.jsonl models/%/headers.jsonl models/%/guides.jsonl: | .venv/.inst
 	$(RUN) -m k1.study.unseen $(@D) --second
 
 models/unseen/k1_dataset1.pt models/unseen/baseline_final.pt: $(UNSEEN)
-models/unseen/%: FIRST = --dataset_name $(word 1,$(UNSEEN))
-models/unseen/%: SECOND = --dataset_name $(word 2,$(UNSEEN))
-models/unseen/%: THIRD = --dataset_name $(word 3,$(UNSEEN))
-models/unseen/%: ALL = --dataset_names $(UNSEEN)
-
 models/unseen2/k1_dataset1.pt models/unseen2/baseline_final.pt: $(UNSEEN2)
-models/unseen2/%: FIRST = --dataset_name $(word 1,$(UNSEEN2))
-models/unseen2/%: SECOND = --dataset_name $(word 2,$(UNSEEN2))
-models/unseen2/%: THIRD = --dataset_name $(word 3,$(UNSEEN2))
-models/unseen2/%: ALL = --dataset_names $(UNSEEN2)
+models/unseen/%: TEXTS = $(UNSEEN)
+models/unseen2/%: TEXTS = $(UNSEEN2)
+models/unseen/% models/unseen2/%: FIRST = --dataset_name $(word 1,$(TEXTS))
+models/unseen/% models/unseen2/%: SECOND = --dataset_name $(word 2,$(TEXTS))
+models/unseen/% models/unseen2/%: THIRD = --dataset_name $(word 3,$(TEXTS))
+models/unseen/% models/unseen2/%: ALL = --dataset_names $(TEXTS)
 
 # The experiment on top of a model that knows dataset 1 already: the baseline's first one, exported as any other is.
 LATER_STEPS ?= 600

@@ -252,24 +252,23 @@ def test_groups_keep_their_rates_and_a_group_added_later_takes_part():
     assert [group["lr"] for group in optimizer.param_groups] == [1e-2, 1e-1]
 
 
-def test_frozen_parameters_do_not_count():
-    model = Everything()
-    optimizer = attached(torch.optim.AdamW(model.parameters(), lr=1e-2), fraction=0.5)
+def assert_half_changes(model: Everything, optimizer: torch.optim.Optimizer) -> None:
+    """A step with gradients of one changes half of the parameters that are trained, and no other."""
     before = snapshot(model)
     for parameter in trained(model):
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     assert changed(before, model) == round(0.5 * sum(parameter.numel() for parameter in trained(model)))
+
+
+def test_frozen_parameters_do_not_count():
+    model = Everything()
+    assert_half_changes(model, attached(torch.optim.AdamW(model.parameters(), lr=1e-2), fraction=0.5))
 
 
 def test_bfloat16_parameters():
     model = Everything(torch.bfloat16)
-    optimizer = attached(torch.optim.SGD(trained(model), lr=1.0), fraction=0.5)
-    before = snapshot(model)
-    for parameter in trained(model):
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    assert changed(before, model) == round(0.5 * sum(parameter.numel() for parameter in trained(model)))
+    assert_half_changes(model, attached(torch.optim.SGD(trained(model), lr=1.0), fraction=0.5))
 
 
 def test_closure_is_called_with_the_parameters_of_before_and_its_loss_returned():

@@ -89,7 +89,7 @@ def load_pretrained(name: str, seed: int, revision: str = "") -> InitialModel:
             f"{name} cannot be used: its tokenizer has {vocabulary_size(tokenizer)} tokens, its model knows "
             f"{config['vocab_size']}"
         )
-    config["bos_token_id"] = beginning_of_text(tokenizer)
+    config["bos_token_id"] = next(iter(beginning_of_text(tokenizer)), None)
     # Of the settings as they are in the file: other versions of transformers add others.
     sha256 = content_digest({"config": json.dumps(settings), "tokenizer": tokenizer.to_str(), "weights": weights})
     return InitialModel(config, tokenizer, seed, weights, {"name": name, "revision": revision, "sha256": sha256})

@@ -111,7 +111,7 @@ class DataLoader:
             tokens=tokens,
             prompts=self.prompts(),
             max_documents=self.max_documents,
-            has_beginnings=beginning_of_text(tokenizer) is not None,
+            has_beginnings=bool(beginning_of_text(tokenizer)),
         )
 
     def prompts(self) -> list[str]:
@@ -122,8 +122,7 @@ class DataLoader:
         return list(openings)
 
     def _pack(self, tokenizer: Tokenizer) -> datasets.DatasetDict:
-        end, begin = end_of_document(tokenizer), beginning_of_text(tokenizer)
-        front = [] if begin is None else [begin]
+        end, front = end_of_document(tokenizer), beginning_of_text(tokenizer)
         length = self.seq_length - len(front)
 
         def blocks(split: str) -> Iterator[list[int]]:

@@ -60,9 +60,9 @@ def end_of_document(tokenizer: Tokenizer) -> int:
     return tokenizer.encode("").ids[-1]
 
 
-def beginning_of_text(tokenizer: Tokenizer) -> int | None:
-    """The id of the token that a pretrained model expects before every text, None if it expects none."""
-    return None if len(ids := tokenizer.encode("").ids) < 2 else ids[0]
+def beginning_of_text(tokenizer: Tokenizer) -> list[int]:
+    """The token that a pretrained model expects before every text, as a list of its id; empty if it expects none."""
+    return tokenizer.encode("").ids[:-1]
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:

@@ -41,9 +41,8 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
     folder = folder.resolve()
     model = restore_model(checkpoint, "cpu")
     tokenizer = load_tokenizer(checkpoint.tokenizer)
-    end = end_of_document(tokenizer)
+    begin, end = ends_of_text(tokenizer)
     # No padding token: the embedding of that one gets no gradient, and the end of a document needs its own.
-    begin = end if (first := beginning_of_text(tokenizer)) is None else first
     model.config.bos_token_id, model.config.eos_token_id = begin, end
     model.config.use_cache = True
     model.generation_config = GenerationConfig(
@@ -61,6 +60,12 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
     write_folder_atomically(folder, write)
 
 
+def ends_of_text(tokenizer: Tokenizer) -> tuple[int, int]:
+    """The ids of the tokens that begin and end a text, which may be the same."""
+    end = end_of_document(tokenizer)
+    return next(iter(beginning_of_text(tokenizer)), end), end
+
+
 def pretrained_tokenizer(tokenizer: Tokenizer, seq_length: int) -> PreTrainedTokenizerFast:
     """`tokenizer` for transformers, with the same token ids for the same text.
 
@@ -68,8 +73,7 @@ def pretrained_tokenizer(tokenizer: Tokenizer, seq_length: int) -> PreTrainedTok
     begins one, unless a pretrained model has another token for that; nothing adds it
     by itself. The same token pads, as in GPT-2.
     """
-    end = tokenizer.id_to_token(end_of_document(tokenizer))
-    begin = end if (first := beginning_of_text(tokenizer)) is None else tokenizer.id_to_token(first)
+    begin, end = map(tokenizer.id_to_token, ends_of_text(tokenizer))
     tokenizer.post_processor = None  # what says so would add it
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

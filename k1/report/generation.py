@@ -41,8 +41,7 @@ def generate(
     `max_new_tokens` tokens and none of them ends the document. Every prompt follows the
     token that begins a text, if the model has one.
     """
-    end, begin = end_of_document(tokenizer), beginning_of_text(tokenizer)
-    front = [] if begin is None else [begin]
+    end, front = end_of_document(tokenizer), beginning_of_text(tokenizer)
     # A pretrained model may have rows for more tokens than its tokenizer has.
     suppressed = [*([] if stop_at_end else [end]), *range(vocabulary_size(tokenizer), model.config.vocab_size)]
     sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {}
@@ -76,11 +75,11 @@ def continue_prompts(
     """The continuation of each of `prompts` by the model of `checkpoint`, with the settings of a generate script."""
     model = restore_model(checkpoint, device)
     tokenizer = load_tokenizer(checkpoint.tokenizer)
+    before = len(beginning_of_text(tokenizer))
     for position, prompt in enumerate(prompts):
         # An empty prompt is the beginning of a document.
         ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [end_of_document(tokenizer)]
-        is_begun = beginning_of_text(tokenizer) is not None
-        check_length(is_begun + len(ids) + arguments.max_new_tokens, checkpoint)
+        check_length(before + len(ids) + arguments.max_new_tokens, checkpoint)
         # A seed of its own for each prompt: its continuation does not depend on the prompts before it.
         (continuation,) = generate(
             model, tokenizer, [ids], arguments.max_new_tokens, arguments.temperature, arguments.top_k,

@@ -146,7 +146,7 @@ def test_the_token_that_a_model_expects_before_a_text_is_before_all_that_it_read
     tokenizer.save_pretrained(llama)
     initial = load_pretrained(str(llama), seed=0)
     plain = load_tokenizer(initial.tokenizer.to_str())
-    assert (beginning_of_text(plain), plain.id_to_token(end_of_document(plain))) == (1, END)
+    assert (beginning_of_text(plain), plain.id_to_token(end_of_document(plain))) == ([1], END)
     dataset = DataLoader(str(corpora[0]), arguments_with()).tokenize(plain)
     for split in ("train", "test"):
         rows = [row["input_ids"] for row in dataset.blocks[split]]
