@@ -63,7 +63,7 @@ class Arm:
     """A way to learn the new text.
 
     `fraction` is the share of parameters that a step updates, `replay` the share of
-    steps in which one row is real known text, `known` whether the model rehearses from a
+    steps in which a row of real known text is added, `known` whether the model rehearses from a
     sample of known text (True), from its beginning-of-text token (False), or not at all
     (None), `rank` that of an adapter (LoRA), 0 for none.
     """
@@ -191,12 +191,12 @@ def learn(
 def batches(new: Tensor, known: Tensor, arm: Arm, seed: int) -> Iterator[Tensor]:
     """Token ids, (rows, LENGTH), of each step: new text, and of replay one known row in some of the steps.
 
-    An arm that rehearses or replays has one row of new text less in its place.
+    Every arm reads the same new text, as in the `Trainer`, where what is rehearsed comes on top.
     """
     of_new, of_known = shuffled(len(new), 1, seed), shuffled(len(known), 1, seed)
     for step in count():
         is_replayed = arm.replay > 0 and step % round(1 / arm.replay) == 0
-        rows = [new[next(of_new)] for _ in range(ROWS - (is_replayed or arm.known is not None))]
+        rows = [new[next(of_new)] for _ in range(ROWS)]
         yield torch.cat([*rows, *([known[next(of_known)]] if is_replayed else [])])
 
 
@@ -314,7 +314,7 @@ def tables(results: dict) -> str:
     settings = results["settings"]
     caption = (
         f"{settings['model']}, {settings['parameters']:,} parameters with {settings['rows']:,} rows of its embedding; "
-        f"{settings['steps']} steps of {ROWS} sequences of {LENGTH} tokens, weight of rehearsal "
+        f"{settings['steps']} steps of {ROWS} sequences of {LENGTH} tokens of new text, one more of rehearsed text on top, weight of rehearsal "
         f"{settings['rehearsal_weight']:g}; nats per token on test text. Rise of known: mean of both texts; with 75%: "
         "the rise, and the loss on new text, if only 75% of the change of all weights is kept"
     )
