@@ -212,6 +212,18 @@ def test_a_model_in_training_continues_beginnings_that_were_written_before(tiny_
     assert begun <= written and len(begun) > 10
 
 
+@pytest.mark.parametrize(("is_shared", "sizes"), [(True, [10]), (False, [4, 4, 2])])
+def test_no_more_is_regenerated_side_by_side_than_was_written_unless_processes_share_it(
+    tiny_model, monkeypatch, is_shared, sizes
+):
+    rehearsal, found = rehearsal_of(tiny_model, interval=5), []
+    monkeypatch.setattr("k1.rehearsal.sample_tokens", lambda *inputs: found.append(inputs) or count_up(*inputs))
+    monkeypatch.setattr("k1.rehearsal.ROWS", 4)
+    rehearsal.rewrite(tiny_model, 1, is_shared)
+    assert [len(prompts) for _, prompts, *_ in found] == sizes and rehearsal.sequences.shape == (10, 8)
+    assert len({seed for *_, seed, _ in found}) == len(sizes)
+
+
 @pytest.mark.parametrize(("interval", "due"), [(3, [1, 4, 7, 10]), (1, list(range(1, 11)))])
 def test_it_is_regenerated_before_the_first_step_and_after_every_interval(tiny_model, interval, due):
     rehearsal = rehearsal_of(tiny_model, interval=interval)
