@@ -11,7 +11,7 @@ PUBLIC = {
     "k1.data.loader": ("DataLoader", "require_distinct"),
     "k1.sparse": ("sparse_updates",),
     "k1.rehearsal": ("Rehearsal",),
-    "k1.training.callback": ("RehearsalCallback",),
+    "k1.callback": ("K1Callback",),
     "k1.training.evaluation": ("evaluate",),
     "k1.training.trainer": ("StageTrainer",),
     "k1.checkpoints.storage": ("load_checkpoint", "restore_model"),

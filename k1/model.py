@@ -89,10 +89,14 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
 def static_cache(model: PreTrainedModel, length: int) -> StaticCache | None:
     """A key-value cache for `length` tokens that is not copied for every new one; None if `model` has to do without.
 
-    Not every model can use one, and under autocast keys and values are of two kinds.
+    Not every model can use one: some keep a state instead, under autocast (which accelerate
+    can put around the forward pass) keys and values are of two kinds, and kernels of flash
+    attention read the empty rest.
     """
-    can_use = model._can_compile_fullgraph and not torch.is_autocast_enabled(model.device.type)
-    return StaticCache(model.config, length) if can_use else None
+    is_autocast = torch.is_autocast_enabled(model.device.type) or hasattr(model, "_original_forward")
+    can_use = model._can_compile_fullgraph and not model._is_stateful and not is_autocast
+    is_masked = model.config._attn_implementation in ("eager", "sdpa")
+    return StaticCache(model.config, length) if can_use and is_masked else None
 
 
 def build_model(config: dict, seed: int, device: str = "cpu") -> PreTrainedModel:

@@ -1,5 +1,6 @@
-"""Several processes of one training (torchrun): which one this is, sums over all of them, proof that they agree.
+"""Several processes of one training: which one this is, sums over all of them, proof that they agree.
 
+They are those of torchrun, or those that a Trainer, accelerate or a loop of one's own has connected.
 In a script that was started by itself there is one process, and nothing here does anything.
 """
 
@@ -16,13 +17,22 @@ from k1.errors import K1Error
 from k1.files import content_digest
 
 
+def is_connected() -> bool:
+    """Whether torch has connected this process with others."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def process_count() -> int:
-    """Number of processes of this training; torchrun tells it in the environment."""
+    """Number of processes of this training; before they are connected torchrun tells it in the environment."""
+    if is_connected():
+        return dist.get_world_size()
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def process_rank() -> int:
     """The number of this process, from 0."""
+    if is_connected():
+        return dist.get_rank()
     return int(os.environ["RANK"]) if process_count() > 1 else 0
 
 
@@ -34,7 +44,7 @@ def is_main_process() -> bool:
 @cache
 def join_processes() -> None:
     """Connect the processes of this training; does nothing the second time."""
-    if process_count() > 1:
+    if process_count() > 1 and not is_connected():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             dist.init_process_group("cpu:gloo,cuda:nccl")
@@ -63,7 +73,7 @@ def any_process(flag: bool) -> bool:
 
 def copy_from_main_process(*tensors: Tensor) -> None:
     """Replace each tensor, in place, by that of process 0."""
-    if process_count() > 1:
+    if is_connected():
         for tensor in tensors:
             shared = tensor.contiguous()
             dist.broadcast(shared, src=0)

@@ -8,10 +8,10 @@ old predictions where it would begin to go astray (on-policy distillation,
 arXiv:2306.13649).
 """
 
-import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
 
 import torch
@@ -20,98 +20,121 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from transformers.utils import logging
 
 from k1.errors import K1Error
+from k1.known import beginnings, texts_of
 from k1.model import static_cache
-from k1.parallel import copy_from_main_process
-
-# Token ids, (batch, length), or the arguments of a causal language model's forward pass by name.
-Batch = Tensor | Mapping[str, Tensor]
+from k1.parallel import copy_from_main_process, process_rank
+from k1.teacher import config_of, in_mode, teacher_of, unwrapped, without_adapter
 
 REHEARSAL_WEIGHT = 3.0
+LENGTH = 128  # tokens of a sequence, where the model has as many positions
 ROWS = 128  # written side by side
-# Keeps the seeds of one stage's sequences apart from those of other stages.
+# Keeps the seeds of one stage's sequences apart from those of other stages, and those of processes.
 SEEDS_PER_STAGE = 1_000_003
+STEPS_PER_PROCESS = 2**20
 # Enough for a standard error of some thousandths of a nat.
 MEASURED_SEQUENCES = 64
 BISECTIONS = 6
 POSITIONS_AT_ONCE = 128
+# Of known text so many beginnings are read for each that is continued.
+CHOICE = 10
+# What DistributedDataParallel and torch.compile put before the names of parameters.
+WRAPPERS = r"^((module|_orig_mod)\.)+"
 
 
 class Rehearsal:
     """The text that a model rehearses while it learns something new, and the teacher whose predictions are kept.
 
-    The teacher is a frozen copy of `model` as it is now. With `known`, batches of token
-    ids that the model knows, (batch, length), or dictionaries as a data loader gives
-    them, it continues `sequences` beginnings of them, a quarter of `length` each, and
-    only what it wrote is kept, after what was `written` before earlier tasks. With
-    neither it begins with the token that begins a text.
+    The teacher is `model` as it is now: a frozen copy, of `teacher_dtype` and on
+    `teacher_device` if given, or, if it has a fresh adapter of peft, the model itself with
+    the adapter off. With `known`, text that the model knows (see `k1.known.texts_of`; the
+    `tokenizer` is for texts and chats), it continues `sequences` beginnings of it, a quarter
+    of `length` each, and only what it wrote is kept, after what was `written` before earlier
+    tasks. With neither it begins with the token that begins a text.
 
     A training step rehearses `rows` sequences of `length` tokens in each of its
     `passes_per_step` forward passes. Each begins with a quarter of `length` from
     anywhere in what was written, and the model in training continues it, regenerated
     every `interval` steps, with the `seed`. `end` is the token that ends a document, if
     any. `written` has the token ids of each dataset learned so far, (sequences, at most three
-    quarters of `length`), int32. Raises `K1Error` for numbers that cannot be, if no
-    text is long enough, and if the predictions of the model are not finite.
+    quarters of `length`), int32. Raises `K1Error` for a model that is no causal language model,
+    numbers that cannot be, too little text, and if the predictions of the model are not finite.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        known: Iterable[Batch] | None = None,
+        known: Iterable | None = None,
         written: Sequence[Tensor] = (),
         *,
+        tokenizer: object = None,
         sequences: int = 512,
-        length: int = 128,
+        length: int | None = None,
         rows: int = 1,
         interval: int = 50,
         passes_per_step: int = 1,
         end: int | None = None,
         seed: int = 0,
+        teacher_dtype: torch.dtype | None = None,
+        teacher_device: torch.device | str | None = None,
     ) -> None:
+        model = unwrapped(model)
+        config = config_of(model)
+        positions = getattr(config, "max_position_embeddings", None)
+        length = min(LENGTH, positions or LENGTH) if length is None else length
         if length < 2 or min(sequences, rows, interval) < 1:
             raise K1Error("a rehearsal needs a length of at least 2 tokens, and 1 sequence, 1 row and 1 step or more")
-        positions = getattr(model.config, "max_position_embeddings", None)
         if length > (positions or length):
             raise K1Error(f"length {length} is more than the {positions} positions of the model")
         self.rows, self.length, self.interval, self.passes_per_step = rows, length, interval, passes_per_step
-        self.end, self.seed = end, seed
+        self.end, self.seed, self.step = end, seed, 0
         self.given = max(1, length // 4)
-        begin = model.config.bos_token_id
-        self._begin = torch.tensor([] if begin is None else [begin], dtype=torch.long)
+        self._begin = first_token(getattr(config, "bos_token_id", None))
         if any(text.dim() != 2 or text.shape[1] < self.given for text in written):
-            raise K1Error(
-                f"what was written earlier is not of length {length}; give the same length to every rehearsal"
-            )
-        self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
+            raise K1Error(f"what was written earlier is not of length {length}; give every rehearsal the same length")
+        self._moves = teacher_device is None
+        self.teacher = teacher_of(model, teacher_dtype, teacher_device)
+        self._is_itself = self.teacher is model
         self.written = list(written)
         if known is not None or not self.written:
-            self.written.append(self._write(known, sequences))
+            texts = None if known is None else texts_of(known, tokenizer, seed)
+            self.written.append(self._write(texts, sequences, positions or math.inf))
         self.discard()
-        probe = self.written[-1][:1].long().to(self.teacher.device)
-        if not torch.isfinite(self.teacher(input_ids=probe).logits).all():
+        if not torch.isfinite(self._predicted(self.written[-1][:1].long())).all():
             raise K1Error("the model that should rehearse is not finite: it diverged; train its stage again")
 
-    def _write(self, known: Iterable[Batch] | None, sequences: int) -> Tensor:
-        """What the teacher writes after `sequences` beginnings of `known`, token ids on the CPU, int32."""
-        if known is None:
+    def as_teacher(self) -> AbstractContextManager[None]:
+        """Context in which `teacher` is the model of the start; it always is, unless it is the model in training."""
+        return without_adapter(self.teacher) if self._is_itself else nullcontext()
+
+    @torch.no_grad()
+    def _predicted(self, tokens: Tensor) -> Tensor:
+        """The teacher's logits for `tokens`, (rows, length) ids, on their device."""
+        with self.as_teacher():
+            return self.teacher(input_ids=tokens.to(self.teacher.device)).logits.to(tokens.device)
+
+    def _write(self, texts: Iterable[Tensor] | None, sequences: int, positions: float) -> Tensor:
+        """What the teacher writes after `sequences` beginnings of `texts`, token ids on the CPU, int32."""
+        if texts is None:
             if not len(self._begin):
-                raise K1Error("the model has no token that begins a text; give it batches of text that it knows")
+                raise K1Error("the model has no token that begins a text; give it text that it knows")
             found = self._begin.expand(sequences, 1)
         else:
-            found = with_beginning(self._begin, beginnings(known, self.given, self.length, self._begin))
+            end = first_token(getattr(config_of(self.teacher), "eos_token_id", None) if self.end is None else self.end)
+            found = beginnings(texts, self.given, self.length, self._begin, end, CHOICE * sequences)
+            found = with_beginning(self._begin, found)
             order = torch.randperm(len(found), generator=torch.Generator().manual_seed(self.seed))
             found = found[order.repeat(-(-sequences // len(found)))[:sequences]]
-        positions = getattr(self.teacher.config, "max_position_embeddings", None) or math.inf
         new = min(self.length - self.given, positions - found.shape[1])
-        parts = [
-            sample_tokens(
-                self.teacher, rows.to(self.teacher.device), new, self.seed + SEEDS_PER_STAGE * number, self.end
-            )
-            for number, rows in enumerate(found.split(ROWS))
-        ]
-        written = torch.cat(parts)[:, found.shape[1] :]
+        with self.as_teacher():
+            written = self._continued(self.teacher, found.to(self.teacher.device), new, self.seed, ROWS)
+        written = written[:, found.shape[1] :]
         copy_from_main_process(written)
         return written.to("cpu", torch.int32)
+
+    def _continued(self, model: PreTrainedModel, begun: Tensor, new: int, seed: int, at_once: int) -> Tensor:
+        """`begun`, (rows, length) token ids, and `new` tokens more, `at_once` rows side by side."""
+        parts = [(seed + SEEDS_PER_STAGE * number, rows) for number, rows in enumerate(begun.split(at_once))]
+        return torch.cat([sample_tokens(model, rows, new, drawn_by, self.end) for drawn_by, rows in parts])
 
     @property
     def passes(self) -> int:
@@ -123,9 +146,12 @@ class Rehearsal:
         return (step - 1) % self.interval == 0
 
     @torch.no_grad()
-    def rewrite(self, model: PreTrainedModel, step: int) -> None:
-        """Let the `model` in training write the `sequences` of the next `interval` steps, (rows x passes, length)."""
-        seed = self.seed + SEEDS_PER_STAGE * step
+    def rewrite(self, model: PreTrainedModel, step: int, is_shared: bool = True) -> None:
+        """Let the `model` in training write the `sequences` of the next `interval` steps, (rows x passes, length).
+
+        Several processes have the same, written in one batch, or each its own if they are not `is_shared`.
+        """
+        seed = self.seed + SEEDS_PER_STAGE * (step if is_shared else step + STEPS_PER_PROCESS * process_rank())
         generator = torch.Generator().manual_seed(seed)
         rows = self.rows * self.passes
         # Of every dataset learned so far about as many.
@@ -135,29 +161,44 @@ class Rehearsal:
         starts = [int(torch.randint(text.shape[1] - self.given + 1, (), generator=generator)) for text in texts]
         pieces = [text[row, at : at + self.given] for text, row, at in zip(texts, chosen, starts)]
         begun = with_beginning(self._begin, torch.stack(pieces).long())[:, : self.length - 1].to(model.device)
-        with evaluation_mode(model):
-            self.sequences = sample_tokens(model, begun, self.length - begun.shape[1], seed, self.end)
-        # Under autocast the rounded weights, made here without gradients, would be taken for training.
-        torch.clear_autocast_cache()
-        copy_from_main_process(self.sequences)
+        at_once = len(begun) if is_shared else ROWS
+        with in_mode(model, training=False):
+            self.sequences = self._continued(model, begun, self.length - begun.shape[1], seed, at_once)
+        if is_shared:
+            copy_from_main_process(self.sequences)
 
     def discard(self) -> None:
         """Forget the sequences, so that `loss` has them regenerated at the next step, whichever it is."""
         self.sequences = torch.empty(0, 0, dtype=torch.long)
 
-    def loss(self, model: PreTrainedModel, step: int) -> Tensor:
-        """Mean divergence, in nats per token, of `model` from the teacher in the sequences of `step`, from 1 on.
+    def sequences_of(self, model: PreTrainedModel, step: int | None = None) -> Tensor:
+        """The token ids, (rows, length), that `step` rehearses, from 1 on; without it the one after the last.
 
-        Its gradient is to be added, times a weight, to that on new text.
+        `model` regenerates them if that is due. Of several processes each has its own.
         """
+        self.step = step = self.step + 1 if step is None else step
         if self.is_due(step) or not len(self.sequences):
-            self.rewrite(model, step)
-        # A Trainer moves the model to its device after the teacher was made.
-        self.teacher.to(model.device)
+            self.rewrite(unwrapped(model), step, is_shared=False)
         size = self.rows * self.passes_per_step
         first = size * ((step - 1) % self.interval)
-        tokens = self.sequences[first : first + size]
-        return divergence_from(self.teacher, tokens, model(input_ids=tokens).logits) / tokens[:, 1:].numel()
+        return self.sequences[first : first + size]
+
+    def divergence(self, model: PreTrainedModel, tokens: Tensor, from_teacher: bool = False) -> Tensor:
+        """The divergence of `model` from the teacher in `tokens`, (rows, length) ids, see `divergence_from`."""
+        logits = unwrapped(model)(input_ids=tokens).logits
+        if self._moves:
+            # A Trainer moves the model to its device after the teacher was made.
+            self.teacher.to(tokens.device)
+        return Divergence.apply(logits, self._predicted(tokens), from_teacher)
+
+    def loss(self, model: PreTrainedModel, step: int | None = None) -> Tensor:
+        """Mean divergence, in nats per token, of `model` from the teacher in the sequences of `step`.
+
+        Its gradient is to be added, times a weight, to that on new text. Without a `step`, from 1
+        on, calls are counted.
+        """
+        tokens = self.sequences_of(model, step)
+        return self.divergence(model, tokens) / tokens[:, 1:].numel()
 
     def restore(self, sequences: Tensor) -> None:
         """Resume with the `sequences` of a training that was stopped; raises `ValueError` if they do not fit."""
@@ -179,16 +220,11 @@ class Rehearsal:
         the loss of `model` on such text has risen: what forgetting of real text is
         expected to be, which the model cannot see.
         """
-        found = []
-        with evaluation_mode(model):
+        model, found = unwrapped(model), []
+        with in_mode(model, training=False):
             for text in self.written:
                 tokens = with_beginning(self._begin, text[:MEASURED_SEQUENCES].long()).to(model.device)
-                sums = [
-                    float(
-                        divergence_from(self.teacher, rows, model(input_ids=rows).logits, from_teacher=True)
-                    )
-                    for rows in tokens.split(8)
-                ]  # fmt: skip
+                sums = [float(self.divergence(model, rows, from_teacher=True)) for rows in tokens.split(8)]
                 found.append(sum(sums) / tokens[:, 1:].numel())
         return found
 
@@ -200,6 +236,8 @@ class Rehearsal:
         ensembling (WiSE-FT, arXiv:2109.01903) with the share found by bisection. Returns
         the share, from 0 to 1.
         """
+        model = unwrapped(model)
+        start = {re.sub(WRAPPERS, "", name): value for name, value in start.items()}
         end = {name: model.get_parameter(name).detach().clone() for name in start}
 
         def is_within(share: float) -> bool:
@@ -228,37 +266,10 @@ def with_beginning(begin: Tensor, tokens: Tensor) -> Tensor:
     return torch.cat([begin.expand(len(tokens), -1), tokens], dim=1)
 
 
-def beginnings(batches: Iterable[Batch], given: int, every: int, begin: Tensor) -> Tensor:
-    """The first `given` tokens of each `every` tokens of text in `batches`: (beginnings, given).
-
-    Padding is left out, and at the front `begin`, the token that begins a text, if the model has one. Raises `K1Error`
-    if no sequence is that long.
-    """
-    found = []
-    for batch in batches:
-        inputs = batch if isinstance(batch, Mapping) else {"input_ids": batch}
-        ids = inputs["input_ids"].cpu()
-        mask = inputs.get("attention_mask", torch.ones_like(ids)).cpu()
-        texts = [row[kept != 0] for row, kept in zip(ids, mask)]
-        texts = [text[len(begin) :] if text[:1].equal(begin) else text for text in texts]
-        found += [text[start : start + given] for text in texts for start in range(0, len(text) - given + 1, every)]
-    if not found:
-        raise K1Error(
-            f"there is no batch with {given} tokens in a row to continue; give longer sequences or a smaller length, "
-            "and no iterator that was read before"
-        )
-    return torch.stack(found)
-
-
-@contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Context in which `model` is as in evaluation, without dropout; afterwards it is in the mode that it was in."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
+def first_token(token: int | list[int] | None) -> Tensor:
+    """The token that a configuration names, or the first of several, as a tensor of one id, or of none."""
+    token = token[0] if isinstance(token, list) else token
+    return torch.tensor([] if token is None else [token], dtype=torch.long)
 
 
 @torch.no_grad()
@@ -268,6 +279,8 @@ def sample_tokens(model: PreTrainedModel, prompts: Tensor, new_tokens: int, seed
     A row goes on beyond the token `end`, into the next document. What a model that
     diverged predicts is not noticed here, but in the loss.
     """
+    # An adapter of peft lies inside the model, whose own `generate` has it too.
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = GenerationConfig(
         max_new_tokens=new_tokens, do_sample=False, pad_token_id=end, eos_token_id=None,
         use_cache=True, remove_invalid_values=True, disable_compile=True,

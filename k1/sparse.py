@@ -5,7 +5,7 @@ hooks. Which parameters may change is up to a policy, one small function of `POL
 a generator that yields once, and the optimizer steps while it waits there.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -66,7 +66,7 @@ def sparse_updates(
     and takes their change times 1/fraction. The number of the step is in
     `optimizer.state_dict()`. A copy of an optimizer has no hooks, as torch has it:
     attach again, and it resumes with the same bits. Raises `K1Error` for a fraction
-    outside (0, 1], an unknown policy, and an optimizer that has sparse updates already.
+    outside (0, 1], an unknown policy, an optimizer that has sparse updates already, and FSDP.
     """
     return SparseUpdates(optimizer, fraction, seed, policy)
 
@@ -77,10 +77,8 @@ class SparseUpdates:
     def __init__(self, optimizer: torch.optim.Optimizer, fraction: float, seed: int, policy: str) -> None:
         # accelerate wraps an optimizer in another one.
         optimizer = getattr(optimizer, "optimizer", optimizer)
-        if not 0 < fraction <= 1:
-            raise K1Error(f"fraction must be above 0 and at most 1, not {fraction}")
-        if policy not in POLICIES:
-            raise K1Error(f"policy '{policy}' is unknown; known are: {', '.join(POLICIES)}")
+        check_settings(fraction, policy)
+        require_whole(parameter for group in optimizer.param_groups for parameter in group["params"])
         if getattr(optimizer, "sparse_updates", None) is not None:
             raise K1Error("this optimizer has sparse updates already; remove() those first")
         if any(group.get("lr") is None for group in optimizer.param_groups):
@@ -121,6 +119,20 @@ class SparseUpdates:
             next(self._waiting, None)
             self._waiting = None
         optimizer.param_groups[0][COUNTER] += 1
+
+
+def check_settings(fraction: float, policy: str) -> None:
+    """Raise `K1Error` for a `fraction` outside (0, 1] and a `policy` that there is not."""
+    if not 0 < fraction <= 1:
+        raise K1Error(f"fraction must be above 0 and at most 1, not {fraction}")
+    if policy not in POLICIES:
+        raise K1Error(f"policy '{policy}' is unknown; known are: {', '.join(POLICIES)}")
+
+
+def require_whole(parameters: Iterable[Tensor]) -> None:
+    """Raise `K1Error` if one of `parameters` is in pieces in several processes, as FSDP has them."""
+    if any(hasattr(parameter, "placements") for parameter in parameters):
+        raise K1Error("k1 needs whole parameters in each process: train with DistributedDataParallel, not FSDP")
 
 
 def flat(parameter: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ import runpy, signal, sys
 from transformers.utils import logging
 before, signals = logging.get_verbosity(), list(map(signal.getsignal, signal.Signals))
 import k1
-k1.sparse_updates, k1.Rehearsal, k1.RehearsalCallback
+k1.sparse_updates, k1.Rehearsal, k1.K1Callback
 imported = {"datasets", "pandas", "pyarrow", "matplotlib", "tensorboard"} & sys.modules.keys()
 is_same = before == logging.get_verbosity() and signals == list(map(signal.getsignal, signal.Signals))
 print(k1.__file__, is_same, imported)

@@ -18,7 +18,7 @@ from k1.data.loader import DataLoader
 from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer
 from k1.errors import K1Error
 from k1.model import build_model
-from k1.rehearsal import Divergence, InverseTransformSampling, beginnings, sample_tokens
+from k1.rehearsal import Divergence, InverseTransformSampling, sample_tokens
 from k1.training.losses import accumulate_gradients
 from k1.training.rehearsal import begin_rehearsal, write_rehearsal
 from k1.training.trainer import StageTrainer
@@ -139,21 +139,6 @@ def test_the_ends_of_what_is_drawn_are_tokens_too(monkeypatch, drawn, token):
     assert InverseTransformSampling(torch.Generator())(None, scores).argmax() == token
 
 
-def test_beginnings_are_text_and_no_padding():
-    no_begin = torch.tensor([])
-    ids = torch.arange(1, 25).view(2, 12)
-    mask = torch.ones_like(ids)
-    mask[0, :3], mask[1, 4:] = 0, 0
-    expected = [[4, 5], [9, 10], [13, 14]]
-    assert (
-        beginnings([{"input_ids": ids, "attention_mask": mask}], given=2, every=5, begin=no_begin).tolist() == expected
-    )
-    found = beginnings(iter([ids[:, :6], ids[:1, 6:7]]), given=2, every=4, begin=no_begin)
-    assert found.tolist() == [[1, 2], [5, 6], [13, 14], [17, 18]]
-    with pytest.raises(K1Error, match="no batch with 13 tokens"):
-        beginnings([ids], given=13, every=13, begin=no_begin)
-
-
 def test_every_dataset_has_its_part_of_what_is_written_and_rehearsed(tiny_model):
     first = write_rehearsal(tiny_model, dataset_of(token_ids(5)), TOKENIZER, arguments_of(stage=1))
     both = write_rehearsal(tiny_model, dataset_of(token_ids(9)), TOKENIZER, arguments_of(stage=3), first)
@@ -183,7 +168,7 @@ def test_a_stage_without_text_to_rehearse_is_refused(tiny_model):
         ({"length": 1}, "a length of at least 2"),
         ({"rows": 0}, "1 row"),
         ({"length": 4096}, "4096 is more than the"),
-        ({"written": [torch.zeros(3, 1, dtype=torch.int32)]}, "the same length to every rehearsal"),
+        ({"written": [torch.zeros(3, 1, dtype=torch.int32)]}, "give every rehearsal the same length"),
     ],
     ids=["length", "rows", "positions", "earlier text"],
 )
@@ -225,6 +210,18 @@ def test_a_model_in_training_continues_beginnings_that_were_written_before(tiny_
     written = {tuple(row[start : start + 2].tolist()) for row in rehearsal.written[0] for start in range(5)}
     begun = {tuple(row[:2].tolist()) for row in first}
     assert begun <= written and len(begun) > 10
+
+
+@pytest.mark.parametrize(("is_shared", "sizes"), [(True, [10]), (False, [4, 4, 2])])
+def test_no_more_is_regenerated_side_by_side_than_was_written_unless_processes_share_it(
+    tiny_model, monkeypatch, is_shared, sizes
+):
+    rehearsal, found = rehearsal_of(tiny_model, interval=5), []
+    monkeypatch.setattr("k1.rehearsal.sample_tokens", lambda *inputs: found.append(inputs) or count_up(*inputs))
+    monkeypatch.setattr("k1.rehearsal.ROWS", 4)
+    rehearsal.rewrite(tiny_model, 1, is_shared)
+    assert [len(prompts) for _, prompts, *_ in found] == sizes and rehearsal.sequences.shape == (10, 8)
+    assert len({seed for *_, seed, _ in found}) == len(sizes)
 
 
 @pytest.mark.parametrize(("interval", "due"), [(3, [1, 4, 7, 10]), (1, list(range(1, 11)))])

@@ -4,16 +4,15 @@ import ast
 import copy
 import functools
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers.utils import logging
 
 import k1
 from k1.errors import K1Error
-from k1.rehearsal import divergence_from
 from tests.conftest import ROOT
 
 END, VOCABULARY, LENGTH, ROWS = 0, 40, 32, 16
@@ -86,7 +85,7 @@ def learned(request):
     return learned_model(request.param)
 
 
-def own_loop(model, example: str | None, **_):
+def own_loop(model, example: str | None, *_):
     if example is None:
         plain_loop(model, NEW[:-10], torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE))
         return
@@ -94,7 +93,7 @@ def own_loop(model, example: str | None, **_):
     exec(example, names)
 
 
-def with_trainer(model, example: str | None, folder):
+def with_trainer(model, example: str | None, folder, capsys):
     arguments = TrainingArguments(
         str(folder), per_device_train_batch_size=ROWS, num_train_epochs=1, learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant", report_to="none", save_strategy="no", disable_tqdm=True, use_cpu=True,
@@ -105,17 +104,22 @@ def with_trainer(model, example: str | None, folder):
     if example is None:
         Trainer(model, arguments, train_dataset=dataset).train()
         return
-    names = {"model": model, "old": OLD[:20], "arguments": arguments, "dataset": dataset, "torch": torch}
-    exec(example, names | {"Trainer": Trainer})
+    names = {"model": model, "old": OLD[:20], "arguments": arguments, "new": dataset, "tokenizer": None}
+    names |= {"Trainer": Trainer, "folder": folder / "k1", "learned": NEW[:20]}
+    exec(example, names)
+    assert "| | before | after |\n|---|---:|---:|\n| loss on known text | " in capsys.readouterr().out
+    exec(EXAMPLES["next task"], names)
+    Trainer(model, arguments, train_dataset=dataset, callbacks=[names["following"]])
+    assert [len(text) for text in names["following"].rehearsal.written] == [512, 512]
 
 
 @pytest.mark.parametrize(("kind", "use", "title"), [("llama", own_loop, "own loop"), ("gpt2", with_trainer, "Trainer")])
-def test_the_code_on_the_page_prevents_forgetting(tmp_path, kind, use, title):
+def test_the_code_on_the_page_prevents_forgetting(tmp_path, capsys, kind, use, title):
     learned = learned_model(kind)
     before = loss_on(learned, "old")
     plain, kept_model = copy.deepcopy(learned), copy.deepcopy(learned)
-    use(plain, None, folder=tmp_path)
-    use(kept_model, EXAMPLES[title], folder=tmp_path)
+    use(plain, None, tmp_path, capsys)
+    use(kept_model, EXAMPLES[title], tmp_path, capsys)
     forgotten, kept = (loss_on(model, "old") - before for model in (plain, kept_model))
     found, wanted = loss_on(kept_model, "new"), loss_on(plain, "new")
     print(f"{title}: old {before:.3f}, forgotten {forgotten:.3f} and {kept:.3f}; new {wanted:.3f} and {found:.3f}")
@@ -129,61 +133,10 @@ def test_the_code_on_the_page_prevents_forgetting(tmp_path, kind, use, title):
 
 
 def test_the_examples_are_short():
-    assert set(EXAMPLES) == {"own loop", "Trainer"}
+    assert set(EXAMPLES) == {"own loop", "Trainer", "next task"}
     for example in EXAMPLES.values():
         lines = [node for node in ast.walk(ast.parse(example)) if isinstance(node, ast.stmt)]
         assert len(lines) <= 11
-
-
-def test_the_callback_adds_the_gradient_of_the_divergence(learned):
-    rehearsal = k1.Rehearsal(fresh_model("gpt2"), OLD[:2], sequences=10, length=8, rows=2, interval=3)
-    arguments, state = SimpleNamespace(fp16=False, bf16=False), SimpleNamespace(global_step=4)
-    callback = k1.RehearsalCallback(rehearsal, weight=0.7)
-    callback.on_train_begin(arguments, state, None)
-    model = copy.deepcopy(learned)
-    plain_loop(model, OLD[:1], SimpleNamespace(step=lambda: None, zero_grad=lambda: None))
-    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-    callback.on_step_begin(arguments, state, None, model=model)
-    alone = copy.deepcopy(learned)
-    sequences = rehearsal.sequences[2:4]
-    assert rehearsal.sequences.shape == (6, 8)
-    (divergence_from(rehearsal.teacher, sequences, alone(input_ids=sequences).logits) / 14).backward()
-    for name, parameter in alone.named_parameters():
-        torch.testing.assert_close(
-            model.get_parameter(name).grad, expected[name] + 0.7 * parameter.grad, rtol=1e-2, atol=1e-4
-        )
-
-
-def test_a_trainer_goes_on_from_a_checkpoint_with_the_same_bits(learned, tmp_path):
-    """Also if the checkpoint lies between two steps at which the sequences are regenerated."""
-
-    def trained(**options):
-        model = copy.deepcopy(learned)
-        rehearsal = k1.Rehearsal(model, OLD[:4], sequences=16, length=16, interval=4)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-        k1.sparse_updates(optimizer)
-        arguments = TrainingArguments(
-            str(tmp_path), per_device_train_batch_size=ROWS, max_steps=9, save_steps=6, report_to="none",
-            disable_tqdm=True, use_cpu=True, logging_strategy="no", gradient_accumulation_steps=2,
-        )  # fmt: skip
-        ids = torch.cat([batch["input_ids"] for batch in NEW[:18]]).tolist()
-        dataset = Dataset.from_dict({"input_ids": ids, "labels": ids})
-        callbacks = [k1.RehearsalCallback(rehearsal)]
-        Trainer(model, arguments, train_dataset=dataset, optimizers=(optimizer, None), callbacks=callbacks).train(
-            **options
-        )
-        return model.state_dict(), rehearsal.sequences
-
-    expected, written = trained()
-    found, again = trained(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
-    assert torch.equal(again, written)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
-
-
-def test_the_callback_refuses_scaled_losses():
-    callback = k1.RehearsalCallback(k1.Rehearsal(fresh_model("gpt2"), OLD[:1], sequences=2, length=8))
-    with pytest.raises(K1Error, match="train with bf16=True"):
-        callback.on_train_begin(SimpleNamespace(fp16=True), SimpleNamespace(global_step=0), None)
 
 
 def test_under_autocast_every_parameter_gets_its_gradient(learned):
@@ -212,9 +165,9 @@ def test_the_teacher_stays_and_every_task_has_its_part(learned):
 @pytest.mark.parametrize(
     ("batches", "settings", "message"),
     [
-        ([], {}, "there is no batch with 2 tokens in a row"),
+        ([], {}, "known has fewer than 2 tokens to continue"),
         (OLD[:1], {"length": 200}, "length 200 is more than the 64 positions"),
-        ([OLD[0]["input_ids"][:, :10]], {"length": 64}, "there is no batch with 16 tokens in a row"),
+        ([OLD[0]["input_ids"][:1, :10]], {"length": 64}, "known has fewer than 16 tokens to continue"),
         (OLD[:1], {"length": 1}, "a length of at least 2"),
         (OLD[:1], {"interval": 0}, "1 step or more"),
         (OLD[:1], {"written": [torch.zeros(3, 1, dtype=torch.int32)]}, "is not of length 8"),
@@ -223,6 +176,63 @@ def test_the_teacher_stays_and_every_task_has_its_part(learned):
 def test_a_rehearsal_that_cannot_be_is_one_clear_line(batches, settings, message):
     with pytest.raises(K1Error, match=message):
         k1.Rehearsal(fresh_model("gpt2"), batches, **{"length": 8, "sequences": 2, **settings})
+
+
+def test_calls_are_counted_unless_the_step_is_given(learned):
+    """And what DistributedDataParallel and torch.compile put around a model makes no difference."""
+    losses = []
+    for wrap, steps in ((lambda model: model, [1, 2, 3]), (lambda model: model, [None] * 3), (Wrapper, [None] * 3)):
+        rehearsal = k1.Rehearsal(fresh_model("llama"), OLD[:1], sequences=2, length=8, interval=2)
+        losses.append([float(rehearsal.loss(wrap(learned), step).detach()) for step in steps])
+    assert losses[0] == losses[1] == losses[2] and len(set(losses[0])) == 3
+
+
+class Wrapper(torch.nn.Module):
+    """As DistributedDataParallel, which needs other processes."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+
+def test_a_budget_takes_parameters_by_any_of_their_names(learned):
+    """Those of before may have been copied from a model that was wrapped, or is now."""
+    compiled = torch.compile(copy.deepcopy(learned))
+    rehearsal = k1.Rehearsal(compiled, OLD[:1], sequences=2, length=8)
+    start = {name: value.detach().clone() for name, value in compiled.named_parameters()}
+    assert all(name.startswith("_orig_mod.") for name in start)
+    with torch.no_grad():
+        for parameter in compiled.parameters():
+            parameter.mul_(2)
+    assert rehearsal.keep_within(Wrapper(compiled), start, budget=0.0) == 0
+    for name, value in learned.named_parameters():
+        assert torch.equal(compiled.get_parameter(f"_orig_mod.{name}"), value)
+
+
+def test_the_mode_and_the_gradients_of_a_model_stay_as_they_were(learned):
+    model = copy.deepcopy(learned).train()
+    model.get_submodule(next(name for name, part in model.named_modules() if name.endswith("0"))).eval()
+    modes = [part.training for part in model.modules()]
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    rehearsal = k1.Rehearsal(model, OLD[:1], sequences=2, length=8)
+    rehearsal.loss(model)
+    rehearsal.predicted_forgetting(model)
+    assert modes == [part.training for part in model.modules()] and len(set(modes)) == 2
+    assert all((parameter.grad == 1).all() for parameter in model.parameters())
+
+
+def test_what_fails_leaves_the_settings_of_the_model_and_the_logging_as_they_were(learned, monkeypatch):
+    rehearsal = k1.Rehearsal(learned, OLD[:1], sequences=2, length=8)
+    settings, verbosity = learned.generation_config, logging.get_verbosity()
+
+    def fail(*_, **__):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(type(learned), "forward", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        rehearsal.loss(learned)
+    assert learned.generation_config is settings and logging.get_verbosity() == verbosity
 
 
 def test_settings_of_a_pretrained_model_do_not_shape_what_it_rehearses(learned):
