@@ -5,9 +5,8 @@ import os
 import pytest
 import torch
 
-from k1.arguments import parse_training_flags
 from k1.checkpoints.contents import FORMAT
-from k1.checkpoints.storage import load_checkpoint, output_path, restore_model, save_checkpoint
+from k1.checkpoints.storage import load_checkpoint, restore_model, save_checkpoint
 from k1.errors import K1Error
 from k1.presets import FILES
 from tests.conftest import assert_one_clear_line, run_script, signed
@@ -145,16 +144,6 @@ def test_weights_that_do_not_fit_are_refused(trained):
     checkpoint.model["lm_head.weight"] = torch.zeros(3, 3)
     with pytest.raises(K1Error, match="do not fit"):
         restore_model(checkpoint, "cpu")
-
-
-def test_an_existing_output_is_kept_unless_overwrite(tmp_path):
-    flags = parse_training_flags("", "k1", ["--models_dir", str(tmp_path)])
-    path = output_path(flags, stage=1)
-    path.write_bytes(b"")
-    with pytest.raises(K1Error, match="--overwrite"):
-        output_path(flags, stage=1)
-    flags.overwrite = True
-    assert output_path(flags, stage=1) == path
 
 
 def test_a_models_dir_that_is_a_file(tmp_path):
