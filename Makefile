@@ -16,7 +16,7 @@ RUN = .venv/bin/python
 train = @echo '$(strip $(1))' >&2; $(RUN) $(1) $(SETTINGS) --overwrite && touch $@
 
 .PHONY: all report seeds unseen unseen2 pretrained study map stream model-study benchmark record screenshots
-.PHONY: test lint numerics harness kills clean FORCE
+.PHONY: test test-oldest lint numerics harness kills clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -193,6 +193,16 @@ lint: .venv/.installed-dev
 numerics: .venv/.installed-dev
 	@for kind in avx2 default; do ATEN_CPU_CAPABILITY=$$kind $(RUN) -m pytest --numprocesses 2 --dist loadgroup \
 		tests/test_sparse.py tests/test_rehearsal.py tests/training/test_library.py || exit 1; done
+
+# The library with the oldest versions that pyproject.toml allows, torch excepted: of it there are only wheels with CUDA.
+test-oldest: .venv/.installed-oldest
+	PYTHONPATH=.venv/oldest $(RUN) -m pytest --numprocesses 2 --dist loadgroup \
+		tests/test_sparse.py tests/test_rehearsal.py tests/training/test_library.py
+
+.venv/.installed-oldest: requirements-oldest.txt .venv/.installed-dev
+	rm -rf .venv/oldest
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/oldest -r $<
+	touch $@
 
 # lm-evaluation-harness on an exported model; its packages lie apart, so that those of the tests stay as they are.
 harness: .venv/.installed-harness
