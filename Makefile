@@ -1,4 +1,4 @@
-# make: everything, from an empty checkout to the report. make test: all tests.
+# make: everything, from an empty checkout to the report. make test: all tests. make test-fast: those of a minute.
 PYTHON ?= python3
 DATA_SOURCE ?= bundled
 PRESET ?= quick
@@ -16,7 +16,7 @@ RUN = .venv/bin/python
 train = @echo '$(strip $(1))' >&2; $(RUN) $(1) $(SETTINGS) --overwrite && touch $@
 
 .PHONY: all report seeds unseen unseen2 pretrained study map stream model-study benchmark record screenshots
-.PHONY: test test-oldest lint numerics harness kills clean FORCE
+.PHONY: test test-fast test-oldest lint numerics harness kills clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -183,6 +183,9 @@ screenshots: .venv/.installed-dev
 
 test: .venv/.installed-dev
 	$(RUN) -m pytest --numprocesses 2 --dist loadgroup
+
+test-fast: .venv/.installed-dev
+	$(RUN) -m pytest --numprocesses 2 --dist loadgroup -m 'not slow'
 
 # Style and formatting, as pyproject.toml has them.
 lint: .venv/.installed-dev

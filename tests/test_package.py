@@ -12,6 +12,8 @@ from packaging.requirements import Requirement
 import k1
 from tests.conftest import ROOT
 
+pytestmark = [pytest.mark.xdist_group("package"), pytest.mark.slow]
+
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):

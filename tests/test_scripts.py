@@ -168,6 +168,7 @@ def test_what_is_trained_with_these_settings_is_not_trained_again_and_its_table_
         assert (models_dir / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_what_is_trained_with_other_settings_is_replaced_if_asked_for(trained, tmp_path):
     models_dir = shutil.copytree(trained.models_dir, tmp_path / "models")
     first, second = (models_dir / f"k1_dataset{stage}.pt" for stage in (1, 2))

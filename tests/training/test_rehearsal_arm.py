@@ -11,6 +11,8 @@ from k1.presets import ARM_FILES
 from tests.conftest import assert_one_clear_line, run_script
 from tests.training.test_resume import start_and_heed, wait_for
 
+pytestmark = pytest.mark.slow
+
 FIRST, SECOND, FINAL = ARM_FILES["baseline_rehearsal"]
 
 
