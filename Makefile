@@ -1,4 +1,4 @@
-# make: everything, from an empty checkout to the report. make test: all tests.
+# make: everything, from an empty checkout to the report. make test: all tests. make test-fast: those of a minute.
 PYTHON ?= python3
 DATA_SOURCE ?= bundled
 PRESET ?= quick
@@ -11,11 +11,12 @@ COMPILE ?=
 SETTINGS = --data_source $(DATA_SOURCE) --preset $(PRESET) --threads 1 $(COMPILE)
 MAKEFLAGS += --jobs=2
 RUN = .venv/bin/python
-# A training that was interrupted resumes, unless its script or its settings were edited since.
-OVERWRITE = $$(for file in $^; do [ $(@:.pt=.resume.pt) -nt $$file ] || { echo --overwrite; break; }; done)
+# $(call train,SCRIPT FLAGS) names a training and does it. The script resumes one that was stopped, keeps what it finds
+# trained with these settings and text, and replaces what was trained with others.
+train = @echo '$(strip $(1))' >&2; $(RUN) $(1) $(SETTINGS) --overwrite && touch $@
 
 .PHONY: all report seeds unseen unseen2 pretrained study map stream model-study benchmark record screenshots
-.PHONY: test lint numerics harness kills clean FORCE
+.PHONY: test test-fast test-oldest lint numerics harness kills clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -45,26 +46,26 @@ models/.settings: FORCE
 	@echo '$(SETTINGS)' | cmp -s - $@ || echo '$(SETTINGS)' > $@
 
 models/k1_dataset1.pt: train_k1_dataset1.py models/.settings | .venv/.installed
-	$(RUN) $< $(SETTINGS) $(OVERWRITE)
+	$(call train,$<)
 
 models/k1_dataset2.pt: train_k1_dataset2.py models/k1_dataset1.pt
-	$(RUN) $< $(SETTINGS) $(OVERWRITE)
+	$(call train,$<)
 
 models/k1_final.pt: train_k1_dataset3.py models/k1_dataset2.pt
-	$(RUN) $< $(SETTINGS) $(OVERWRITE)
+	$(call train,$<)
 
 # 51% alone: the later stages of K-1 without rehearsal.
 models/sparse_dataset2.pt: train_k1_dataset2.py models/k1_dataset1.pt
-	$(RUN) $< $(SETTINGS) --rehearsal 0 $(OVERWRITE)
+	$(call train,$< --rehearsal 0)
 
 models/sparse_final.pt: train_k1_dataset3.py models/sparse_dataset2.pt
-	$(RUN) $< $(SETTINGS) --rehearsal 0 $(OVERWRITE)
+	$(call train,$< --rehearsal 0)
 
 models/baseline_final.pt: train_baseline_all.py models/.settings | .venv/.installed
-	$(RUN) $< $(SETTINGS) $(OVERWRITE)
+	$(call train,$<)
 
 models/baseline_rehearsal_final.pt: train_baseline_all.py models/baseline_final.pt
-	$(RUN) $< $(SETTINGS) --rehearsal $(REHEARSAL) $(OVERWRITE)
+	$(call train,$< --rehearsal $(REHEARSAL))
 
 k1_output.txt: generate_k1.py k1/report/generation.py models/k1_final.pt
 	$(RUN) $< > $@
@@ -81,25 +82,25 @@ models/seed%: ALL = $(FIRST)
 
 # An experiment in a folder of its own; FIRST, SECOND, THIRD and ALL are the flags that make it another one.
 models/%/k1_dataset1.pt: | .venv/.installed
-	$(RUN) train_k1_dataset1.py $(FIRST) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
+	$(call train,train_k1_dataset1.py $(FIRST) --models_dir $(@D))
 
 models/%/k1_dataset2.pt: models/%/k1_dataset1.pt
-	$(RUN) train_k1_dataset2.py $(SECOND) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
+	$(call train,train_k1_dataset2.py $(SECOND) --models_dir $(@D))
 
 models/%/k1_final.pt: models/%/k1_dataset2.pt
-	$(RUN) train_k1_dataset3.py $(THIRD) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
+	$(call train,train_k1_dataset3.py $(THIRD) --models_dir $(@D))
 
 models/%/sparse_dataset2.pt: models/%/k1_dataset1.pt
-	$(RUN) train_k1_dataset2.py $(SECOND) $(SETTINGS) --models_dir $(@D) --rehearsal 0 $(OVERWRITE)
+	$(call train,train_k1_dataset2.py $(SECOND) --models_dir $(@D) --rehearsal 0)
 
 models/%/sparse_final.pt: models/%/sparse_dataset2.pt
-	$(RUN) train_k1_dataset3.py $(THIRD) $(SETTINGS) --models_dir $(@D) --rehearsal 0 $(OVERWRITE)
+	$(call train,train_k1_dataset3.py $(THIRD) --models_dir $(@D) --rehearsal 0)
 
 models/%/baseline_final.pt: | .venv/.installed
-	$(RUN) train_baseline_all.py $(ALL) $(SETTINGS) --models_dir $(@D) $(OVERWRITE)
+	$(call train,train_baseline_all.py $(ALL) --models_dir $(@D))
 
 models/%/baseline_rehearsal_final.pt: models/%/baseline_final.pt
-	$(RUN) train_baseline_all.py $(ALL) $(SETTINGS) --models_dir $(@D) --rehearsal $(REHEARSAL) $(OVERWRITE)
+	$(call train,train_baseline_all.py $(ALL) --models_dir $(@D) --rehearsal $(REHEARSAL))
 
 models/%/report.json: models/%/k1_final.pt models/%/sparse_final.pt models/%/baseline_rehearsal_final.pt
 	$(RUN) -m k1.report --models_dir $(@D) --json $@ > $(@D)/report.md
@@ -171,7 +172,7 @@ RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) ben
 	study/frontier.png:study.png stream/stream.png:stream.png map/map.png:map.png
 record: .venv/.installed
 	$(RUN) -m k1.report --json results/report.json --plots results > results/report.md
-	for pair in $(RECORDED); do \
+	@for pair in $(RECORDED); do \
 		[ ! -e models/$${pair%:*} ] || cp models/$${pair%:*} results/$${pair#*:} || exit 1; done
 	$(RUN) -m k1.study.seeds results/seed*.json > results/seeds.md
 	$(RUN) -m k1.study.readme
@@ -183,6 +184,9 @@ screenshots: .venv/.installed-dev
 test: .venv/.installed-dev
 	$(RUN) -m pytest --numprocesses 2 --dist loadgroup
 
+test-fast: .venv/.installed-dev
+	$(RUN) -m pytest --numprocesses 2 --dist loadgroup -m 'not slow'
+
 # Style and formatting, as pyproject.toml has them.
 lint: .venv/.installed-dev
 	$(RUN) -m ruff check k1 tests *.py
@@ -190,8 +194,18 @@ lint: .venv/.installed-dev
 
 # The numeric tests as other processors run them: with AVX2 and without vector instructions.
 numerics: .venv/.installed-dev
-	for kind in avx2 default; do ATEN_CPU_CAPABILITY=$$kind $(RUN) -m pytest --numprocesses 2 --dist loadgroup \
+	@for kind in avx2 default; do ATEN_CPU_CAPABILITY=$$kind $(RUN) -m pytest --numprocesses 2 --dist loadgroup \
 		tests/test_sparse.py tests/test_rehearsal.py tests/training/test_library.py || exit 1; done
+
+# The library with the oldest versions that pyproject.toml allows, torch excepted: of it there are only wheels with CUDA.
+test-oldest: .venv/.installed-oldest
+	PYTHONPATH=.venv/oldest $(RUN) -m pytest --numprocesses 2 --dist loadgroup \
+		tests/test_sparse.py tests/test_rehearsal.py tests/training/test_library.py
+
+.venv/.installed-oldest: requirements-oldest.txt .venv/.installed-dev
+	rm -rf .venv/oldest
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/oldest -r $<
+	touch $@
 
 # lm-evaluation-harness on an exported model; its packages lie apart, so that those of the tests stay as they are.
 harness: .venv/.installed-harness

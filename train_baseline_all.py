@@ -24,11 +24,7 @@ def main() -> None:
     for stage, data_loader, output in zip(STAGES, data_loaders, outputs, strict=True):
         arguments = flags.resolve(stage, previous=learner.checkpoint and learner.checkpoint.arguments)
         dataset = data_loader.tokenize(learner.tokenizer)
-        if output.is_finished:
-            learner.take_over(output.path, dataset, arguments, flags.arm)
-        else:
-            learner.learn(dataset, arguments, output.train, is_last=stage == STAGES[-1])
-            output.save(learner.checkpoint)
+        output.learn(learner, dataset, arguments, is_last=stage == STAGES[-1])
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ def main() -> None:
 
     data_loader = DataLoader(dataset_name="wikitext", arguments=arguments)
     learner = Learner.new(flags.init_from, arguments, data_loader.text("train"))
-    learner.learn(data_loader.tokenize(learner.tokenizer), arguments, output.train)
-    output.save(learner.checkpoint)
+    output.learn(learner, data_loader.tokenize(learner.tokenizer), arguments)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ def main() -> None:
 
     data_loader = DataLoader(dataset_name="code", arguments=arguments)
     learner = Learner.of(previous, arguments)
-    learner.learn(data_loader.tokenize(learner.tokenizer), arguments, output.train)
-    output.save(learner.checkpoint)
+    output.learn(learner, data_loader.tokenize(learner.tokenizer), arguments)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ def main() -> None:
 
     data_loader = DataLoader(dataset_name="science", arguments=arguments)
     learner = Learner.of(previous, arguments)
-    learner.learn(data_loader.tokenize(learner.tokenizer), arguments, output.train, is_last=True)
-    output.save(learner.checkpoint)
+    output.learn(learner, data_loader.tokenize(learner.tokenizer), arguments, is_last=True)
 
 
 if __name__ == "__main__":

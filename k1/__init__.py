@@ -1,5 +1,6 @@
 """k1: does a language model that updates 51% of its parameters per step forget less than one that updates all?"""
 
+from contextlib import nullcontext
 from importlib import import_module
 
 from k1.errors import command, quiet_interrupts
@@ -19,6 +20,8 @@ PUBLIC = {
     "k1.report.generation_arguments": ("parse_generation_arguments",),
     "k1.report.generation": ("print_continuations",),
 }  # fmt: skip
+# What programs of others take; Ctrl-C is theirs, also while it is imported.
+LIBRARY = ("sparse_updates", "Rehearsal", "K1Callback")
 MODULES = {name: module for module, names in PUBLIC.items() for name in names}
 
 __all__ = ["command", *MODULES]
@@ -28,7 +31,7 @@ def __getattr__(name: str) -> object:
     """A public name, imported when it is first asked for: the libraries behind some of them take seconds."""
     if name not in MODULES:
         raise AttributeError(f"module 'k1' has no attribute '{name}'")
-    with quiet_interrupts():
+    with nullcontext() if name in LIBRARY else quiet_interrupts():
         value = getattr(import_module(MODULES[name]), name)
     globals()[name] = value
     return value

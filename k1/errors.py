@@ -11,8 +11,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_MEMORY = "not enough memory; lower --batch_size and raise --gradient_accumulation_steps, or choose a smaller preset"
 
 
@@ -114,8 +115,14 @@ def quiet_interrupts() -> Iterator[None]:
 
 
 def user_path(text: str) -> Path:
-    """The path that `text` names; ~ is the home folder, which the shell leaves alone in --flag=~/folder."""
-    return Path(text).expanduser()
+    """The path that `text` names; ~ is the home folder, which the shell leaves alone in --flag=~/folder.
+
+    Raises `UsageError` if there is none.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{text}: there is no such home folder; name the folder in full")
 
 
 class Parser(argparse.ArgumentParser):
@@ -137,6 +144,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def wrapper() -> None:
+        stderr, sys.stderr = sys.stderr, Stderr(sys.stderr)
         try:
             if may_handle(signal.SIGTERM):
                 signal.signal(signal.SIGTERM, raise_terminated)
@@ -162,18 +170,19 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             reason = str(error).strip().splitlines()[0]
             fail(f"another process of the training ended ({reason}); start the same command again to go on", 1)
         except BrokenPipeError:
-            let_stdout_go()
+            let_go(sys.stdout)
             sys.exit(141)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in DISK_FULL:
                 raise
-            let_stdout_go()
+            let_go(sys.stdout)
             fail(
-                f"cannot write the results ({error.strerror}); free some space. A checkpoint that exists is whole, and "
-                "python3 -m k1.report prints its figures",
+                f"cannot write the results ({error.strerror}); free some space and repeat the command, which prints "
+                "them again: a checkpoint that was written is whole, and is not trained a second time",
                 1,
             )
         finally:
+            sys.stderr = stderr
             # All is written; a signal while the interpreter shuts down would only add a traceback.
             for number in Interruption.HANDLERS:
                 atexit.register(signal.signal, number, signal.SIG_IGN)
@@ -181,9 +190,35 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     return wrapper
 
 
-def let_stdout_go() -> None:
-    """Let what the interpreter still writes to stdout at its end go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def let_go(stream: TextIO) -> None:
+    """Let what is still written to stdout or stderr go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class Stderr:
+    """A stderr whose disk may be full (`2> log`): what it does not take is lost, and nothing else."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        """Write `text`, or let the stream go."""
+        self._guarded(self._stream.write, text)
+
+    def flush(self) -> None:
+        """Flush, or let the stream go."""
+        self._guarded(self._stream.flush)
+
+    def _guarded(self, do: Callable, *arguments: str) -> None:
+        try:
+            do(*arguments)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            let_go(self._stream)
 
 
 def fail_if_interrupted(error: BaseException) -> None:

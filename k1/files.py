@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
-from k1.errors import K1Error, signals_wait
+from k1.errors import DISK_FULL, K1Error, signals_wait
 
 locks: list[FileLock] = []  # held until the process ends, however it ends
 
@@ -94,10 +94,11 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> No
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def advice_on(error: Exception) -> str:
-    """What to do about a file that cannot be written."""
-    is_denied = isinstance(error, PermissionError)
-    return "choose a place that you may write to" if is_denied else "free some space or choose another place"
+def advice_on(error: Exception, other: str = "choose another place") -> str:
+    """What to do about a file that cannot be written: something `other`, or free some space if the disk is full."""
+    # safetensors and torch tell the reason of the system in words alone.
+    is_full = any(os.strerror(number) in str(error) for number in DISK_FULL)
+    return f"free some space or {other}" if is_full else other
 
 
 def flush_folder(folder: Path) -> None:

@@ -22,6 +22,7 @@ from k1.checkpoints.storage import (
 from k1.data.initial import initial_model
 from k1.data.loader import TokenizedDataset, load_datasets, require_distinct
 from k1.data.tokenizer import load_tokenizer
+from k1.errors import K1Error
 from k1.parallel import is_main_process
 from k1.rehearsal import Rehearsal
 from k1.report.tables import print_evaluation
@@ -42,7 +43,34 @@ class StageOutput:
     path: Path
     resume_file: ResumeFile
     event_log: EventLog
+    flags: Flags
     is_finished: bool
+
+    def learn(self, learner: "Learner", dataset: TokenizedDataset, arguments: Arguments, is_last: bool = False) -> None:
+        """Let `learner` learn `dataset`, write the checkpoint, and print what its model scores.
+
+        A stage that is finished is taken as it is if it had the same settings, text and start; others are trained
+        again with `--overwrite`, and without it raise `K1Error`, naming the first difference.
+        """
+        is_taken = self.is_finished and self._take(learner, dataset, arguments)
+        if not is_taken:
+            learner.learn(dataset, arguments, self.train, is_last)
+            self.save(learner.checkpoint)
+        # What the stage of another arm scores is among that one's results.
+        if not (is_taken and is_shared(self.flags.arm, self.path)):
+            print_evaluation(learner.checkpoint)
+
+    def _take(self, learner: "Learner", dataset: TokenizedDataset, arguments: Arguments) -> bool:
+        """Let `learner` continue with the checkpoint at `path`; returns whether that could be."""
+        try:
+            learner.take_over(self.path, dataset, arguments, self.flags.arm)
+        except K1Error:
+            if not self.flags.overwrite or is_shared(self.flags.arm, self.path):
+                raise
+            return False
+        if is_main_process():
+            print(f"{self.path} is already trained with these settings; remove it to train it again", file=sys.stderr)
+        return True
 
     def train(
         self, model: PreTrainedModel, dataset: TokenizedDataset, arguments: Arguments, rehearsal: Rehearsal | None
@@ -51,7 +79,7 @@ class StageOutput:
         return StageTrainer(model, dataset, arguments, rehearsal).run(self.resume_file, self.event_log)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write `checkpoint` and its evaluations as events, and print what its model scores."""
+        """Write `checkpoint`, and its evaluations as events."""
         save_checkpoint(self.path, checkpoint)
         if is_main_process():
             print(f"wrote {self.path}", file=sys.stderr)
@@ -60,23 +88,23 @@ class StageOutput:
         self.event_log.add_evaluations({name: before[name]}, after, checkpoint.arguments["max_steps"])
         if self.resume_file.path == resume_path(self.path):
             self.resume_file.remove()
-        print_evaluation(checkpoint)
 
 
 def stage_outputs(flags: Flags, stages: Sequence[int]) -> list[StageOutput]:
     """What the `stages` of one script leave; checks that all can be written, see `k1.checkpoints.storage.output_path`.
 
-    A stage is finished already if the script was stopped after it, or if the arm shares it with another arm that has
-    trained it.
+    A stage is finished if its checkpoint exists, but for those that a stopped run of the script had not yet reached.
     """
-    paths = {stage: output_path(flags, stage, last=stages[-1]) for stage in stages}
+    paths = {stage: output_path(flags, stage) for stage in stages}
     resume_file = ResumeFile(paths[stages[-1]], flags.save_steps, flags.overwrite)
+    begun = resume_file.stage or stages[-1] + 1
+    is_finished = {
+        stage: stage < begun and path.exists() or is_shared(flags.arm, path) for stage, path in paths.items()
+    }
     return [
-        StageOutput(
-            path, resume_file, EventLog(flags, path), stage < resume_file.stage or is_shared(flags.arm, path)
-        )
+        StageOutput(path, resume_file, EventLog(flags, path), flags, is_finished[stage])
         for stage, path in paths.items()
-    ]  # fmt: skip
+    ]
 
 
 class Learner:
@@ -115,8 +143,8 @@ class Learner:
         return learner
 
     def take_over(self, path: Path, dataset: TokenizedDataset, arguments: Arguments, arm: str) -> None:
-        """Continue with the model at `path`, of a stage that is finished; see `k1.checkpoints.storage`."""
-        self.checkpoint, self.model = load_finished_stage(path, dataset, arguments, arm, self.start)
+        """Continue with the model at `path`, of a stage that is finished; see `load_finished_stage`."""
+        self.checkpoint, self.model = load_finished_stage(path, dataset, arguments, arm, self.start, self.checkpoint)
         self.written = self.checkpoint.written
         self.learned.append(dataset)
 

@@ -53,30 +53,9 @@ def write_corpus(folder: Path, name: str, documents: int = 60) -> Path:
     return path
 
 
-# Files whose tests share a fixture that takes long, and so stay in one of several test processes.
-SHARED = (
-    "test_hub.py", "test_study.py", "test_stream.py", "test_unseen.py", "test_parallel.py", "test_benchmark.py",
-    "test_page.py", "test_library.py", "test_package.py",
-)  # fmt: skip
-# Files with long tests: they come first, so that at the end no process is left alone with one.
-FIRST = (*SHARED, "test_resume.py")
-
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests for `--dist loadgroup`, which gives each to the process that is free."""
-    items.sort(key=lambda item: item.path.name not in FIRST)
-    for item in items:
-        if item.path.name in SHARED:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
-def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """The id of a long or unreadable text is the name of its argument; pytest numbers those that are the same."""
-    is_readable = not isinstance(val, bytes) and (
-        not isinstance(val, str) or len(val) <= 60 and val.isascii() and val.isprintable()
-    )
-    return None if is_readable else argname
+    """Slow tests come first, so that at the end no process is left alone with one."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)

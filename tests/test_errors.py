@@ -1,5 +1,7 @@
-"""Ctrl-C and SIGTERM: they never cut a write short, are never lost, and are never told as another error."""
+"""Ctrl-C and SIGTERM, which never cut a write short and are never lost, full disks and missing home folders."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -7,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from k1.errors import Interruption, K1Error, Terminated, command, signals_wait
-from k1.files import read_content, write_atomically, write_content
+from k1.errors import Interruption, K1Error, Terminated, UsageError, command, signals_wait, user_path
+from k1.files import advice_on, read_content, write_atomically, write_content
 from tests.conftest import ROOT
 
 RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
@@ -101,13 +104,58 @@ def test_a_signal_of_which_a_library_makes_another_error_is_told_as_a_signal(cap
     assert capsys.readouterr().err == f"error: {'interrupted' if number == signal.SIGINT else 'terminated'}\n"
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
-def test_a_full_disk_below_stdout_is_one_clear_line():
-    program = "from k1.errors import command\n@command\ndef main():\n    print('results')\nmain()"
+PROGRAM = """
+import sys
+from tqdm import tqdm
+from k1.errors import command
+@command
+def main():
+    for _ in tqdm(range(2), file=sys.stderr, mininterval=0):
+        print("progress", file=sys.stderr)
+    print("results")
+main()
+"""
+
+
+def run_on_a_full_disk(stream: str) -> subprocess.CompletedProcess:
+    """`PROGRAM`, with stdout or stderr on a device that is always full."""
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no device that is always full")
     with open("/dev/full", "w") as full:
-        finished = subprocess.run(
-            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT
-        )
+        files = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {stream: full}
+        return subprocess.run([sys.executable, "-c", PROGRAM], **files, text=True, cwd=ROOT)
+
+
+def test_a_full_disk_below_stdout_is_one_clear_line():
+    finished = run_on_a_full_disk("stdout")
     assert finished.returncode == 1
-    assert finished.stderr.startswith("error: cannot write the results (No space left on device)"), finished.stderr
-    assert len(finished.stderr.splitlines()) == 1
+    error = finished.stderr.splitlines()[-1]
+    assert error.startswith("error: cannot write the results (No space left on device); free some space and repeat")
+
+
+def test_a_full_disk_below_stderr_ends_nothing():
+    finished = run_on_a_full_disk("stderr")
+    assert finished.returncode == 0 and finished.stdout == "results\n"
+
+
+def test_without_a_home_folder_a_path_below_it_is_a_usage_error(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    with pytest.raises(UsageError, match="~/models: there is no such home folder"):
+        user_path("~/models")
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "free some space or choose another place"),
+        (
+            SafetensorError("I/O error: No space left on device (os error 28)"),
+            "free some space or choose another place",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied"), "choose another place"),
+    ],
+    ids=["full", "full for safetensors", "denied"],
+)
+def test_free_some_space_is_said_of_a_full_disk_alone(error, advice):
+    assert advice_on(error) == advice

@@ -22,10 +22,8 @@ def changed(**values) -> dict:
     [
         changed(format=2),
         changed(format=1.0),
-        changed(format=True),
         changed(names=["a", "c"]),
         changed(names=["ab"]),
-        changed(nested={**CONTENT["nested"], "x": 2}),
         changed(weights=CONTENT["weights"].view(3, 2)),
         changed(weights=CONTENT["weights"].double()),
         changed(weights=CONTENT["weights"].nextafter(torch.tensor(9.0))),

@@ -1,13 +1,18 @@
 """`pip install .` installs the whole package, and nothing in it needs the folder it came from."""
 
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.metadata import Distribution
 
 import pytest
+from packaging.requirements import Requirement
 
+import k1
 from tests.conftest import ROOT
+
+pytestmark = [pytest.mark.xdist_group("package"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -23,36 +28,74 @@ def installed(tmp_path_factory):
 
 
 def test_every_module_is_installed_and_no_other(installed):
-    paths = [path.relative_to(ROOT) for suffix in ("py", "jinja", "css") for path in (ROOT / "k1").rglob(f"*.{suffix}")]
+    kinds = ("py", "jinja", "css", "typed")
+    paths = [path.relative_to(ROOT) for kind in kinds for path in (ROOT / "k1").rglob(f"*.{kind}")]
     found = [path.relative_to(installed) for path in (installed / "k1").rglob("*") if path.is_file()]
-    assert sorted(found) == sorted(paths) and len({path.suffix for path in found}) == 3
+    assert sorted(found) == sorted(paths) and {path.suffix[1:] for path in found} == set(kinds)
 
 
-def test_the_requirements_are_those_of_the_file(installed):
+def pins(name: str) -> dict[str, str]:
+    """Package -> version in a file of requirements."""
+    lines = (ROOT / name).read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and line[0] not in "#-")
+
+
+def test_what_is_required_is_little_from_the_oldest_tested_versions_and_the_extras_have_the_rest(installed):
     (information,) = installed.glob("k1-*.dist-info")
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    assert Distribution.at(information).requires == [line for line in lines if line and line[0] != "#"]
+    required = [Requirement(line) for line in Distribution.at(information).requires]
+    library = {item.name: item.specifier for item in required if item.marker is None}
+    extras = {item.name: item.specifier for item in required if item.marker} | library
+    assert library.keys() == {"torch", "transformers", "numpy", "tqdm"}
+    oldest = pins("requirements-oldest.txt")
+    assert all(str(library[name]) == f">={oldest[name]}" for name in library.keys() - {"torch"})
+    for name, version in {**pins("requirements.txt"), **pins("requirements-dev.txt")}.items():
+        assert extras[name].contains(version), name
     assert (information / "licenses" / "LICENSE").is_file()
 
 
 CODE = """
-import runpy, signal, sys
-from transformers.utils import logging
-before, signals = logging.get_verbosity(), list(map(signal.getsignal, signal.Signals))
+import csv, logging, os, runpy, signal, sys, warnings
+import huggingface_hub as hub, torch, transformers
+def state():
+    loggers = [None, "datasets", "huggingface_hub", "tokenizers", "torch", "transformers"]
+    return {
+        "levels": [(logger.level, logger.handlers[:]) for logger in map(logging.getLogger, loggers)],
+        "bars": (hub.utils.are_progress_bars_disabled(), transformers.utils.logging.is_progress_bar_enabled()),
+        "csv": csv.field_size_limit(), "signals": list(map(signal.getsignal, signal.Signals)),
+        "hooks": (sys.excepthook, sys.stdout, sys.stderr, warnings.showwarning), "environment": dict(os.environ),
+        "threads": torch.get_num_threads(), "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "type": torch.get_default_dtype(), "gradients": torch.is_grad_enabled(),
+        "fill": torch.utils.deterministic.fill_uninitialized_memory, "benchmark": torch.backends.cudnn.benchmark,
+        "random": torch.get_rng_state().tolist(),
+    }
+# What transformers itself does when these are imported is not counted.
+transformers.PreTrainedModel, transformers.TrainerCallback
+before = state()
 import k1
-k1.sparse_updates, k1.Rehearsal, k1.K1Callback
-imported = {"datasets", "pandas", "pyarrow", "matplotlib", "tensorboard"} & sys.modules.keys()
-is_same = before == logging.get_verbosity() and signals == list(map(signal.getsignal, signal.Signals))
-print(k1.__file__, is_same, imported)
+[getattr(k1, name) for name in k1.LIBRARY]
+after = state()
+changed = {name for name in before if before[name] != after[name]}
+needless = {"datasets", "pandas", "pyarrow", "matplotlib", "tensorboard", "gensim"} & sys.modules.keys()
+print(k1.__file__, changed, needless)
 sys.argv = ["k1.export", "--help"]
 runpy.run_module("k1.export", run_name="__main__")
 """
 
 
-def test_library_and_commands_work_from_another_folder_and_leave_the_logging_of_transformers_alone(installed, tmp_path):
+def test_the_library_changes_nothing_in_the_process_that_imports_it_and_commands_work_from_elsewhere(
+    installed, tmp_path
+):
     finished = subprocess.run(
         [sys.executable, "-P", "-c", CODE], capture_output=True, text=True, cwd=tmp_path,
         env={"PYTHONPATH": str(installed), "HOME": str(tmp_path)},
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.startswith(f"{installed / 'k1' / '__init__.py'} True set()\nusage: python3 -m k1.export")
+    assert finished.stdout.startswith(f"{installed / 'k1' / '__init__.py'} set() set()\nusage: python3 -m k1.export")
+
+
+def test_a_failed_import_leaves_ctrl_c_as_it_was(monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setitem(k1.MODULES, "missing", "k1.no_such_module")
+    with pytest.raises(ModuleNotFoundError):
+        k1.missing  # noqa: B018
+    assert signal.getsignal(signal.SIGINT) is before

@@ -22,6 +22,8 @@ from k1.presets import FILES
 from k1.training.resume import FORMAT
 from tests.conftest import PATIENCE, ROOT, run_script
 
+pytestmark = [pytest.mark.xdist_group("parallel"), pytest.mark.slow]
+
 
 def torchrun(script: str, *flags: object) -> subprocess.Popen:
     """Start a script with two processes on this machine."""

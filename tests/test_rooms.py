@@ -83,29 +83,6 @@ def test_what_others_may_take_for_themselves_needs_little_of_the_rest(name, allo
     assert {target for _, target in imports_of(name, modules[name], modules)} == allowed
 
 
-def test_every_module_and_room_has_its_place():
-    assert {name.split(".")[1] for name in modules_of(ROOT) if "." in name} == set(ORDER)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"data/a.py": "def f():\n    from k1.training.b import c"}, "k1/data/a.py:2 imports k1.training.b, which"),
-        ({"data/a.py": "from ..study import b", "study/b.py": ""}, "k1/data/a.py:1 imports k1.study.b, which comes"),
-        ({"errors.py": "import k1.files"}, "k1/errors.py:1 imports k1.files, which comes after k1.errors"),
-        ({"model.py": "from k1 import train"}, "k1/model.py:1 imports k1, which comes after k1.model"),
-        ({"data/a.py": "from k1.data import b", "data/b.py": "from .a import c"}, "a circle: k1.data.a is imported by"),
-    ],
-    ids=["in a function", "relative", "at the top", "the package", "circle"],
-)
-def test_a_forbidden_import_is_named(tmp_path, content, message):
-    for name, text in {"__init__.py": "", **content}.items():
-        (tmp_path / "k1" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "k1" / name).write_text(text)
-    (found,) = forbidden_imports(tmp_path)
-    assert found.startswith(message)
-
-
 def heavy_modules_after(statement: str) -> set[str]:
     """The large libraries that Python has imported after `statement`."""
     code = f"import sys; {statement}; print(*sys.modules)"
@@ -120,10 +97,6 @@ def test_large_libraries_wait_until_they_are_needed(statement):
 
 def test_sparse_updates_need_torch_alone():
     assert heavy_modules_after("import k1.sparse") == {"torch"}
-
-
-def test_the_scripts_draw_nothing_and_do_not_load_what_draws():
-    assert not {"matplotlib", "tensorboard"} & heavy_modules_after(f"from k1 import {', '.join(k1.__all__)}")
 
 
 def test_no_public_name_is_also_a_module():

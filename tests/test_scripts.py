@@ -1,6 +1,7 @@
 """The command line of the scripts: flags, precedence, and errors a user can act on."""
 
 import ast
+import shutil
 import subprocess
 import sys
 
@@ -142,12 +143,45 @@ def test_a_dataset_that_comes_twice_ends_before_training(trained, tmp_path):
     assert_one_clear_line(finished, 1, "comes twice")
 
 
-def test_an_existing_checkpoint_is_not_replaced(trained):
-    for script, file in (("train_k1_dataset1.py", "k1_dataset1.pt"), ("train_baseline_all.py", "baseline_dataset1.pt")):
-        before = (trained.models_dir / file).read_bytes()
-        finished = run_script(script, "--models_dir", trained.models_dir)
-        assert_one_clear_line(finished, 1, file, "--overwrite")
-        assert (trained.models_dir / file).read_bytes() == before
+def train_again(trained, script, models_dir, *flags):
+    """Run a training script of `trained` once more, in `models_dir`."""
+    is_k1 = "dataset" in script
+    datasets = (
+        ["--dataset_name", trained.corpora[int(script[-4]) - 1]] if is_k1 else ["--dataset_names", *trained.corpora]
+    )
+    preset = [] if script[-4] in "23" else ["--preset", "smoke"]
+    settings = ["--models_dir", models_dir, "--threads", 1, "--max_steps", 20]
+    return run_script(script, *datasets, *preset, *settings, *flags)
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]], ids=["plain", "overwrite"])
+@pytest.mark.parametrize("script", ["train_k1_dataset2.py", "train_baseline_all.py"])
+def test_what_is_trained_with_these_settings_is_not_trained_again_and_its_table_printed(
+    trained, tmp_path, script, overwrite
+):
+    models_dir = shutil.copytree(trained.models_dir, tmp_path / "models")
+    finished = train_again(trained, script, models_dir, *overwrite)
+    assert finished.status == 0 and "step/s" not in finished.stderr, finished.stderr
+    assert finished.stderr.count("is already trained with these settings") == (3 if "baseline" in script else 1)
+    assert finished.stdout == trained.printed[script].stdout
+    for path in trained.models_dir.glob("*.pt"):
+        assert (models_dir / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_what_is_trained_with_other_settings_is_replaced_if_asked_for(trained, tmp_path):
+    models_dir = shutil.copytree(trained.models_dir, tmp_path / "models")
+    first, second = (models_dir / f"k1_dataset{stage}.pt" for stage in (1, 2))
+    refused = train_again(trained, "train_k1_dataset1.py", models_dir, "--seed", 1)
+    assert_one_clear_line(refused, 1, f"{first} exists already and has seed 0, not 1; add --overwrite")
+    assert first.read_bytes() == (trained.models_dir / first.name).read_bytes()
+    assert train_again(trained, "train_k1_dataset1.py", models_dir, "--learning_rate", 0.02, "--overwrite").status == 0
+    # What continued the old stage is not what continues the new one.
+    refused = train_again(trained, "train_k1_dataset2.py", models_dir)
+    assert_one_clear_line(refused, 1, f"{second} exists already and has stage before", "add --overwrite")
+    second.write_bytes(b"damaged")
+    assert train_again(trained, "train_k1_dataset2.py", models_dir, "--overwrite").status == 0
+    assert load_checkpoint(second, "k1").stage == 2
 
 
 def test_stdout_is_the_table_and_progress_goes_to_stderr(trained):

@@ -4,7 +4,6 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from k1.arguments import Arguments, Flags
@@ -12,13 +11,12 @@ from k1.checkpoints.contents import FORMAT, Checkpoint
 from k1.data.initial import load_pretrained
 from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
-from k1.files import lock, read_content, remove_leftovers, write_content
+from k1.files import content_digest, lock, read_content, remove_leftovers, write_content
 from k1.model import build_model, library_versions
 from k1.parallel import is_main_process
 from k1.presets import ARM_FILES, FILES, SCRIPTS
-from k1.training.resume import START_ANEW, first_difference, resume_path
+from k1.training.resume import START_ANEW, first_difference
 
-MISFIT_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
 REMEDY = "train the stage that writes it again with --overwrite"
 
 
@@ -27,14 +25,12 @@ def is_shared(arm: str, path: Path) -> bool:
     return arm == "baseline_rehearsal" and path.name in FILES["baseline"] and path.exists()
 
 
-def output_path(flags: Flags, stage: int, last: int | None = None) -> Path:
+def output_path(flags: Flags, stage: int) -> Path:
     """Where the checkpoint of a stage goes; makes the folder and locks the path for this process.
 
-    `last` is the last stage of the script, by default this one: its resume file is that of the script.
     A checkpoint that the arm shares with another (see `is_shared`) is left alone.
-    Raises `K1Error` if the file exists, no begun training is about to replace it and
-    `--overwrite` was not given, if another process is writing it, or if the folder cannot be
-    written, so that a script ends before it trains.
+    Raises `K1Error` if another process is writing the file, or if the folder cannot be written, so that a script
+    ends before it trains.
     """
     models_dir, arm, path = flags.models_dir, flags.arm, flags.checkpoint(stage)
     if not is_main_process() or is_shared(arm, path):
@@ -47,9 +43,6 @@ def output_path(flags: Flags, stage: int, last: int | None = None) -> Path:
         raise K1Error(f"cannot write checkpoints into {models_dir} ({error.strerror}); choose another --models_dir")
     lock(path)
     remove_leftovers(path)
-    resume_file = resume_path(flags.checkpoint(last or stage))
-    if path.exists() and not flags.overwrite and not resume_file.exists():
-        raise K1Error(f"{path} exists already; add --overwrite to train this stage again")
     return path
 
 
@@ -100,21 +93,31 @@ def load_checkpoint(path: Path, method: str | None = None, stage: int | None = N
 
 
 def load_finished_stage(
-    path: Path, dataset: TokenizedDataset, arguments: Arguments, arm: str, start: dict | None = None
+    path: Path,
+    dataset: TokenizedDataset,
+    arguments: Arguments,
+    arm: str,
+    start: dict | None = None,
+    previous: Checkpoint | None = None,
 ) -> tuple[Checkpoint, PreTrainedModel]:
-    """The checkpoint and model of a stage that is finished: before the script was stopped, or by another arm.
+    """The checkpoint and model of a stage that is finished: by an earlier run of the script, or by another arm.
 
-    Raises `K1Error`, naming the first difference, when the stage had other settings, text or `start`.
+    Raises `K1Error`, naming the first difference, when the stage had other settings or text, or continued another
+    stage than `previous` or another pretrained model than `start`.
     """
     checkpoint = load_checkpoint(path, arguments.method, arguments.stage)
     found = {"arguments": checkpoint.arguments, "dataset": checkpoint.datasets[-1], "versions": checkpoint.versions}
     wanted = {"arguments": arguments.as_dict(), "dataset": dataset.record(), "versions": library_versions()}
     for side, model in ((found, checkpoint.start), (wanted, start)):
         side["pretrained model"] = model and model["sha256"]
+    if previous:
+        known = previous.evaluations[-1]
+        then = {name: scores for name, scores in checkpoint.evaluations[-2].items() if name in known}
+        found["stage before"], wanted["stage before"] = content_digest(then)[:12], content_digest(known)[:12]
     if difference := first_difference(found, wanted):
         first = f"run {SCRIPTS['baseline'][0]} with --overwrite first, or choose another --models_dir"
         remedy = first if is_shared(arm, path) else START_ANEW
-        raise K1Error(f"{path}, which the training continues, has {difference}; {remedy}")
+        raise K1Error(f"{path} exists already and has {difference}; {remedy}")
     return checkpoint, restore_model(checkpoint, arguments.device)
 
 
@@ -138,7 +141,7 @@ def restore_model(checkpoint: Checkpoint, device: str) -> PreTrainedModel:
     try:
         model = build_model(checkpoint.model_config, checkpoint.seed)
         model.load_state_dict(checkpoint.model)
-    except (*MISFIT_ERRORS, StrictDataclassError) as error:
+    except Exception as error:  # what it is depends on what does not fit
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise K1Error(f"the checkpoint's weights do not fit its model configuration ({reason}); {REMEDY}")
     return model.to(device)

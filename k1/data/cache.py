@@ -16,6 +16,7 @@ from datasets import Dataset, DatasetDict, load_from_disk
 
 from k1.data.messages import quiet_libraries
 from k1.errors import K1Error
+from k1.files import advice_on
 
 SPLITS = ("train", "validation", "test")
 CHECKSUM = "sha256"
@@ -33,7 +34,7 @@ def cached(kind: str, key: str, build: Callable[[], DatasetDict]) -> DatasetDict
         return stored
     shutil.rmtree(folder, ignore_errors=True)
     built = build()
-    with disk_errors(f"the cache folder {folder.parent}", "free some space or set K1_CACHE to another"):
+    with disk_errors(f"the cache folder {folder.parent}", "set K1_CACHE to another"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{key}-", dir=folder.parent) as temporary:
             complete = Path(temporary) / key
@@ -82,7 +83,7 @@ def write_dataset(column: str, kind: pa.DataType, values: Iterable) -> Dataset:
     """
     schema = pa.schema({column: kind})
     values = iter(values)
-    disk = f"the folder of temporary files {tempfile.gettempdir()}", "free some space or set TMPDIR to another"
+    disk = f"the folder of temporary files {tempfile.gettempdir()}", "set TMPDIR to another"
     with disk_errors(*disk):
         handle, path = tempfile.mkstemp(suffix=".arrow", dir=scratch_folder().name)
     with os.fdopen(handle, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
@@ -99,8 +100,7 @@ def disk_errors(place: str, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = advice.removeprefix("free some space or ") if isinstance(error, PermissionError) else advice
-        raise K1Error(f"cannot write {place} ({error.strerror or error}); {advice}") from error
+        raise K1Error(f"cannot write {place} ({error.strerror or error}); {advice_on(error, advice)}") from error
 
 
 @cache

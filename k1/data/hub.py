@@ -11,7 +11,6 @@ import pyarrow as pa
 from datasets.exceptions import DatasetsError
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
-from huggingface_hub.utils import httpx
 
 from k1.data.cache import SPLITS, write_splits
 from k1.data.messages import quiet_libraries
@@ -23,8 +22,6 @@ STREAMED_DOCUMENTS = 20_000
 MODEL_FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "model*.safetensors*",
 )  # fmt: skip
-# What the libraries raise if there is no connection, no access or no such data.
-HUB_ERRORS = (OSError, ValueError, RuntimeError, KeyError, httpx.HTTPError, DatasetsError, pa.ArrowException)
 
 
 class HubError(Exception):
@@ -46,6 +43,14 @@ class HubSource:
     rows_to_documents: Callable[[Iterable[str]], Iterable[str]] = iter
 
 
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What the libraries raise if there is no connection, no access or no such data."""
+    # Not before it is needed, as older versions of huggingface_hub have another client.
+    from huggingface_hub.utils import httpx
+
+    return OSError, ValueError, RuntimeError, KeyError, httpx.HTTPError, DatasetsError, pa.ArrowException
+
+
 def hub_splits(source: HubSource, max_documents: int | None) -> dict[str, datasets.Dataset]:
     """Load the splits from the hub, else from its local cache; raises `HubError` with the hub's reason."""
     try:
@@ -54,12 +59,12 @@ def hub_splits(source: HubSource, max_documents: int | None) -> dict[str, datase
         return read_hub(source, max_documents)
     except MissingPart as error:
         raise HubError(explain(error, f"dataset {source.id}")) from error
-    except HUB_ERRORS as error:
+    except hub_errors() as error:
         problem = explain(error, f"dataset {source.id}")
     try:
         with offline():
             return read_hub(source, max_documents)
-    except HUB_ERRORS as error:
+    except hub_errors() as error:
         raise HubError(problem) from error
 
 
@@ -88,13 +93,15 @@ def download_model(name: str, revision: str | None = None) -> Path:
     try:
         with quiet_libraries():
             return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES))
-    except HUB_ERRORS as error:
+    except hub_errors() as error:
         problem = explain(error, f"model {name}")
         raise K1Error(f"the model {name} cannot be had: {problem}; mend this, or name a folder that exists") from error
 
 
 def explain(error: BaseException, what: str) -> str:
     """Say in one line why `what` could not be had from the hub."""
+    from huggingface_hub.utils import httpx
+
     causes = (error, error.__cause__)
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
         return "offline mode is on (HF_HUB_OFFLINE), and there is no cached copy"

@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -15,7 +14,7 @@ from k1.arguments import Arguments
 from k1.data.hub import download_model
 from k1.data.pretrained import read_model, read_tokenizer
 from k1.data.tokenizer import beginning_of_text, train_tokenizer, vocabulary_size
-from k1.errors import K1Error
+from k1.errors import K1Error, user_path
 from k1.files import content_digest
 from k1.model import build_model, known_positions, model_config
 from k1.parallel import is_main_process, main_process_first
@@ -72,7 +71,7 @@ def load_pretrained(name: str, seed: int, revision: str = "") -> InitialModel:
 
     Raises `K1Error` if it cannot be had or is refused, see `k1.data.pretrained`.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir() and not revision:
         folder = folder.resolve()
         name = str(folder)

@@ -13,7 +13,7 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    PreTrainedConfig,
+    PretrainedConfig,
     PreTrainedModel,
 )
 
@@ -71,7 +71,7 @@ def read_model(folder: Path, name: str) -> tuple[dict, dict[str, Tensor], dict]:
     return json.loads(config.to_json_string(use_diff=False)), model.state_dict(), settings
 
 
-def training_config(folder: Path) -> tuple[PreTrainedConfig, list[str]]:
+def training_config(folder: Path) -> tuple[PretrainedConfig, list[str]]:
     """The configuration to train with, float32 and without dropout, and the settings of dropout that it switches off.
 
     Raises `ValueError` for what is no causal language model.

@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 
 import datasets
@@ -79,6 +80,23 @@ def load_documents(
     if "train" not in splits:
         raise K1Error(f"{dataset_name}: there is no non-empty document in it; use a source with text")
     return datasets.DatasetDict(splits), source
+
+
+def dataset_labels(names: Iterable[str]) -> list[str]:
+    """How datasets are called in tables: a local one by the end of its path, as far back as it differs from all others.
+
+    A file name may hold line breaks and what no text may; the replacement character stands for them.
+    """
+    parts = {name: Path(name).parts for name in names}
+    labels = []
+    for name, own in parts.items():
+        label = name
+        if Path(name).is_absolute():
+            others = [found for other, found in parts.items() if other != name]
+            length = next(n for n in count(1) if all(found[-n:] != own[-n:] for found in others))
+            label = str(Path(*own[-length:]))
+        labels.append("".join(character if character.isprintable() else "\ufffd" for character in label))
+    return labels
 
 
 def hub_or_bundled(

@@ -3,9 +3,10 @@
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from k1.checkpoints.contents import Checkpoint
+from k1.data.sources import dataset_labels
 from k1.presets import ARMS
 from k1.report.metrics import accuracy_matrix
-from k1.report.tables import dataset_label, format_table
+from k1.report.tables import format_table
 
 METHODS = {
     "k1": "sparse updates, a share of the parameters at each step",
@@ -22,7 +23,7 @@ def model_card(checkpoint: Checkpoint, name: str, parameters: int) -> ModelCard:
         tags=["k1", "continual-learning"],
         eval_results=evaluation_results(checkpoint),
     )
-    stages = " -> ".join(dataset_label(dataset["name"]) for dataset in checkpoint.datasets)
+    stages = " -> ".join(labels_of(checkpoint))
     sections = [
         f"# {name}",
         f"A causal language model with {parameters:,} parameters, trained by k1 on {len(checkpoint.datasets)} "
@@ -46,19 +47,24 @@ def model_card(checkpoint: Checkpoint, name: str, parameters: int) -> ModelCard:
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
 
+def labels_of(checkpoint: Checkpoint) -> list[str]:
+    """The datasets as they are called in tables."""
+    return dataset_labels(dataset["name"] for dataset in checkpoint.datasets)
+
+
 def evaluation_results(checkpoint: Checkpoint) -> list[EvalResult]:
     """Accuracy and perplexity at the end on the test text of every dataset, as the hub reads them."""
     return [
         EvalResult(
             task_type="text-generation",
-            dataset_type=dataset_label(dataset["name"]),
-            dataset_name=dataset_label(dataset["name"]),
+            dataset_type=label,
+            dataset_name=label,
             dataset_split="test",
             dataset_revision=dataset["fingerprint"],
             metric_type=metric,
             metric_value=checkpoint.evaluations[-1][dataset["name"]]["test"][metric],
         )
-        for dataset in checkpoint.datasets
+        for label, dataset in zip(labels_of(checkpoint), checkpoint.datasets)
         for metric in ("accuracy", "perplexity")
     ]
 
@@ -77,7 +83,7 @@ def usage(name: str) -> str:
 
 def accuracy_table(checkpoint: Checkpoint) -> str:
     """The accuracy matrix in percent, one row a stage."""
-    labels = [dataset_label(dataset["name"]) for dataset in checkpoint.datasets]
+    labels = labels_of(checkpoint)
     rows = [["Stage", *labels]]
     for stage, row in enumerate(accuracy_matrix(checkpoint)):
         title = f"{stage}: {labels[stage - 1]}" if stage else "untrained"
@@ -88,25 +94,23 @@ def accuracy_table(checkpoint: Checkpoint) -> str:
 def final_table(checkpoint: Checkpoint) -> str:
     """Loss, perplexity and accuracy at the end on the test text of every dataset."""
     rows = [["Dataset", "Nats per token", "Perplexity", "Accuracy %", "Predicted tokens"]]
-    for dataset in checkpoint.datasets:
+    for label, dataset in zip(labels_of(checkpoint), checkpoint.datasets):
         scores = checkpoint.evaluations[-1][dataset["name"]]["test"]
         figures = [f"{scores['loss']:.4f}", f"{scores['perplexity']:.2f}", f"{100 * scores['accuracy']:.2f}"]
-        rows.append([dataset_label(dataset["name"]), *figures, f"{scores['tokens']:,}"])
+        rows.append([label, *figures, f"{scores['tokens']:,}"])
     return format_table(rows)
 
 
 def datasets_table(checkpoint: Checkpoint) -> str:
     """Source, size and fingerprint of every dataset."""
     rows = [["Dataset", "Source", "Training tokens", "Fingerprint"]]
-    for dataset in checkpoint.datasets:
+    for label, dataset in zip(labels_of(checkpoint), checkpoint.datasets):
         tokens = f"{dataset['tokens']['train']:,}"
-        rows.append([dataset_label(dataset["name"]), dataset["source"], tokens, f"`{dataset['fingerprint']}`"])
+        rows.append([label, dataset["source"], tokens, f"`{dataset['fingerprint']}`"])
     return format_table(rows)
 
 
 def settings(checkpoint: Checkpoint) -> dict[str, str]:
     """The arguments of the last stage as text; a local dataset without the folders it lies in."""
-    own_name = checkpoint.arguments["dataset_name"]
-    shown = {**checkpoint.arguments, "method": ARMS[checkpoint.arm]}
-    shown["dataset_name"] = dataset_label(own_name if own_name else checkpoint.datasets[-1]["name"])
+    shown = {**checkpoint.arguments, "method": ARMS[checkpoint.arm], "dataset_name": labels_of(checkpoint)[-1]}
     return {name: str(value) for name, value in shown.items()}

@@ -1,6 +1,7 @@
 """The four success criteria of the experiment."""
 
-from k1.report.tables import SCORES, dataset_label
+from k1.data.sources import dataset_labels
+from k1.report.tables import SCORES
 
 MAX_FORGETTING_PERCENT = 25.0
 MIN_QUALITY_KEPT = 0.90
@@ -10,7 +11,8 @@ def judge(k1: dict, baseline: dict) -> list[dict]:
     """The four success criteria, each with `criterion`, `met`, `values` and `figures` (the values as text)."""
     name = next(iter(k1["own"]))
     ours, theirs = k1["forgetting_percent"][name], baseline["forgetting_percent"][name]
-    first = dataset_label(name)
+    labels = dict(zip(k1["own"], dataset_labels(k1["own"])))
+    first = labels[name]
     kept = {
         name: {score: values["interval"][0] for score, values in scores.items()}
         for name, scores in k1["generation"].items()
@@ -36,7 +38,7 @@ def judge(k1: dict, baseline: dict) -> list[dict]:
             "values": {"k1": kept, "threshold": MIN_QUALITY_KEPT},
             # Nothing follows the last dataset.
             "figures": "; ".join(
-                f"{dataset_label(name)} " + ", ".join(f"{SCORES[score]} {share:.0%}" for score, share in shares.items())
+                f"{labels[name]} " + ", ".join(f"{SCORES[score]} {share:.0%}" for score, share in shares.items())
                 for name, shares in list(kept.items())[:-1]
             ),
         },

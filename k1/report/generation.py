@@ -11,11 +11,11 @@ from transformers import GenerationConfig, PreTrainedModel
 from k1.arguments import resolve_device
 from k1.checkpoints.contents import Checkpoint
 from k1.checkpoints.storage import load_checkpoint, require_file, restore_model
+from k1.data.sources import dataset_labels
 from k1.data.tokenizer import beginning_of_text, end_of_document, load_tokenizer, vocabulary_size
 from k1.errors import K1Error
 from k1.model import configure_torch, known_positions, seeded, static_cache
 from k1.rehearsal import settings_of_ours
-from k1.report.tables import dataset_label
 
 PROMPTS_PER_SEED = 1_000
 # Larger batches are hardly faster, and their key-value cache grows with them.
@@ -102,7 +102,8 @@ def print_continuations(method: str, arguments: argparse.Namespace) -> None:
         checkpoint = load_checkpoint(path, method)
         print(f"{path}: stage {checkpoint.stage}", file=sys.stderr)
         if len(arguments.checkpoints) > 1:
-            print(f"##### checkpoint {number}, after {dataset_label(checkpoint.datasets[-1]['name'])}")
+            labels = dataset_labels(dataset["name"] for dataset in checkpoint.datasets)
+            print(f"##### checkpoint {number}, after {labels[-1]}")
         prompts = prompts_of(checkpoint.datasets, arguments.prompt)
         continuations = continue_prompts(checkpoint, [prompt for *_, prompt in prompts], arguments, device)
         for (domain, index, prompt), continuation in zip(prompts, continuations):
@@ -126,7 +127,7 @@ def prompts_of(datasets: list[dict], given: list[str] | None) -> list[tuple[str,
     if given:
         return [("prompt", index, prompt) for index, prompt in enumerate(given, start=1)]
     return [
-        (dataset_label(dataset["name"]), index, prompt)
-        for dataset in datasets
+        (label, index, prompt)
+        for label, dataset in zip(dataset_labels(dataset["name"] for dataset in datasets), datasets)
         for index, prompt in enumerate(dataset["prompts"], start=1)
     ]

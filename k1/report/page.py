@@ -7,11 +7,12 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from k1.data.sources import dataset_labels
 from k1.presets import ARMS
 from k1.report.continuations import Continuation, Continuations
 from k1.report.plots import accuracy_figure, learning_figure, picture_address
-from k1.report.tables import Table, dataset_label, first_model
-from k1.report.text import about_dataset, about_generation, about_run, generation_tables, result_tables
+from k1.report.tables import Table, first_model
+from k1.report.text import about_datasets, about_generation, about_run, generation_tables, result_tables
 
 # What HTML does not allow, and lone surrogates, which no UTF-8 file can hold.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
@@ -70,7 +71,7 @@ def format_page(report: dict, continuations: Continuations, new: list[set[str]])
         about_generation=about_generation(report),
         scores=generation_tables(report),
         run=about_run(report),
-        datasets=[about_dataset(dataset) for dataset in report["datasets"]],
+        datasets=about_datasets(report),
         versions=report["versions"],
     )
 
@@ -120,7 +121,7 @@ def last_losses(report: dict) -> str:
 
 def accuracy_tables(report: dict) -> list[Table]:
     """The accuracy of every dataset after every stage, a table for each model."""
-    names = [dataset_label(dataset["name"]) for dataset in report["datasets"]]
+    names = dataset_labels(dataset["name"] for dataset in report["datasets"])
     head = ["Dataset", first_model(report), *(f"after stage {stage}" for stage in range(1, len(names) + 1))]
     return [
         Table(
@@ -140,7 +141,7 @@ def domains(report: dict, continuations: Continuations, new: list[set[str]]) -> 
 
     `prompts` are dictionaries with the `prompt` and its `stages`: (heading, a `Cell` for each model).
     """
-    labels = [dataset_label(dataset["name"]) for dataset in report["datasets"]]
+    labels = dataset_labels(dataset["name"] for dataset in report["datasets"])
     found, position = [], 0
     for number, dataset in enumerate(report["datasets"]):
         prompts = []

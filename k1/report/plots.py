@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
+from k1.data.sources import dataset_labels
 from k1.files import write_atomically
 from k1.presets import ARMS
-from k1.report.tables import dataset_label, first_model
+from k1.report.tables import first_model
 
 # Line, marker and colour of each model in turn: any one of them tells the models apart.
 STYLES = (("-", "o", "#0b559f"), ("--", "s", "#b3540a"), (":", "^", "#2f7d32"), ("-.", "D", "#7a3b8f"))
@@ -35,7 +36,8 @@ def plot_report(report: dict, folder: Path) -> None:
 
 def stage_labels(report: dict, width: int) -> list[str]:
     """The datasets as `1: name`, numbered by stage, in up to three lines of about `width` characters."""
-    names = [f"{stage}: {dataset_label(dataset['name'])}" for stage, dataset in enumerate(report["datasets"], start=1)]
+    labels = dataset_labels(dataset["name"] for dataset in report["datasets"])
+    names = [f"{stage}: {label}" for stage, label in enumerate(labels, start=1)]
     # A pair of unescaped dollar signs would be read as a formula.
     return [textwrap.fill(name, width, max_lines=3, placeholder="…").replace("$", r"\$") for name in names]
 

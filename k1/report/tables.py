@@ -1,9 +1,9 @@
 """Tables of results, as text."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 from k1.checkpoints.contents import Checkpoint
+from k1.data.sources import dataset_labels
 from k1.parallel import is_main_process
 from k1.presets import ARMS
 
@@ -19,12 +19,8 @@ class Table(NamedTuple):
 
 
 def dataset_label(name: str) -> str:
-    """How a dataset or model is called in tables: a local one by its file name, without the folders.
-
-    A file name may hold line breaks and what no text may; the replacement character stands for them.
-    """
-    label = Path(name).name if Path(name).is_absolute() else name
-    return "".join(character if character.isprintable() else "\ufffd" for character in label)
+    """How a dataset or model is called by itself, see `k1.data.sources.dataset_labels`."""
+    return dataset_labels([name])[0]
 
 
 def first_model(report: dict) -> str:
@@ -45,10 +41,11 @@ def print_evaluation(checkpoint: Checkpoint) -> None:
         how = f"not trained, as it is in {checkpoint.start['name']}"
     print(f"{ARMS[checkpoint.arm]} after stage {checkpoint.stage}, {how}")
     rows = [["dataset", "split", "nats per token", "perplexity", "accuracy %", "tokens"]]
-    for name, splits in checkpoint.evaluations[-1].items():
+    evaluation = checkpoint.evaluations[-1]
+    for label, splits in zip(dataset_labels(evaluation), evaluation.values()):
         for split, scores in splits.items():
             figures = [f"{scores['loss']:.4f}", f"{scores['perplexity']:.2f}", f"{100 * scores['accuracy']:.2f}"]
-            rows.append([dataset_label(name), split, *figures, str(scores["tokens"])])
+            rows.append([label, split, *figures, str(scores["tokens"])])
     print(format_table(rows), flush=True)
 
 

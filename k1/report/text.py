@@ -1,5 +1,6 @@
 """The tables of the report, and all of it as Markdown."""
 
+from k1.data.sources import dataset_labels
 from k1.presets import ARMS
 from k1.report.tables import Table, dataset_label, format_table
 
@@ -14,7 +15,7 @@ def format_report(report: dict) -> str:
             f"{item['criterion']}: {'met' if item['met'] else 'NOT MET'} ({item['figures']})"
             for item in report["criteria"]
         ),
-        "\n".join(map(about_dataset, report["datasets"])),
+        "\n".join(about_datasets(report)),
         about_run(report),
     ]
     return "\n\n".join(sections)
@@ -25,12 +26,14 @@ def captioned(tables: list[Table]) -> list[str]:
     return [section for table in tables for section in (table.caption, format_table(table.rows))]
 
 
-def about_dataset(dataset: dict) -> str:
-    """Which text a dataset is, in one line."""
-    return (
-        f"{dataset_label(dataset['name'])}: {dataset['source']} text, fingerprint {dataset['fingerprint'][:12]}, "
+def about_datasets(report: dict) -> list[str]:
+    """Which text each dataset is, a line each."""
+    labels = dataset_labels(dataset["name"] for dataset in report["datasets"])
+    return [
+        f"{label}: {dataset['source']} text, fingerprint {dataset['fingerprint'][:12]}, "
         f"{dataset['tokens']['train']:,} training tokens"
-    )
+        for label, dataset in zip(labels, report["datasets"])
+    ]
 
 
 def about_run(report: dict) -> str:
@@ -53,7 +56,7 @@ def result_tables(report: dict) -> list[Table]:
         return f"{own:.{digits}f} -> {final:.{digits}f}"
 
     def rows(cell, last_column: str, last_cell) -> list[list[str]]:
-        head = ["Model", *map(dataset_label, names), last_column]
+        head = ["Model", *dataset_labels(names), last_column]
         return [head] + [
             [ARMS[method], *(cell(result, name) for name in names), last_cell(result)]
             for method, result in models.items()
@@ -124,7 +127,7 @@ def generation_rows(report: dict, score: str, scale: float, digits: int) -> list
         kept, low, high = (f"{100 * share:.0f}" for share in (values["kept"], *values["interval"]))
         return f"{number(values['own'])} -> {number(values['final'])} ({kept}%, {low} to {high})"
 
-    rows = [["Model", *map(dataset_label, names)]]
+    rows = [["Model", *dataset_labels(names)]]
     rows.append(["real text", *(number(report["judges"]["real_text"][name][score]) for name in names)])
     for method, result in report["models"].items():
         scores = [result["generation"][name][score] for name in names]

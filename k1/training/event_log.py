@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from k1.arguments import Flags
+from k1.data.sources import dataset_labels
 from k1.errors import K1Error
 from k1.parallel import is_main_process
 
@@ -71,12 +72,12 @@ class EventLog:
 
         def write() -> None:
             writer = summary_writer(self.folder / "evaluation", 0)
+            labels = dict(zip(after, dataset_labels(after)))
             for step, evaluation in {0: before, max_steps: after}.items():
                 for name, splits in evaluation.items():
-                    label = Path(name).name if Path(name).is_absolute() else name
                     for split, scores in splits.items():
                         for score in SCORES:
-                            writer.add_scalar(f"{score}/{split}/{label}", scores[score], step)
+                            writer.add_scalar(f"{score}/{split}/{labels[name]}", scores[score], step)
             writer.close()
             if self._writer:
                 self._writer.close()

@@ -27,9 +27,9 @@ class ResumeFile:
     """The file beside a script's last checkpoint that holds its training while it runs.
 
     It is written every `save_steps` steps, by default (None) about every 60
-    seconds, and removed when the script has written its last checkpoint. With
-    `overwrite` an old one is removed at once. Only the main process writes.
-    Raises `K1Error` if an old one is damaged or of another format version.
+    seconds, and removed when the script has written its last checkpoint. Only the
+    main process writes. Raises `K1Error` if an old one is damaged or of another
+    format version, unless `overwrite` says to replace what cannot be resumed.
     """
 
     def __init__(self, output: Path, save_steps: int | None = None, overwrite: bool = False) -> None:
@@ -38,10 +38,13 @@ class ResumeFile:
         self._last_save = time.monotonic()
         self._old: dict | None = None
         self._has_warned = False
-        if overwrite:
-            self.remove()
-        elif self.path.exists():
-            self._old = read_content(self.path, "resume file", FORMAT, START_ANEW)
+        self._overwrite = overwrite
+        if self.path.exists():
+            try:
+                self._old = read_content(self.path, "resume file", FORMAT, START_ANEW)
+            except K1Error:
+                if not overwrite:
+                    raise
 
     @property
     def stage(self) -> int:
@@ -49,16 +52,18 @@ class ResumeFile:
         return self._old["identity"]["arguments"]["stage"] if self._old else 0
 
     def take(self, identity: dict) -> dict | None:
-        """The saved state of the training that `identity` describes, None without an old file.
+        """The saved state of the training that `identity` describes, None if there is no old file that may be used.
 
-        Raises `K1Error`, naming the first difference, when the file is of another training.
+        Raises `K1Error`, naming the first difference, when the file is of another training and is not to be replaced.
         """
         if self._old is None:
             return None
         difference = first_difference(self._old["identity"], identity)
-        if difference:
+        if difference and not self._overwrite:
             raise K1Error(f"{self.path} holds the begun training with {difference}; {START_ANEW}")
         old, self._old = self._old, None
+        if difference:
+            return None
         if is_main_process():
             steps = identity["arguments"]["max_steps"]
             print(f"resuming from {self.path}, step {old['step']} of {steps}", file=sys.stderr)

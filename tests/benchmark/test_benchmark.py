@@ -14,6 +14,8 @@ from k1.presets import ARMS
 from k1.training.rehearsal import write_rehearsal
 from tests.conftest import Finished, assert_one_clear_line, run_script
 
+pytestmark = [pytest.mark.xdist_group("benchmark"), pytest.mark.slow]
+
 SMOKE = SHAPES["smoke"]
 
 

@@ -5,9 +5,8 @@ import os
 import pytest
 import torch
 
-from k1.arguments import parse_training_flags
 from k1.checkpoints.contents import FORMAT
-from k1.checkpoints.storage import load_checkpoint, output_path, restore_model, save_checkpoint
+from k1.checkpoints.storage import load_checkpoint, restore_model, save_checkpoint
 from k1.errors import K1Error
 from k1.presets import FILES
 from tests.conftest import assert_one_clear_line, run_script, signed
@@ -57,23 +56,7 @@ def test_a_saved_checkpoint_comes_back_the_same(trained, tmp_path):
     assert os.listdir(tmp_path) == ["copy.pt"]
 
 
-def test_a_failed_write_leaves_the_old_file(trained, tmp_path, monkeypatch):
-    path = tmp_path / "old.pt"
-    path.write_bytes(b"old")
-    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt", "k1")
-
-    def full_disk(content, file):
-        file.write(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(K1Error, match="No space left"):
-        save_checkpoint(path, checkpoint)
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["old.pt"]
-
-
-@pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("share", [0, 0.9])
 def test_a_truncated_file_is_refused(trained, tmp_path, share):
     content = (trained.models_dir / "k1_final.pt").read_bytes()
     path = tmp_path / "k1_final.pt"
@@ -96,12 +79,8 @@ def test_code_in_a_file_is_not_run(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "not a k1 checkpoint"),
         ({"model": {}}, "not a k1 checkpoint"),
-        ({"format": 99}, "format version 99"),
-        ({"format": "new"}, "format version new"),
         ({"format": FORMAT - 1, "method": "k1"}, f"format version {FORMAT - 1}, this code reads version {FORMAT}"),
-        ({"format": FORMAT, "method": "k1"}, "does not have the SHA-256"),
         (signed({"format": FORMAT, "method": "k1"}), "lacks stage"),
     ],
 )
@@ -127,12 +106,6 @@ def test_weights_that_are_not_finite_are_refused(trained, tmp_path):
         load_checkpoint(tmp_path / "k1_final.pt", "k1")
 
 
-def test_text_is_not_a_checkpoint(tmp_path):
-    (tmp_path / "k1_final.pt").write_text("hello")
-    with pytest.raises(K1Error, match="damaged or is not a checkpoint"):
-        load_checkpoint(tmp_path / "k1_final.pt", "k1")
-
-
 def test_the_other_method_and_another_stage_are_refused(trained):
     with pytest.raises(K1Error, match="of method 'baseline', not 'k1'"):
         load_checkpoint(trained.models_dir / "baseline_final.pt", "k1")
@@ -145,22 +118,6 @@ def test_weights_that_do_not_fit_are_refused(trained):
     checkpoint.model["lm_head.weight"] = torch.zeros(3, 3)
     with pytest.raises(K1Error, match="do not fit"):
         restore_model(checkpoint, "cpu")
-
-
-def test_an_existing_output_is_kept_unless_overwrite(tmp_path):
-    flags = parse_training_flags("", "k1", ["--models_dir", str(tmp_path)])
-    path = output_path(flags, stage=1)
-    path.write_bytes(b"")
-    with pytest.raises(K1Error, match="--overwrite"):
-        output_path(flags, stage=1)
-    flags.overwrite = True
-    assert output_path(flags, stage=1) == path
-
-
-def test_a_models_dir_that_is_a_file(tmp_path):
-    (tmp_path / "models").write_text("")
-    finished = run_script("train_k1_dataset1.py", "--models_dir", tmp_path / "models")
-    assert_one_clear_line(finished, 1, "cannot write checkpoints into")
 
 
 @pytest.mark.parametrize(

@@ -30,30 +30,21 @@ def test_an_entry_is_built_once(folder):
     assert os.listdir(folder / "documents") == ["key"]
 
 
-@pytest.mark.parametrize("damage", ["intact", "damaged"])
-def test_the_entry_of_another_process_that_was_first_is_taken_if_it_is_intact(folder, damage):
+def test_the_entry_of_another_process_that_was_first_is_taken(folder):
     def build_late():
         """Another process builds and stores the same entry meanwhile."""
         cached("documents", "key", lambda: build([]))
-        if damage == "damaged":
-            next((folder / "documents" / "key" / "train").glob("*.arrow")).write_bytes(b"damaged")
         return build([])
 
     found = cached("documents", "key", build_late)["train"]
     assert list(found["text"]) == ["a", "b"]
-    is_stored = Path(found.cache_files[0]["filename"]).is_relative_to(folder)
-    assert is_stored == (damage == "intact")
+    assert Path(found.cache_files[0]["filename"]).is_relative_to(folder)
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "garbage"])
-def test_a_damaged_entry_is_built_again(folder, damage):
+def test_an_entry_that_lacks_a_file_is_built_again(folder):
     calls = []
     cached("documents", "key", lambda: build(calls))
-    file = next((folder / "documents" / "key" / "train").glob("*.arrow"))
-    content = file.read_bytes()
-    file.unlink()
-    if damage != "missing":
-        file.write_bytes({"empty": b"", "truncated": content[:40], "garbage": b"x" * len(content)}[damage])
+    next((folder / "documents" / "key" / "train").glob("*.arrow")).unlink()
     assert list(cached("documents", "key", lambda: build(calls))["train"]["text"]) == ["a", "b"]
     assert len(calls) == 2
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from k1.data import corpora
-from k1.data.docstrings import clean_docstring, object_docstrings
 from k1.data.wiki_markup import clean_wikitext
 from k1.errors import K1Error
 
@@ -47,6 +46,7 @@ def texts(other_process):
     return {name: list(corpora.bundled_documents(name)) for name in corpora.BUNDLED_CORPORA}
 
 
+@pytest.mark.slow
 def test_names_sizes_and_versions(texts):
     assert list(texts) == ["wikitext", "code", "science"]
     for name, documents in texts.items():
@@ -59,12 +59,14 @@ def test_names_sizes_and_versions(texts):
     assert re.fullmatch(r"numpy \S+, scipy \S+", corpora.bundled_version("science"))
 
 
+@pytest.mark.slow
 def test_same_text_and_no_output_in_another_process(texts, other_process):
     stdout, stderr = other_process.communicate(timeout=60)
     assert stderr == ""
     assert stdout.split() == [digest(texts[name][:COMPARED]) for name in ("code", "science")]
 
 
+@pytest.mark.slow
 def test_order_does_not_depend_on_the_file_system(texts, monkeypatch):
     rglob = Path.rglob
     monkeypatch.setattr(Path, "rglob", lambda path, pattern: reversed(list(rglob(path, pattern))))
@@ -80,6 +82,7 @@ def test_missing_package_is_one_line(monkeypatch):
             corpora.bundled_version(name)
 
 
+@pytest.mark.slow
 def test_wikitext_is_prose_without_markup(texts):
     paragraphs = [line for document in texts["wikitext"] for line in document.split("\n\n")]
     markup = r"\[\[|\]\]|\{|\}|''|==|\||<|>|https?:|thumb\||\d+px|^[*#:;!]|\(\s*[,;:]*\s*\)|\(\s|\s\)|  |\s[,;.](\s|$)"
@@ -88,6 +91,7 @@ def test_wikitext_is_prose_without_markup(texts):
     assert [p for p in paragraphs if re.match(r"\W*[a-z]", p) or len(p) < 80] == []
 
 
+@pytest.mark.slow
 def test_code_parses_and_holds_no_tests_or_machine_paths(texts):
     parsed = 0
     for text in texts["code"]:
@@ -117,6 +121,7 @@ def test_tests_tables_and_machine_files_are_skipped(tmp_path, monkeypatch):
     assert list(corpora.bundled_documents("code")) == [f"name = {name!r}" for name in kept]
 
 
+@pytest.mark.slow
 def test_science_is_documentation_with_formulas(texts):
     lines = [line for document in texts["science"] for line in document.split("\n")]
     scaffolding = (
@@ -156,93 +161,3 @@ SENTENCE = "The river flows through the old town and reaches the sea near the ha
 )
 def test_clean_wikitext(markup, expected):
     assert clean_wikitext(markup) == expected
-
-
-DOCSTRING = r"""
-    f(x, /)
-    --
-
-    Compute :func:`f <pkg.f>` as in [1]_::
-
-        f(x) = x^2 + 1
-
-    .. versionadded:: 1.0
-       Not before.
-
-    Parameters
-    ----------
-    x : array_like
-        Input values::
-
-            import numpy
-
-        They are real.
-
-    Returns
-    -------
-    float or ndarray
-        The value.
-
-    See Also
-    --------
-    g : Another function.
-
-    Notes
-    -----
-    It is called as:
-
-    >>> f(2)
-    5
-
-    The formula is
-
-    .. math:: f = \frac{a}{b}
-
-    =====  =====
-    one    two
-    =====  =====
-
-    .. warning:: Be careful
-       with zero.
-    %(after_notes)s
-
-    Examples
-    --------
-    >>> f(3)
-
-    """
-
-
-def test_clean_docstring():
-    assert clean_docstring(DOCSTRING).split("\n\n") == [
-        "Compute `f` as in [1]:",
-        "    f(x) = x^2 + 1",
-        "They are real.",
-        "The value.",
-        "The formula is",
-        ".. math::",
-        r"    f = \frac{a}{b}",
-        "Be careful\nwith zero.",
-    ]
-    assert clean_docstring("A text with a %(name)s inside.") == ""
-
-
-def test_docstrings_are_grouped_by_top_level_object():
-    source = '''"""Module."""
-class A:
-    """Class."""
-    def m(self):
-        """Method."""
-def f():
-    """Function."""
-    def inner():
-        """Inner."""
-add_newdoc("m", "o", """
-    Compiled.
-    """)
-add_newdoc("m", "o", ("p", """
-    Member.
-    """))
-'''
-    groups = [[text.strip() for text in group] for group in object_docstrings(ast.parse(source))]
-    assert groups == [["Module."], ["Class.", "Method."], ["Function."], ["Compiled.", "Member."]]

@@ -11,6 +11,8 @@ from tests.conftest import ROOT
 from tests.data.hub import COMMIT, REPOSITORIES, hub_server
 from tests.pretrained import train_own_tokenizer, write_model
 
+pytestmark = [pytest.mark.xdist_group("hub"), pytest.mark.slow]
+
 # In a process of its own, as the libraries read the hub's address when they are imported; it does not wait to retry.
 LOAD = """
 import csv, json, logging, sys, time

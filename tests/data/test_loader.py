@@ -1,8 +1,6 @@
 """Splits, fingerprints, packing and order."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import islice
 
@@ -18,7 +16,6 @@ from k1.data.cache import SPLITS
 from k1.data.loader import DataLoader, batches_of_text, load_datasets, require_distinct, split_documents
 from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer, train_tokenizer
 from k1.errors import K1Error
-from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -187,24 +184,6 @@ def test_any_text_survives_the_tokenizer():
     round_trip()
     ids = load_tokenizer(tokenizer.to_str()).encode(END_OF_DOCUMENT).ids
     assert tokenizer.token_to_id(END_OF_DOCUMENT) not in ids
-
-
-def test_the_tokenizer_is_the_same_in_another_process(corpora):
-    program = (
-        "import sys, json; from k1.data.tokenizer import train_tokenizer\n"
-        f"texts = [json.loads(line)['text'] for line in open({str(corpora[0])!r}, encoding='utf-8')]\n"
-        "print(train_tokenizer(texts, 400).to_str())"
-    )
-    outputs = {
-        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-        for _ in range(2)
-    }
-    assert len(outputs) == 1
-
-
-def test_a_vocabulary_larger_than_the_text_supports_is_smaller():
-    tokenizer = train_tokenizer(["ab ab"], 5_000)
-    assert 257 <= tokenizer.get_vocab_size() < 270
 
 
 def test_text_is_tokenized_in_lists_of_bounded_length(monkeypatch):

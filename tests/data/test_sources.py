@@ -3,7 +3,7 @@
 import pytest
 
 from k1.data import sources
-from k1.data.sources import PRESETS, load_documents, wikitext_articles
+from k1.data.sources import PRESETS, dataset_labels, load_documents, wikitext_articles
 from tests.data.hub import LINES
 from tests.data.loading import failure, texts
 
@@ -58,3 +58,10 @@ def test_bundled(monkeypatch):
 def test_wikitext_articles():
     articles = [article for article in wikitext_articles(LINES) if article]
     assert articles == ["First = one .\nSecond .\nThird .", "Fourth ."]
+
+
+def test_files_of_the_same_name_are_told_apart_by_their_folders():
+    names = ["/texts/a/x.txt", "/texts/b/x.txt", "/other/b/x.txt", "/texts/y.txt", "wikitext", "/wikitext"]
+    labels = ["a/x.txt", "texts/b/x.txt", "other/b/x.txt", "y.txt", "wikitext", "/wikitext"]
+    assert dataset_labels(names) == labels
+    assert dataset_labels(["/texts/a\nb.txt"]) == ["a\ufffdb.txt"]

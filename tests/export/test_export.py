@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -18,12 +18,8 @@ from k1.export.card import accuracy_table
 from k1.export.folder import export, pretrained_tokenizer
 from k1.files import write_folder_atomically
 from k1.model import build_model
-from tests.conftest import assert_one_clear_line, run_script, signed
+from tests.conftest import assert_one_clear_line, run_script
 
-ODD_TEXTS = [
-    "", " ", "\n\n\t  x", "a<|endoftext|>b", "<|endoftext|>", "\x00\x7f", "Ünïcödé ﬁ 漢字 🏳️‍🌈",
-    "  def f(x):\n\treturn x", "it 's , do n't .", "\r\n", "e\u0301", "\u202e\ufeff\ufffd",
-]  # fmt: skip
 FILES = {
     "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
     "tokenizer_config.json",
@@ -34,7 +30,7 @@ def token_ids(vocabulary, rows=3, length=16):
     return torch.randint(0, vocabulary, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(scope="module", params=["k1_final.pt", "baseline_final.pt", "baseline_dataset1.pt"])
+@pytest.fixture(scope="module", params=["k1_final.pt", "baseline_dataset1.pt"])
 def exported(request, trained, tmp_path_factory):
     """A checkpoint, and the folder that the command line wrote of it."""
     path, folder = trained.models_dir / request.param, tmp_path_factory.mktemp("export") / "model"
@@ -93,22 +89,14 @@ def tokenizers(trained, tmp_path_factory):
     return load_tokenizer(checkpoint.tokenizer), AutoTokenizer.from_pretrained(folder)
 
 
-def assert_same_tokens(tokenizers, text):
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(max_size=60))
+@example(text="  a<|endoftext|>b\r\n")
+def test_any_text_has_the_same_tokens_and_comes_back(tokenizers, text):
     ours, opened = tokenizers
     ids = ours.encode(text, add_special_tokens=False).ids
     assert opened(text)["input_ids"] == opened.encode(text, add_special_tokens=False) == ids
     assert opened.decode(ids) == ours.decode(ids, skip_special_tokens=False) == text
-
-
-@pytest.mark.parametrize("text", ODD_TEXTS)
-def test_odd_text_has_the_same_tokens_and_comes_back(tokenizers, text):
-    assert_same_tokens(tokenizers, text)
-
-
-@settings(max_examples=200, deadline=None)
-@given(text=st.text(max_size=60))
-def test_any_text_has_the_same_tokens_and_comes_back(tokenizers, text):
-    assert_same_tokens(tokenizers, text)
 
 
 def test_the_end_of_a_document_is_a_token_of_its_own_that_nothing_adds(tokenizers):
@@ -130,9 +118,8 @@ GPT2 = {"model_type": "gpt2", "n_embd": 12, "n_layer": 2, "n_head": 2, "n_positi
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("architecture", [LLAMA, GPT2], ids=["llama", "gpt2"])
-@pytest.mark.parametrize("method", ["k1", "baseline"])
-def test_models_of_other_kinds(trained, tmp_path, architecture, tied, method):
-    checkpoint = load_checkpoint(trained.models_dir / f"{method}_final.pt")
+def test_models_of_other_kinds(trained, tmp_path, architecture, tied):
+    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt")
     vocabulary = load_tokenizer(checkpoint.tokenizer).get_vocab_size()
     checkpoint.model_config = {**architecture, "vocab_size": vocabulary, "tie_word_embeddings": tied}
     model = build_model(checkpoint.model_config, seed=0)
@@ -167,16 +154,7 @@ def test_the_card_tells_of_the_run_and_of_no_folder(exported, trained):
     assert str(trained.corpora[0].parent) not in (folder / "README.md").read_text()
 
 
-def test_the_accuracy_table_is_that_of_the_evaluations(trained):
-    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt")
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in accuracy_table(checkpoint).splitlines()]
-    names = [dataset["name"] for dataset in checkpoint.datasets]
-    assert rows[0] == ["Stage", *(name.rpartition("/")[2] for name in names)]
-    assert rows[3][0] == "1: rivers.jsonl" and rows[3][3] == "-"
-    assert rows[5][1:] == [f"{100 * checkpoint.evaluations[2][name]['test']['accuracy']:.2f}" for name in names]
-
-
-@pytest.mark.parametrize("kind", ["file", "folder with a file", "broken link", "no parent", "long name"])
+@pytest.mark.parametrize("kind", ["file", "folder with a file", "no parent"])
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, kind):
     target = tmp_path / "out"
     if kind == "file":
@@ -184,46 +162,24 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(tmp_
     elif kind == "folder with a file":
         target.mkdir()
         (target / "mine").write_text("mine")
-    elif kind == "broken link":
-        target.symlink_to(tmp_path / "nothing" / "there")
     else:
-        target = tmp_path / ("missing/out" if kind == "no parent" else "x" * 300)
+        target = tmp_path / "missing" / "out"
     before = sorted(tmp_path.rglob("*"))
     finished = run_script("-m k1.export", tmp_path / "k1_final.pt", target)
-    fragment = {"no parent": "does not exist; make it first", "long name": "File name too long"}
-    assert_one_clear_line(finished, 1, fragment.get(kind, "is not an empty folder; name a new one"))
+    is_missing = kind == "no parent"
+    fragment = "does not exist; make it first" if is_missing else "is not an empty folder; name a new one"
+    assert_one_clear_line(finished, 1, fragment)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    ("content", "status", "fragment"),
-    [
-        (None, 1, "does not exist; run train_k1_dataset3.py first"),
-        (b"no checkpoint", 1, "is damaged or is not a checkpoint"),
-        ({"model": {}}, 1, "do not fit"),
-    ],
-    ids=["missing", "damaged", "weights"],
-)
-def test_a_checkpoint_that_cannot_be_read_is_one_line_and_leaves_nothing(trained, tmp_path, content, status, fragment):
-    path = tmp_path / "k1_final.pt"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content:
-        torch.save(signed({**torch.load(trained.models_dir / path.name, weights_only=True), **content}), path)
-    assert_one_clear_line(run_script("-m k1.export", path, tmp_path / "out"), status, fragment)
-    assert [name for name in os.listdir(tmp_path) if "out" in name] == []
+def test_a_checkpoint_that_cannot_be_read_is_one_line_and_leaves_nothing(tmp_path):
+    finished = run_script("-m k1.export", tmp_path / "k1_final.pt", tmp_path / "out")
+    assert_one_clear_line(finished, 1, "does not exist; run train_k1_dataset3.py first")
+    assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("flags", [[], ["a.pt"], ["a.pt", "b", "c"], ["a.pt", "b", "--what"]])
-def test_usage(tmp_path, flags):
-    assert_one_clear_line(run_script("-m k1.export", *flags, cwd=tmp_path), 2)
-
-
-@pytest.mark.parametrize("exists", [False, True])
-def test_a_failed_export_leaves_what_was_there(trained, tmp_path, monkeypatch, exists):
+def test_a_failed_export_leaves_nothing(trained, tmp_path, monkeypatch):
     folder = tmp_path / "out"
-    if exists:
-        folder.mkdir()
 
     def full_disk(self, place, *_, **__):
         (place / "half").write_text("half of it")
@@ -232,7 +188,7 @@ def test_a_failed_export_leaves_what_was_there(trained, tmp_path, monkeypatch, e
     monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full_disk)
     with pytest.raises(K1Error, match="cannot write .*No space left"):
         export(load_checkpoint(trained.models_dir / "k1_final.pt"), folder)
-    assert os.listdir(tmp_path) == (["out"] if exists else []) and not list(tmp_path.glob("out/*"))
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_that_fills_meanwhile_is_not_replaced(tmp_path):

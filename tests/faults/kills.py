@@ -120,8 +120,7 @@ def kill_until_it_ends(
             continue
         if "Traceback" in errors:
             tally.problems.append(f"traceback: {errors[-2000:]}")
-        # Killed after it had written its last file: there is nothing left to do.
-        if status == 0 or "exists already; add --overwrite" in errors:
+        if status == 0:
             return tally
         if is_writing(models_dir, script):
             tally.inside_write += 1

@@ -23,6 +23,8 @@ from tests.report.chromium import NAMES, Chromium, find_chromium
 from tests.report.markup import parse
 from tests.report.screenshots import VIEWS, take
 
+pytestmark = [pytest.mark.xdist_group("page"), pytest.mark.slow]
+
 HOSTILE = "$_$</samp><script>alert('1')</script>&amp;\"<img src=x onerror=alert(1)>{{ 7 * 7 }}"
 
 

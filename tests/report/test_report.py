@@ -101,6 +101,7 @@ def test_the_text_shows_the_scores_of_real_and_generated_text(report):
     assert f"right about {100 * results['judges']['classifier_accuracy']:.1f}% of real test text" in text
 
 
+@pytest.mark.slow
 def test_two_reports_are_the_same(trained, report):
     assert format_report(report_of(load_runs(trained.models_dir), "cpu")) == report[0].rstrip("\n")
 

@@ -63,6 +63,7 @@ def test_a_step_of_every_share_is_about_as_long():
     assert [own_rate(1e-3, share, "one_mask") for share in (1.0, 0.25, 0.01)] == [1e-3, 2e-3, 1e-2]
 
 
+@pytest.mark.slow
 def test_a_map_is_trained_recorded_shown_and_not_repeated(corpora, tmp_path):
     flags = [
         "--preset", "smoke", "--seeds", 0, "--shares", 0.25, "--rehearsals", 0, 0.25, "--policies", "largest_momenta",

@@ -59,6 +59,7 @@ def command(tokenizer, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_runs_are_recorded_shown_and_not_repeated(command, tmp_path, capsys, monkeypatch):
     flags = ["--arms", "full", "k1", "lora", "--learning_rates", 1e-2]
     recorded = command(*flags)
@@ -77,6 +78,7 @@ def test_runs_are_recorded_shown_and_not_repeated(command, tmp_path, capsys, mon
         command(*flags, "--steps", 9)
 
 
+@pytest.mark.slow
 def test_without_learning_nothing_is_forgotten(command):
     recorded = command("--arms", "rehearsal", "--learning_rates", 0)
     (record,) = recorded["runs"].values()

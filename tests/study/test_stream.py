@@ -24,6 +24,8 @@ from k1.study.plots import ARM_STYLES, stream_figure
 from tests.conftest import assert_one_clear_line, run_script
 from tests.study.records import record
 
+pytestmark = [pytest.mark.xdist_group("stream"), pytest.mark.slow]
+
 LOSSES = [[4.0], [4.5, 3.0], [4.75, 3.25, 2.0], [5.0, 3.5, 2.25, 1.0]]
 ACCURACIES = [[0.5], [0.4, 0.6], [0.3, 0.5, 0.2], [0.25, 0.45, 0.2, 0.7]]
 RUNS = ["first-baseline-seed0-0.01", "first-k1-seed0-0.01", *(f"{arm}-seed0-0.01" for arm in ARMS)]

@@ -41,6 +41,8 @@ from k1.study.sequence import learn_later_datasets, stage_arguments, with_replay
 from tests.conftest import assert_one_clear_line, run_script, train_all
 from tests.study.records import record
 
+pytestmark = [pytest.mark.xdist_group("study"), pytest.mark.slow]
+
 STUDIED = ("baseline", "k1", "stage", "ewc", "lora", "replay", "joint")
 
 

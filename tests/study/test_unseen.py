@@ -7,6 +7,8 @@ import pytest
 
 from tests.conftest import run_script
 
+pytestmark = [pytest.mark.xdist_group("unseen"), pytest.mark.slow]
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

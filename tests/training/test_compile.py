@@ -13,6 +13,8 @@ from k1.training.losses import accumulate_gradients, compiled
 from k1.training.rehearsal import begin_rehearsal
 from tests.conftest import assert_one_clear_line, run_script
 
+pytestmark = pytest.mark.slow
+
 FLAGS = ["--preset", "smoke", "--seq_length", "8", "--batch_size", "4", "--rehearsal", "0.5"]
 
 

@@ -5,6 +5,8 @@ import pytest
 from k1.checkpoints.storage import load_checkpoint
 from tests.conftest import assert_one_clear_line, run_script
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("stage", "max_steps"), [(1, 1), (2, 1), (2, 20)])
 def test_divergence_stops_with_a_clear_line_and_leaves_the_old_checkpoint(trained, tmp_path, stage, max_steps):

@@ -164,6 +164,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
         EventLog(flags_of(tmp_path, "--logging_dir", str(tmp_path / "logs")), tmp_path / "k1_dataset1.pt")
 
 
+@pytest.mark.slow
 def test_the_scripts_log_training_and_evaluations(tmp_path, corpora):
     common = ["--preset", "smoke", "--models_dir", tmp_path, "--threads", 1, "--max_steps", 3]
     common += ["--report_to", "tensorboard", "--logging_dir", tmp_path / "logs"]

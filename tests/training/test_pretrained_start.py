@@ -21,6 +21,8 @@ from k1.training.trainer import StageTrainer
 from tests.conftest import assert_one_clear_line, run_script, signed
 from tests.pretrained import END, LENGTH, fresh_model, train_own_tokenizer, write_model
 
+pytestmark = pytest.mark.slow
+
 COMMON = ["--preset", "smoke", "--seq_length", LENGTH, "--threads", 1]
 
 

@@ -11,6 +11,8 @@ from k1.presets import ARM_FILES
 from tests.conftest import assert_one_clear_line, run_script
 from tests.training.test_resume import start_and_heed, wait_for
 
+pytestmark = pytest.mark.slow
+
 FIRST, SECOND, FINAL = ARM_FILES["baseline_rehearsal"]
 
 
@@ -71,12 +73,15 @@ def test_a_stopped_training_resumes_to_the_same_bits(arm, trained, tmp_path):
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-def test_it_never_replaces_a_file_unasked_and_never_the_first_stage(arm, trained):
-    folder, _ = arm
+def test_it_never_replaces_a_file_unasked_and_never_the_first_stage(arm, trained, tmp_path):
+    folder = shutil.copytree(arm[0], tmp_path / "models")
     before = (folder / FIRST).read_bytes()
-    assert_one_clear_line(train_arm(folder, trained.corpora), 1, SECOND, "exists already; add --overwrite")
-    assert train_arm(folder, trained.corpora, "--overwrite").status == 0
+    other = "--rehearsal", 0.5
+    refused = train_arm(folder, trained.corpora, *other)
+    assert_one_clear_line(refused, 1, SECOND, "rehearsal 0.25, not 0.5; add --overwrite")
+    assert train_arm(folder, trained.corpora, *other, "--overwrite").status == 0
     assert (folder / FIRST).read_bytes() == before
+    assert load_checkpoint(folder / FINAL).arguments["rehearsal"] == 0.5
 
 
 def test_a_first_stage_of_other_settings_is_refused(trained, tmp_path):

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from k1.arguments import parse_training_flags
-from k1.checkpoints.storage import load_checkpoint, load_finished_stage, output_path
+from k1.checkpoints.storage import load_checkpoint, output_path
 from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
 from k1.files import lock, read_content, remove_leftovers
@@ -67,7 +67,7 @@ def trained_parameters(model, arguments, resume_file=None):
     return dict(model.named_parameters()), [(entry["step"], entry["loss"]) for entry in history]
 
 
-@pytest.mark.parametrize("step", [1, 6, 13])
+@pytest.mark.parametrize("step", [6, 13])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -135,9 +135,6 @@ def stopped(tiny_model, tmp_path, **settings) -> ResumeFile:
     ("settings", "difference"),
     [
         ({"max_steps": 14}, "max_steps 13, not 14"),
-        ({"learning_rate": 0.5}, "learning_rate 0.01, not 0.5"),
-        ({"threads": 2}, "threads 1, not 2"),
-        ({"seed": 1}, "seed 0, not 1"),
         ({"stage": 2}, "stage 1, not 2"),
     ],
 )
@@ -145,6 +142,8 @@ def test_a_resume_file_of_other_settings_is_refused(tiny_model, tmp_path, settin
     resume_file = stopped(tiny_model, tmp_path)
     with pytest.raises(K1Error, match=f"begun training with {difference}; add --overwrite"):
         StageTrainer(tiny_model, dataset_of(10), arguments_of(**settings)).run(resume_file=resume_file)
+    replacing = ResumeFile(tmp_path / "k1_dataset1.pt", overwrite=True)
+    assert replacing.stage == 1 and replacing.take({"arguments": arguments_of(**settings).as_dict()}) is None
 
 
 def test_a_resume_file_of_other_text_weights_or_libraries_is_refused(tiny_model, tmp_path, monkeypatch):
@@ -158,14 +157,13 @@ def test_a_resume_file_of_other_text_weights_or_libraries_is_refused(tiny_model,
         StageTrainer(tiny_model, dataset_of(10), arguments_of()).run(resume_file=resume_file)
 
 
-def test_a_damaged_resume_file_is_refused_and_overwrite_removes_it(tiny_model, tmp_path):
+def test_a_damaged_resume_file_is_refused_unless_overwrite(tiny_model, tmp_path):
     path = stopped(tiny_model, tmp_path).path
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(K1Error, match="damaged or is not a resume file; add --overwrite"):
         ResumeFile(tmp_path / "k1_dataset1.pt")
-    ResumeFile(tmp_path / "k1_dataset1.pt", overwrite=True)
-    assert not path.exists()
+    assert ResumeFile(tmp_path / "k1_dataset1.pt", overwrite=True).stage == 0
 
 
 def test_differences_are_found_in_nested_settings():
@@ -228,6 +226,7 @@ def wait_for(condition, seconds=120) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_first_and_the_next_start_goes_on(trained, tmp_path, number, status):
     models_dir = tmp_path / "models"
@@ -257,19 +256,6 @@ def test_a_signal_saves_first_and_the_next_start_goes_on(trained, tmp_path, numb
         assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_a_finished_stage_of_other_settings_is_not_gone_on_from(trained, tmp_path):
-    checkpoint = load_checkpoint(trained.models_dir / "baseline_dataset1.pt", "baseline")
-    arguments = parse_training_flags("", "baseline", ["--preset", "smoke", "--max_steps", "21", "--threads", "1"])
-    shutil.copy(trained.models_dir / "baseline_dataset1.pt", tmp_path)
-
-    class Recorded:
-        def record(self):
-            return checkpoint.datasets[-1]
-
-    with pytest.raises(K1Error, match="has max_steps 20, not 21"):
-        load_finished_stage(tmp_path / "baseline_dataset1.pt", Recorded(), arguments.resolve(1), "baseline")
-
-
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="/proc stands for a folder that cannot be written")
 def test_a_folder_that_cannot_be_written_ends_before_training(tmp_path):
     finished = run_script("train_k1_dataset1.py", "--preset", "smoke", "--models_dir", "/proc/models")
@@ -280,6 +266,7 @@ def limit_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
 
+@pytest.mark.slow
 def test_a_write_quota_keeps_the_old_checkpoint_and_the_script_says_so(trained, tmp_path):
     (tmp_path / "models").mkdir()
     old = trained.models_dir / "baseline_dataset1.pt"
@@ -295,6 +282,7 @@ def test_a_write_quota_keeps_the_old_checkpoint_and_the_script_says_so(trained, 
     assert (tmp_path / "models" / "baseline_dataset1.pt").read_bytes() == old.read_bytes()
 
 
+@pytest.mark.slow
 def test_ten_kills_at_random_moments(corpora):
     """The short form of `make kills`; training scripts only, as the others write nothing."""
     scripts = ["train_k1_dataset1.py", "train_k1_dataset2.py"]

@@ -28,6 +28,7 @@ def assert_same_bits(left, right):
         assert torch.equal(left[name], right[name]), name
 
 
+@pytest.mark.slow
 def test_two_runs_of_the_same_scripts_write_the_same_bits(trained, tmp_path):
     train_all(tmp_path, trained.corpora, "--max_steps", 20)
     for method, files in FILES.items():
@@ -35,6 +36,7 @@ def test_two_runs_of_the_same_scripts_write_the_same_bits(trained, tmp_path):
             assert_same_bits(parameters_of(trained.models_dir / file, method), parameters_of(tmp_path / file, method))
 
 
+@pytest.mark.slow
 def test_the_baseline_is_k1_with_all_parameters_updated_and_no_rehearsal(trained, tmp_path):
     """Also in restored checkpoints, stage by stage."""
     for stage, corpus in enumerate(trained.corpora, start=1):
@@ -84,6 +86,7 @@ def test_the_share_that_changed_is_what_a_direct_count_gives(tiny_model):
     assert changed_fraction(before, tiny_model) == (5 * 12 + 1 + 17 * 12) / total
 
 
+@pytest.mark.slow
 def test_a_mask_for_the_whole_stage_shows_in_the_files_alone(trained, tmp_path):
     flags = ["--models_dir", tmp_path, "--max_steps", 20, "--threads", 1]
     for stage, corpus in enumerate(trained.corpora[:2], start=1):
@@ -96,6 +99,7 @@ def test_a_mask_for_the_whole_stage_shows_in_the_files_alone(trained, tmp_path):
     assert 0.5 * total <= changed <= round(0.51 * total)
 
 
+@pytest.mark.slow
 def test_a_budget_keeps_the_predicted_forgetting_below_it(trained, tmp_path):
     shutil.copy(trained.models_dir / "k1_dataset1.pt", tmp_path)
     finished = run_script(
@@ -175,6 +179,7 @@ def test_evaluation_against_a_direct_computation(tiny_model):
     assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["momentum", "groups", "error_feedback"])
 def test_every_policy_trains(trained, tmp_path, policy):
     finished = run_script(
