@@ -101,11 +101,11 @@ def frontier_figure(panels: dict[str, dict[str, list[Point]]]) -> Figure:
     Nats per token on test text. `panels` are lines of points by title and label.
     """
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    # 100% is how the map calls the baseline's way to update.
     styles = {"100%": STYLES[REFERENCE], **{ARMS[arm]: style for arm, style in STYLES.items()}}
     figure = Figure(figsize=(max(7.5, 1 + 3 * len(panels)), 5), layout="constrained")
-    for axes, (title, lines) in zip(
-        figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0], panels.items()
-    ):
+    columns = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (title, lines) in zip(columns, panels.items()):
         for label, points in lines.items():
             other = ":", OTHER_MARKERS[labels.index(label) % len(OTHER_MARKERS)], "0.45"
             line, marker, color = styles.get(label, other)

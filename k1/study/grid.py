@@ -168,26 +168,25 @@ def execute_in_turn(
     """Execute the runs on dataset 1, then those of `later`, each from the best model of dataset 1 of its seed.
 
     `later` maps each run to the method, `k1` or `baseline`, that learns dataset 1 for it, at each of its `first_rates`.
-    Returns the records of all that finished, and names the others on stderr; raises `K1Error` if none did.
+    Returns the records of those of `later` that finished, and names the others on stderr; raises `K1Error` if none did.
     """
     records = results["runs"]
     firsts = {
         (seed, script): [Run(f"first-{script}", seed, rate) for rate in first_rates[script]]
         for seed, script in dict.fromkeys((run.seed, script) for run, script in later.items())
     }
-    first_runs = [run for runs in firsts.values() for run in runs]
-    execute_all(dict.fromkeys(first_runs), results, arguments.out, arguments.jobs)
+    execute_all(dict.fromkeys(run for runs in firsts.values() for run in runs), results, arguments.out, arguments.jobs)
     best = {key: min(runs, key=lambda run: validation_loss(records[run.name])) for key, runs in firsts.items()}
     for run in best.values():
         if "failed" in records[run.name]:
             raise K1Error(f"no training on dataset 1 finished: {records[run.name]['failed']}")
     execute_all({run: best[run.seed, script] for run, script in later.items()}, results, arguments.out, arguments.jobs)
-    finished = {run.name: records[run.name] for run in (*first_runs, *later)}
-    for name in [name for name, found in finished.items() if "failed" in found]:
-        print(f"warning: {name} is left out: {finished.pop(name)['failed']}", file=sys.stderr)
-    if not any(run.name in finished for run in later):
-        raise K1Error("no run finished; choose lower --learning_rates")
-    return finished
+    for run in later:
+        if "failed" in records[run.name]:
+            print(f"warning: {run.name} is left out: {records[run.name]['failed']}", file=sys.stderr)
+    if finished := {run.name: records[run.name] for run in later if "failed" not in records[run.name]}:
+        return finished
+    raise K1Error("no run finished; choose lower --learning_rates")
 
 
 def validation_loss(record: dict) -> float:

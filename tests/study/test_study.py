@@ -14,9 +14,11 @@ from k1.arguments import Arguments
 from k1.checkpoints.storage import load_checkpoint
 from k1.data.loader import load_datasets
 from k1.data.tokenizer import load_tokenizer
+from k1.errors import K1Error
 from k1.presets import ARM_FILES
 from k1.report.tables import dataset_label
 from k1.study.frontier import equal_learning_table, interpolated, ratios_at_equal_learning, undominated
+from k1.study.grid import Run, execute_in_turn
 from k1.study.methods import (
     METHODS,
     consolidation,
@@ -107,6 +109,26 @@ def test_the_study_computes_what_the_scripts_compute(study, corpora, tmp_path):
             for dataset, splits in row.items():
                 for split, scores in splits.items():
                     assert scores == [expected[dataset][split][score] for score in ("loss", "accuracy")]
+
+
+def test_a_run_that_diverged_is_named_and_left_out(tmp_path, capsys):
+    """All is recorded already, so that nothing is trained."""
+    first, fine, diverged = Run("first-k1", 0, 1e-3), Run("k1", 0, 1e-3), Run("k1", 1, 1e-3)
+    other = replace(first, seed=1)
+    runs = {run.name: record(run.method, 1e-3, run.seed, [4.0]) for run in (first, other, fine)}
+    results = {"settings": {}, "runs": {**runs, diverged.name: {"failed": "diverged at step 3"}}}
+    for run in (first, other):
+        run.model_path(tmp_path).parent.mkdir(exist_ok=True)
+        run.model_path(tmp_path).touch()
+    arguments = SimpleNamespace(out=tmp_path, jobs=1)
+    finished = execute_in_turn({fine: "k1", diverged: "k1"}, {"k1": [1e-3]}, results, arguments)
+    assert finished == {fine.name: runs[fine.name]}
+    assert "warning: k1-seed1-0.001 is left out: diverged at step 3" in capsys.readouterr().err
+    with pytest.raises(K1Error, match="no run finished"):
+        execute_in_turn({diverged: "k1"}, {"k1": [1e-3]}, results, arguments)
+    results["runs"][other.name] = {"failed": "diverged at step 2"}
+    with pytest.raises(K1Error, match="no training on dataset 1 finished: diverged at step 2"):
+        execute_in_turn({diverged: "k1"}, {"k1": [1e-3]}, results, arguments)
 
 
 def test_importance_is_the_squared_gradient_of_text(tiny_model):
