@@ -29,32 +29,29 @@ A spread is {"median", "low", "high"}: median and quartiles over the rounds. A r
 import json
 import os
 from importlib.util import find_spec
-from pathlib import Path
 
 from k1.benchmark.contestants import REFERENCE, measure_steps, stage_trainer
 from k1.benchmark.optimizer import measure_optimizer
+from k1.benchmark.parts import measure_stage
 from k1.benchmark.setting import SHAPES
-from k1.benchmark.stages import measure_stage
-from k1.benchmark.tables import format_benchmark
+from k1.benchmark.summary import format_benchmark
 from k1.benchmark.timing import progress
-from k1.errors import K1Error, UsageError, command
+from k1.errors import K1Error, command
 from k1.files import write_text
 from k1.flags import module_parser
 from k1.model import configure_torch, count_parameters, library_versions
 from k1.presets import ARMS
+from k1.report.flag_types import above_zero, file_to_write
 from k1.training.rehearsal import write_rehearsal
-
-NEEDED = ("accelerate", "peft")
 
 
 def measure_shape(name: str, rounds: int | None, threads: int) -> dict:
     """The record of a shape, see above; all in `rounds` rounds, by default those of the shape."""
     shape = SHAPES[name]
-    arguments = shape.arguments("baseline")
     progress(f"{name}: the optimizer alone")
     found = {
         "parameters": count_parameters(shape.model()),
-        "tokens_per_step": arguments.tokens_per_step,
+        "tokens_per_step": shape.arguments("baseline").tokens_per_step,
         "optimizer": measure_optimizer(shape, rounds or shape.rounds, threads),
     }
     if not shape.stage_rounds:
@@ -80,16 +77,11 @@ def main() -> None:
     shapes = [name for name in SHAPES if name != "smoke"]
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=shapes, metavar="SHAPE",
                         help=f"of {', '.join(SHAPES)} (default: {' '.join(shapes)})")  # fmt: skip
-    parser.add_argument("--rounds", type=int, help="turns of everything (default: by shape)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all that was measured to FILE")
+    parser.add_argument("--rounds", type=above_zero, help="turns of everything (default: by shape)")
+    parser.add_argument("--threads", type=above_zero, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--json", type=file_to_write, metavar="FILE", help="also write all that was measured to FILE")
     arguments = parser.parse_args()
-    for name in ("rounds", "threads"):
-        if (value := getattr(arguments, name)) is not None and value < 1:
-            raise UsageError(f"--{name} must be at least 1, not {value}")
-    if arguments.json and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
-        raise UsageError(f"--json {arguments.json} is not a file in an existing folder")
-    if missing := [package for package in NEEDED if find_spec(package) is None]:
+    if missing := [package for package in ("accelerate", "peft") if find_spec(package) is None]:
         raise K1Error(f"the benchmark needs {' and '.join(missing)}; run pip install -r requirements-dev.txt")
     configure_torch(arguments.threads)
     results = {"threads": arguments.threads, "cores": os.cpu_count(), "versions": library_versions(), "shapes": {}}

@@ -63,20 +63,18 @@ def other_ways(shape: Shape, dataset: TokenizedDataset) -> dict[str, Callable[[]
     """A step of each way to train the baseline's model that is not this project's, but the `Trainer`'s."""
     from peft import LoraConfig, get_peft_model
 
-    arguments = shape.arguments("baseline")
-    plain = shape.model()
+    arguments, plain = shape.arguments("baseline"), shape.model()
     adapters = LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules="all-linear")
     adapted = get_peft_model(shape.model(), adapters)
     gpt = GPT(
         arguments.vocabulary_size, arguments.hidden_size, arguments.layers, arguments.heads, arguments.seq_length,
         count_parameters(plain),
     )  # fmt: skip
-    models = {
-        "bare PyTorch loop": (plain, lambda ids: plain(input_ids=ids, labels=ids).loss),
-        "LoRA (peft)": (adapted, lambda ids: adapted(input_ids=ids, labels=ids).loss),
-        "plain GPT": (gpt, lambda ids: gpt(ids, ids)),
+    return {
+        "bare PyTorch loop": bare_loop(shape, dataset, plain, lambda ids: plain(input_ids=ids, labels=ids).loss),
+        "LoRA (peft)": bare_loop(shape, dataset, adapted, lambda ids: adapted(input_ids=ids, labels=ids).loss),
+        "plain GPT": bare_loop(shape, dataset, gpt, lambda ids: gpt(ids, ids)),
     }
-    return {name: bare_loop(shape, dataset, *model) for name, model in models.items()}
 
 
 def trainer_seconds(

@@ -1,9 +1,7 @@
 """python3 -m k1.report: K-1 and baseline side by side, and the verdict on the four success criteria."""
 
-import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 from k1.arguments import resolve_device
@@ -11,46 +9,25 @@ from k1.errors import Parser, command, user_path
 from k1.files import write_text
 from k1.report.comparison import load_runs, report_of
 from k1.report.continuations import continue_all, new_words
+from k1.report.flag_types import file_to_write, folder_to_write
 from k1.report.page import format_page
 from k1.report.plots import plot_report
 from k1.report.text import format_report
 
 
-def parse_report_arguments() -> argparse.Namespace:
-    """The command line of the report; exits with status 2 if a file could not be written."""
-    parser = Parser(prog="python3 -m k1.report", description=__doc__)
-    parser.add_argument("--models_dir", type=user_path, default=Path("models"), help="folder of the checkpoints")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the same numbers to FILE")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with texts and pictures to FILE")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="also draw the figures as PNG into DIR")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    arguments = parser.parse_args()
-    for flag, file in (("--json", arguments.json), ("--html", arguments.html)):
-        if file and (file.is_dir() or not file.absolute().parent.is_dir()):
-            parser.error(f"{flag} {file} is not a file in an existing folder")
-        if file and (reason := reason_against(file.absolute().parent)):
-            parser.error(f"{flag} {file} cannot be written ({reason})")
-    if arguments.json and arguments.html and arguments.json.resolve() == arguments.html.resolve():
-        parser.error(f"--json and --html are the same file, {arguments.json}; name two")
-    if arguments.plots and (reason := reason_against(arguments.plots, make=True)):
-        parser.error(f"--plots {arguments.plots} is not a folder that can be written ({reason})")
-    return arguments
-
-
-def reason_against(folder: Path, make: bool = False) -> str | None:
-    """Why no file can be written into `folder`, which `make` creates; None if one can."""
-    try:
-        if make:
-            folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return None
-    except OSError as error:
-        return error.strerror
-
-
 @command
 def main() -> None:
-    arguments = parse_report_arguments()
+    parser = Parser(prog="python3 -m k1.report", description=__doc__)
+    parser.add_argument("--models_dir", type=user_path, default=Path("models"), help="folder of the checkpoints")
+    parser.add_argument("--json", type=file_to_write, metavar="FILE", help="also write the same numbers to FILE")
+    parser.add_argument(
+        "--html", type=file_to_write, metavar="FILE", help="also write a page with texts and pictures to FILE"
+    )
+    parser.add_argument("--plots", type=folder_to_write, metavar="DIR", help="also draw the figures as PNG into DIR")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    arguments = parser.parse_args()
+    if arguments.json and arguments.html and arguments.json.resolve() == arguments.html.resolve():
+        parser.error(f"--json and --html are the same file, {arguments.json}; name two")
     device = resolve_device(arguments.device)
     runs = load_runs(arguments.models_dir)
     # Before the report sets the number of threads: with the generate scripts' own the bits are theirs.

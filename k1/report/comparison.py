@@ -19,10 +19,16 @@ from k1.report.metrics import (
 )
 from k1.report.quality import generation_quality, prepare_test
 
-
-def arms_in(models_dir: Path) -> list[str]:
-    """The arms to report: the baseline, K-1, and of the two others those that were trained."""
-    return [arm for arm in ARMS if arm in FILES or (models_dir / ARM_FILES[arm][-1]).exists()]
+# Settings in which arms may differ; all others must agree in every stage. Those of updates and of rehearsal must
+# agree with K-1's for the arm that shares them.
+FREE = {"method", "preset", "dataset_name", "data_source", "max_documents", "learning_rate", "device", "threads"}
+SHARED = {
+    "sparse": {"update_fraction", "policy"},
+    "baseline_rehearsal": {
+        "rehearsal", "rehearsal_sequences", "rehearsal_interval", "rehearsal_weight", "rehearsal_on_top",
+        "forgetting_budget",
+    },
+}  # fmt: skip
 
 
 def load_run(models_dir: Path, arm: str) -> list[Checkpoint]:
@@ -41,37 +47,24 @@ def load_run(models_dir: Path, arm: str) -> list[Checkpoint]:
     return run
 
 
+def traits(run: list[Checkpoint], arm: str) -> dict[str, object]:
+    """What a run must have in common with K-1's for a comparison with `arm` to be fair."""
+    final, stages = run[-1], [checkpoint.arguments for checkpoint in run]
+    free = FREE.union(*(names for other, names in SHARED.items() if other != arm))
+    return {
+        "data": [(dataset["name"], dataset["fingerprint"]) for dataset in final.datasets],
+        "tokenizer": final.tokenizer,
+        "architecture": final.model_config,
+        "pretrained model": [checkpoint.start and checkpoint.start["sha256"] for checkpoint in run],
+        "tokens a step": [Arguments(**stage).tokens_per_step for stage in stages],
+        **{name: [stage[name] for stage in stages] for name in stages[0] if name not in free},
+    }
+
+
 def require_comparable(k1: list[Checkpoint], other: list[Checkpoint], arm: str) -> None:
     """Raise `K1Error` that names what differs if a comparison of the two runs would not be fair."""
-
-    def settings(*names: str):
-        return lambda run: [[checkpoint.arguments[name] for name in names] for checkpoint in run]
-
-    must_agree = {
-        "data": lambda run: [(dataset["name"], dataset["fingerprint"]) for dataset in run[-1].datasets],
-        "tokenizer": lambda run: run[-1].tokenizer,
-        "seed": lambda run: [checkpoint.seed for checkpoint in run],
-        "token budget": lambda run: [
-            [Arguments(**checkpoint.arguments).tokens_per_step, checkpoint.arguments["max_steps"]]
-            for checkpoint in run
-        ],
-        "architecture": lambda run: run[-1].model_config,
-        "pretrained model": lambda run: [checkpoint.start and checkpoint.start["sha256"] for checkpoint in run],
-        "batch size": settings("batch_size", "gradient_accumulation_steps"),
-        "warm-up or clipping": settings("warmup_steps", "max_grad_norm"),
-        "weight decay": settings("weight_decay"),
-        "precision": settings("precision"),
-        "compilation": settings("compile"),
-        "evaluated text": settings("evaluation_tokens", "seq_length"),
-    }  # fmt: skip
-    if arm == "baseline_rehearsal":
-        must_agree["rehearsal"] = settings(
-            "rehearsal", "rehearsal_sequences", "rehearsal_interval", "rehearsal_weight", "rehearsal_on_top",
-            "forgetting_budget",
-        )  # fmt: skip
-    if arm == "sparse":
-        must_agree["sparse updates"] = settings("update_fraction", "policy")
-    different = [label for label, value in must_agree.items() if value(k1) != value(other)]
+    ours, theirs = traits(k1, arm), traits(other, arm)
+    different = [label for label in ours if ours[label] != theirs[label]]
     if different:
         raise K1Error(
             f"K-1 and {ARMS[arm]} cannot be compared, they differ in: {', '.join(different)}; "
@@ -79,43 +72,41 @@ def require_comparable(k1: list[Checkpoint], other: list[Checkpoint], arm: str) 
         )
 
 
-def results_of(run: list[Checkpoint], generation: dict) -> dict:
-    """All figures of one method's run, as plain values; `generation` is what `generation_quality` returns."""
-    final = run[-1]
-    matrix = accuracy_matrix(final)
-    names = [dataset["name"] for dataset in final.datasets]
-    own = [final.evaluations[i][name]["test"] for i, name in enumerate(names)]
-    end = [final.evaluations[-1][name]["test"] for name in names]
-    entries = [entry for checkpoint in run for entry in checkpoint.history]
-    return {
-        "own": dict(zip(names, own)),
-        "final": dict(zip(names, end)),
-        "mean_final_loss": mean([scores["loss"] for scores in end]),
-        "accuracy_matrix": matrix,
-        "loss_matrix": accuracy_matrix(final, score="loss"),
-        "forgetting_percent": dict(zip(names, forgetting_percent(matrix))),
-        "average_forgetting_percent": average_forgetting_percent(matrix),
-        "backward_transfer": backward_transfer(matrix),
-        "forward_transfer": forward_transfer(matrix),
-        "generation": generation,
-        "updated_fraction": mean([entry["updated_fraction"] for entry in entries]),
-        "tokens_per_second": mean([entry["tokens_per_second"] for entry in entries]),
-        "predicted_forgetting": [checkpoint.predicted_forgetting for checkpoint in run],
-        "history": [
-            {"stage": checkpoint.stage, "step": entry["step"], "loss": entry["loss"]}
-            for checkpoint in run
-            for entry in checkpoint.history
-        ],
-        "learning_rates": [checkpoint.arguments["learning_rate"] for checkpoint in run],
-    }
-
-
 def load_runs(models_dir: Path) -> dict[str, list[Checkpoint]]:
-    """The checkpoints of every arm; raises `K1Error` if the runs cannot be compared."""
-    runs = {arm: load_run(models_dir, arm) for arm in arms_in(models_dir)}
+    """The checkpoints of the baseline, of K-1, and of the two other arms if they were trained.
+
+    Raises `K1Error` if the runs cannot be compared.
+    """
+    arms = [arm for arm in ARMS if arm in FILES or (models_dir / ARM_FILES[arm][-1]).exists()]
+    runs = {arm: load_run(models_dir, arm) for arm in arms}
     for arm, run in runs.items():
         require_comparable(runs["k1"], run, arm)
     return runs
+
+
+def results_of(run: list[Checkpoint], generation: dict) -> dict:
+    """All figures of one method's run, as plain values; `generation` is what `generation_quality` returns."""
+    final, accuracy = run[-1], accuracy_matrix(run[-1])
+    names = [dataset["name"] for dataset in final.datasets]
+    end = {name: final.evaluations[-1][name]["test"] for name in names}
+    entries = [(checkpoint.stage, entry) for checkpoint in run for entry in checkpoint.history]
+    return {
+        "own": {name: row[name]["test"] for name, row in zip(names, final.evaluations)},
+        "final": end,
+        "mean_final_loss": mean([scores["loss"] for scores in end.values()]),
+        "accuracy_matrix": accuracy,
+        "loss_matrix": accuracy_matrix(final, score="loss"),
+        "forgetting_percent": dict(zip(names, forgetting_percent(accuracy))),
+        "average_forgetting_percent": average_forgetting_percent(accuracy),
+        "backward_transfer": backward_transfer(accuracy),
+        "forward_transfer": forward_transfer(accuracy),
+        "generation": generation,
+        "updated_fraction": mean([entry["updated_fraction"] for _, entry in entries]),
+        "tokens_per_second": mean([entry["tokens_per_second"] for _, entry in entries]),
+        "predicted_forgetting": [checkpoint.predicted_forgetting for checkpoint in run],
+        "history": [{"stage": stage, "step": entry["step"], "loss": entry["loss"]} for stage, entry in entries],
+        "learning_rates": [checkpoint.arguments["learning_rate"] for checkpoint in run],
+    }
 
 
 def report_of(runs: dict[str, list[Checkpoint]], device: str) -> dict:

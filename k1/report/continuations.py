@@ -1,8 +1,8 @@
-"""The continuations of the fixed prompts by every model, with the words that the training text does not have."""
+"""The continuations of the fixed prompts by every model, and their words that the training text does not have."""
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from k1.arguments import Arguments
 from k1.checkpoints.contents import Checkpoint
@@ -14,71 +14,42 @@ from k1.report.generation_arguments import parse_generation_arguments
 
 # A word is a run of letters: numbers, which are often new, say nothing about a domain.
 WORD = re.compile(r"[^\W\d_]+")
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """What a model writes after a prompt: `text` is exactly what a generate script prints.
-
-    `words` are its words in lower case, each with its start and end in `text`.
-    """
-
-    text: str
-    words: list[tuple[str, int, int]]
-
-    def pieces(self, new: set[str]) -> list[tuple[str, bool]]:
-        """The text in pieces, each with whether it is one of the words `new`."""
-        found, place = [], 0
-        for word, start, end in self.words:
-            if word in new:
-                found += [(self.text[place:start], False), (self.text[start:end], True)]
-                place = end
-        return [piece for piece in (*found, (self.text[place:], False)) if piece[0]]
-
-
-# By arm, stage and number of the prompt; a stage has the prompts of the datasets up to its own.
-Continuations = dict[str, list[list[Continuation]]]
+# What a model writes, by arm, stage and number of the prompt; a stage has the prompts of the datasets up to its own.
+Continuations = dict[str, list[list[str]]]
 
 
 def words_of(prompt: str, text: str) -> list[tuple[str, int, int]]:
     """The words of `text`, which continues `prompt`: in lower case, with start and end in `text`.
 
-    A word that begins in the prompt counts as a whole. The last word is left out
-    if `text` ends with it: it may be cut off.
+    A word that begins in the prompt counts as a whole. The last word is left out if `text` ends with it: it may be cut
+    off.
     """
-    whole = prompt + text
-    matches = [match for match in WORD.finditer(whole) if len(prompt) < match.end() < len(whole)]
-    return [
-        (match.group().casefold(), max(0, match.start() - len(prompt)), match.end() - len(prompt)) for match in matches
-    ]
+    whole, start = prompt + text, len(prompt)
+    matches = [match for match in WORD.finditer(whole) if start < match.end() < len(whole)]
+    return [(match.group().casefold(), max(0, match.start() - start), match.end() - start) for match in matches]
+
+
+def pieces_of(text: str, words: list[tuple[str, int, int]], new: set[str]) -> list[tuple[str, bool]]:
+    """`text` in pieces, each with whether it is one of the words `new`; `words` are those of `words_of`."""
+    found, place = [], 0
+    for word, start, end in words:
+        if word in new:
+            found += [(text[place:start], False), (text[start:end], True)]
+            place = end
+    return [piece for piece in (*found, (text[place:], False)) if piece[0]]
 
 
 def continue_all(runs: dict[str, list[Checkpoint]], device: str) -> Continuations:
     """What the generate scripts print for every checkpoint of `runs`, at their default settings."""
     configure_torch()
-    known: dict[str, list[Continuation]] = {}
-    for run in runs.values():
-        for checkpoint in run:
-            # Two arms may share a checkpoint.
-            if checkpoint.sha256 not in known:
-                settings = parse_generation_arguments("", checkpoint.method, [])
-                prompts = [prompt for *_, prompt in prompts_of(checkpoint.datasets, None)]
-                texts = continue_prompts(checkpoint, prompts, settings, device)
-                known[checkpoint.sha256] = [
-                    Continuation(text, words_of(prompt, text)) for prompt, text in zip(prompts, texts)
-                ]
+    known: dict[str, list[str]] = {}
+    for checkpoint in (checkpoint for run in runs.values() for checkpoint in run):
+        # Two arms may share a checkpoint.
+        if checkpoint.sha256 not in known:
+            settings = parse_generation_arguments("", checkpoint.method, [])
+            prompts = [prompt for *_, prompt in prompts_of(checkpoint.datasets, None)]
+            known[checkpoint.sha256] = list(continue_prompts(checkpoint, prompts, settings, device))
     return {arm: [known[checkpoint.sha256] for checkpoint in run] for arm, run in runs.items()}
-
-
-def words_by_dataset(continuations: Continuations, final: Checkpoint) -> list[set[str]]:
-    """All words of the continuations of each dataset's prompts."""
-    domains = [number for number, dataset in enumerate(final.datasets) for _ in dataset["prompts"]]
-    words: list[set[str]] = [set() for _ in final.datasets]
-    for stages in continuations.values():
-        for texts in stages:
-            for number, continuation in zip(domains, texts):
-                words[number].update(word for word, *_ in continuation.words)
-    return words
 
 
 def new_words(continuations: Continuations, final: Checkpoint) -> list[set[str]]:
@@ -88,10 +59,12 @@ def new_words(continuations: Continuations, final: Checkpoint) -> list[set[str]]
     """
     arguments = replace(Arguments(**final.arguments), device="cpu")
     datasets = load_datasets(final.datasets, load_tokenizer(final.tokenizer), arguments)
-    return [
-        without_known(words, iterate_text(dataset.documents["train"]))
-        for words, dataset in zip(words_by_dataset(continuations, final), datasets)
-    ]
+    prompts = [(number, prompt) for number, dataset in enumerate(final.datasets) for prompt in dataset["prompts"]]
+    words: list[set[str]] = [set() for _ in datasets]
+    for texts in (texts for stages in continuations.values() for texts in stages):
+        for (number, prompt), text in zip(prompts, texts):
+            words[number].update(word for word, *_ in words_of(prompt, text))
+    return [without_known(found, iterate_text(dataset.documents["train"])) for found, dataset in zip(words, datasets)]
 
 
 def without_known(words: set[str], documents: Iterable[str]) -> set[str]:

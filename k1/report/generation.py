@@ -23,15 +23,9 @@ BATCH_SIZE = 100
 
 
 def generate(
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    seed: int,
-    stop_at_end: bool = True,
-) -> list[list[int]]:
+    model: PreTrainedModel, tokenizer: Tokenizer, prompts: list[list[int]], max_new_tokens: int, temperature: float,
+    top_k: int, seed: int, stop_at_end: bool = True,
+) -> list[list[int]]:  # fmt: skip
     """Continue `prompts`, lists of token ids of one length, and return the token ids of the continuations.
 
     The sampling is seeded: the same call gives the same tokens. `temperature` 0
@@ -44,22 +38,18 @@ def generate(
     end, front = end_of_document(tokenizer), beginning_of_text(tokenizer)
     # A pretrained model may have rows for more tokens than its tokenizer has.
     suppressed = [*([] if stop_at_end else [end]), *range(vocabulary_size(tokenizer), model.config.vocab_size)]
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {}
     config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        pad_token_id=end,
-        eos_token_id=end if stop_at_end else None,
-        suppress_tokens=suppressed or None,
-        use_cache=True,
-        disable_compile=True,
-        **sampling,
-    )
+        max_new_tokens=max_new_tokens, pad_token_id=end, eos_token_id=end if stop_at_end else None,
+        suppress_tokens=suppressed or None, use_cache=True, disable_compile=True,
+        **({"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {}),
+    )  # fmt: skip
     model.eval()
     continuations = []
     with seeded(seed, model.device), settings_of_ours(model):
         for start in range(0, len(prompts), BATCH_SIZE):
-            rows = [front + prompt for prompt in prompts[start : start + BATCH_SIZE]]
-            batch = torch.tensor(rows, device=model.device)
+            batch = torch.tensor(
+                [front + prompt for prompt in prompts[start : start + BATCH_SIZE]], device=model.device
+            )
             # For a single prompt, copying is cheaper than the empty rest of a cache in one piece.
             cache = static_cache(model, batch.shape[1] + max_new_tokens) if len(batch) > 1 else None
             output = model.generate(

@@ -1,11 +1,11 @@
 """The command line of the two generate scripts; apart from the rest, so that `--help` waits for no library."""
 
 import argparse
-import re
 from pathlib import Path
 
 from k1.errors import Parser, user_path
 from k1.presets import FILES, MAXIMUM
+from k1.report.flag_types import checked
 
 TEMPERATURE = 0.8
 TOP_K = 40
@@ -15,6 +15,11 @@ MIN_TEMPERATURE = 1e-3
 
 def parse_generation_arguments(description: str, method: str, argv: list[str] | None = None) -> argparse.Namespace:
     """The command line of a generate script; exits with status 2 when a value is out of range."""
+    above = {low: checked(int, range(low, MAXIMUM + 1).__contains__, f"from {low} to {MAXIMUM}") for low in (0, 1)}
+    temperature = checked(
+        float, lambda value: value == 0 or MIN_TEMPERATURE <= value <= MAXIMUM,
+        f"0 (greedy) or at least {MIN_TEMPERATURE}",
+    )  # fmt: skip
     parser = Parser(description=description)
     parser.add_argument(
         "checkpoints", nargs="*", type=Path, help=f"checkpoint files (default: {FILES[method][-1]} in --models_dir)"
@@ -24,23 +29,19 @@ def parse_generation_arguments(description: str, method: str, argv: list[str] | 
         help=f"the checkpoints of all stages in --models_dir, one after the other: {', '.join(FILES[method])}",
     )  # fmt: skip
     parser.add_argument("--prompt", action="append", help="text to continue; may be repeated (default: fixed prompts)")
-    parser.add_argument("--max_new_tokens", type=int, default=60, help="tokens to generate (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="0 is greedy (default: %(default)s)")
-    parser.add_argument("--top_k", type=int, default=TOP_K, help="0 is the whole vocabulary (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
+    parser.add_argument("--max_new_tokens", type=above[1], default=60, help="tokens to generate (default: %(default)s)")
+    parser.add_argument(
+        "--temperature", type=temperature, default=TEMPERATURE, help="0 is greedy (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--top_k", type=above[0], default=TOP_K, help="0 is the whole vocabulary (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=above[0], default=0, help="of the sampling (default: %(default)s)")
     parser.add_argument("--models_dir", type=user_path, default=Path("models"), help="folder (default: %(default)s)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="(default: auto)")
     arguments = parser.parse_args(argv)
-    for name, minimum in {"max_new_tokens": 1, "temperature": 0, "top_k": 0, "seed": 0}.items():
-        value = getattr(arguments, name)
-        if not minimum <= value <= MAXIMUM:
-            parser.error(f"--{name} must be at least {minimum} and at most {MAXIMUM}, not {value}")
-    if 0 < arguments.temperature < MIN_TEMPERATURE:
-        parser.error(f"--temperature must be 0 (greedy) or at least {MIN_TEMPERATURE}, not {arguments.temperature}")
-    for prompt in arguments.prompt or []:
-        # The shell hands over bytes that are no UTF-8 as lone surrogates.
-        if not prompt.isascii() and re.search("[\ud800-\udfff]", prompt):
-            parser.error("--prompt must be UTF-8 text")
+    if any("\ud800" <= character <= "\udfff" for prompt in arguments.prompt or [] for character in prompt):
+        parser.error("--prompt must be UTF-8 text")  # the shell hands over other bytes as lone surrogates
     if arguments.stages and arguments.checkpoints:
         parser.error("--stages names the checkpoints itself; leave the files out, or --stages")
     files = FILES[method] if arguments.stages else FILES[method][-1:]

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.compute
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from tokenizers import Tokenizer
 
 from k1.data.loader import TokenizedDataset
@@ -20,10 +20,9 @@ SNIPPETS = 2_000
 class Judges:
     """Judges of text, trained on nothing but the training text of `datasets`.
 
-    One classifier tells the datasets apart by the text of a snippet of
-    `snippet_tokens` tokens, and each dataset has an n-gram model of its own, of
-    order 5 with Kneser-Ney smoothing, of its first 5 million training tokens.
-    `ngram_tokens` is how many tokens each n-gram model has read.
+    One classifier tells the datasets apart by the text of a snippet of `snippet_tokens` tokens: logistic regression on
+    the tf-idf of character n-grams, 1 to 3 long. Each dataset has an n-gram model of its own, of order 5 with
+    Kneser-Ney smoothing, of its first 5 million training tokens, `ngram_tokens` in number.
     """
 
     def __init__(self, datasets: list[TokenizedDataset], tokenizer: Tokenizer, snippet_tokens: int) -> None:
@@ -32,8 +31,15 @@ class Judges:
         self.ngrams = [KneserNey(tokens, vocabulary_size(tokenizer), ORDER) for tokens in training]
         # The same number of every dataset: none is likelier before anything is read.
         count = min(SNIPPETS, min(self.ngram_tokens) - snippet_tokens + 1)
-        snippets = [decode(windows(tokens, snippet_tokens, count), tokenizer) for tokens in training]
-        self.classifier = domain_classifier(snippets)
+        snippets = np.vstack([windows(tokens, snippet_tokens, count) for tokens in training])
+        # Hashing needs no vocabulary, so that memory does not grow with the text.
+        self.classifier = make_pipeline(
+            HashingVectorizer(
+                analyzer="char", ngram_range=(1, 3), lowercase=False, n_features=2**16, alternate_sign=False, norm=None
+            ),
+            TfidfTransformer(sublinear_tf=True),
+            LogisticRegression(C=10, max_iter=1_000),
+        ).fit(tokenizer.decode_batch(snippets.tolist()), np.repeat(np.arange(len(training)), count))
 
     def is_of_domain(self, index: int, texts: list[str]) -> np.ndarray:
         """For each text 1 if the classifier assigns it to dataset number `index`, else 0."""
@@ -47,23 +53,11 @@ class Judges:
         return -np.log(self.ngrams[index].probabilities(tokens)[:, prompt_length:]).mean(1)
 
 
-def domain_classifier(snippets: list[list[str]]) -> Pipeline:
-    """Logistic regression on the tf-idf of character n-grams, 1 to 3 long; it predicts the index of the list."""
-    # Hashing needs no vocabulary, so that memory does not grow with the text.
-    ngrams = HashingVectorizer(
-        analyzer="char", ngram_range=(1, 3), lowercase=False, n_features=2**16, alternate_sign=False, norm=None
-    )
-    classifier = make_pipeline(ngrams, TfidfTransformer(sublinear_tf=True), LogisticRegression(C=10, max_iter=1_000))
-    texts = [text for group in snippets for text in group]
-    return classifier.fit(texts, np.repeat(np.arange(len(snippets)), [len(group) for group in snippets]))
-
-
 def token_stream(dataset: TokenizedDataset, split: str, max_tokens: int) -> np.ndarray:
     """The first `max_tokens` tokens of the text of a split, without those that begin a block."""
     blocks = dataset.blocks[split]
     length = len(blocks[0]["input_ids"])
-    count = min(len(blocks), -(-max_tokens // length))
-    rows = blocks.with_format("arrow")[:count]["input_ids"]
+    rows = blocks.with_format("arrow")[: -(-max_tokens // length)]["input_ids"]
     tokens = pyarrow.compute.list_flatten(rows).to_numpy()[:max_tokens]
     return np.delete(tokens, np.s_[::length]) if dataset.has_beginnings else tokens
 
@@ -73,8 +67,3 @@ def windows(tokens: np.ndarray, length: int, count: int) -> np.ndarray:
     count = min(count, len(tokens) - length + 1)
     starts = np.linspace(0, len(tokens) - length, count).astype(int)
     return np.lib.stride_tricks.sliding_window_view(tokens, length)[starts]
-
-
-def decode(tokens: np.ndarray, tokenizer: Tokenizer) -> list[str]:
-    """The text of each row of token ids."""
-    return tokenizer.decode_batch(tokens.tolist())

@@ -1,9 +1,9 @@
-"""The figures of the report: accuracy and learning curves; legible in black and white."""
+"""The figures of the report, and how any figure is written; legible in black and white."""
 
 import base64
 import io
 import textwrap
-from itertools import cycle
+from itertools import accumulate
 from pathlib import Path
 
 import matplotlib
@@ -12,42 +12,47 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from k1.data.sources import dataset_labels
 from k1.files import write_atomically
 from k1.presets import ARMS
-from k1.report.tables import first_model
+from k1.report.text import labels_of
 
-# Line, marker and colour of each model in turn: any one of them tells the models apart.
-STYLES = (("-", "o", "#0b559f"), ("--", "s", "#b3540a"), (":", "^", "#2f7d32"), ("-.", "D", "#7a3b8f"))
+matplotlib.rcParams["axes.spines.top"] = matplotlib.rcParams["axes.spines.right"] = False
+# Line, marker and colour of each arm: any one of them tells the arms apart.
+STYLES = dict(zip(ARMS, (("-", "o", "#0b559f"), ("--", "s", "#b3540a"), (":", "^", "#2f7d32"), ("-.", "D", "#7a3b8f"))))
 PANELS_ACROSS = 2
 # On a darker grey than this, white is easier to read than black (contrast after WCAG).
 DARK = 0.46
 
 
 def plot_report(report: dict, folder: Path) -> None:
-    """Draw accuracy.png and learning.png from a report into `folder`.
-
-    See `k1.report.comparison.report_of`. The same report gives the same bytes.
-    Raises `K1Error` when the disk does not take them.
-    """
-    for name, draw in (("accuracy", accuracy_figure), ("learning", learning_figure)):
-        write_figure(folder / f"{name}.png", draw(report), dpi=120)
+    """Draw accuracy.png and learning.png from a report (see `k1.report.comparison.report_of`) into `folder`."""
+    write_figure(folder / "accuracy.png", accuracy_figure(report))
+    write_figure(folder / "learning.png", learning_figure(report))
 
 
 def stage_labels(report: dict, width: int) -> list[str]:
     """The datasets as `1: name`, numbered by stage, in up to three lines of about `width` characters."""
-    labels = dataset_labels(dataset["name"] for dataset in report["datasets"])
-    names = [f"{stage}: {label}" for stage, label in enumerate(labels, start=1)]
+    names = [f"{stage}: {label}" for stage, label in enumerate(labels_of(report), start=1)]
     # A pair of unescaped dollar signs would be read as a formula.
     return [textwrap.fill(name, width, max_lines=3, placeholder="…").replace("$", r"\$") for name in names]
 
 
-def heat_map(
-    axes: Axes, rows: list[list[float | None]], row_labels: list[str], column_labels: list[str], top: float
-) -> AxesImage:
+def first_model(report: dict) -> str:
+    """What the model is called that stage 1 started from."""
+    return "pretrained" if report["start"] else "untrained"
+
+
+def percent(values: list[float | None]) -> list[float | None]:
+    """Shares, 0 to 1, as percentages; None stays None."""
+    return [None if value is None else 100 * value for value in values]
+
+
+def heat_map(axes: Axes, rows: list[list[float | None]], labels: list[str], top: float) -> AxesImage:
     """Draw `rows` of percentages as greys, white for 0 and black for `top`, numbers in the cells, None hatched."""
-    values = [[float("nan") if value is None else value for value in row] for row in rows]
-    image = axes.imshow(values, cmap="Greys", vmin=0, vmax=top, aspect="auto")
+    image = axes.imshow(
+        [[float("nan") if value is None else value for value in row] for row in rows],
+        cmap="Greys", vmin=0, vmax=top, aspect="auto",
+    )  # fmt: skip
     for i, row in enumerate(rows):
         for j, value in enumerate(row):
             hatch = "////" if value is None else None
@@ -57,35 +62,26 @@ def heat_map(
             if value is not None:
                 color = "white" if image.to_rgba(value)[0] < DARK else "black"
                 axes.text(j, i, f"{value:.1f}", ha="center", va="center", color=color)
-    axes.set_xticks(range(len(column_labels)), column_labels, fontsize=9)
-    axes.set_yticks(range(len(row_labels)), row_labels)
+    axes.set_xticks(range(len(labels) + 1), map(str, range(len(labels) + 1)), fontsize=9)
+    axes.set_yticks(range(len(labels)), labels)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return image
 
 
-def percent(values: list[float | None]) -> list[float | None]:
-    """Shares, 0 to 1, as percentages; None stays None."""
-    return [None if value is None else 100 * value for value in values]
-
-
 def accuracy_figure(report: dict) -> Figure:
     """Next-token accuracy on test text in %, dataset by stage, all models side by side on one scale."""
-    by_method = {
-        method: [percent(column) for column in zip(*result["accuracy_matrix"])]
-        for method, result in report["models"].items()
-    }
-    measured = [value for rows in by_method.values() for row in rows for value in row if value is not None]
-    across = min(PANELS_ACROSS, len(by_method))
-    down = -(-len(by_method) // across)
+    by_arm = {arm: list(map(percent, zip(*model["accuracy_matrix"]))) for arm, model in report["models"].items()}
+    measured = [value for rows in by_arm.values() for row in rows for value in row if value is not None]
+    across = min(PANELS_ACROSS, len(by_arm))
+    down = -(-len(by_arm) // across)
     figure = Figure(figsize=(7.5, 0.5 + 2.5 * down), layout="constrained")
     panels = figure.subplots(down, across, sharey=True, squeeze=False)
-    labels = stage_labels(report, 14)
-    for axes, (method, rows) in zip(panels.flat, by_method.items()):
+    for axes, (arm, rows) in zip(panels.flat, by_arm.items()):
         # A scale from 0 to 0 would have no colours.
-        image = heat_map(axes, rows, labels, list(map(str, range(len(labels) + 1))), max(measured) or 1)
-        axes.set_title(ARMS[method], fontsize="medium")
-    for axes in panels.flat[len(by_method) :]:
+        image = heat_map(axes, rows, stage_labels(report, 14), max(measured) or 1)
+        axes.set_title(ARMS[arm], fontsize="medium")
+    for axes in panels.flat[len(by_arm) :]:
         axes.remove()
     figure.supxlabel(f"after stage (0: {first_model(report)}; hatched: not measured)", fontsize="medium")
     figure.colorbar(image, ax=panels, label="next-token accuracy\non test text (%)")
@@ -96,40 +92,31 @@ def learning_figure(report: dict) -> Figure:
     """Training loss over the optimizer steps of all stages, all models."""
     stages = range(1, len(report["datasets"]) + 1)
     histories = {
-        method: [[entry for entry in result["history"] if entry["stage"] == stage] for stage in stages]
-        for method, result in report["models"].items()
+        arm: [[entry for entry in model["history"] if entry["stage"] == stage] for stage in stages]
+        for arm, model in report["models"].items()
     }
-    starts = [0]
-    for entries in histories["k1"]:
-        starts.append(starts[-1] + (entries[-1]["step"] if entries else 0))
+    starts = list(accumulate((entries[-1]["step"] if entries else 0 for entries in histories["k1"]), initial=0))
     figure = Figure(figsize=(7.5, 3.75), layout="constrained")
     axes = figure.subplots()
-    for (method, history), (line, marker, color) in zip(histories.items(), cycle(STYLES)):
+    for (arm, history), (line, marker, color) in zip(histories.items(), STYLES.values()):
         for start, entries in zip(starts, history):
             axes.plot(
-                [start + entry["step"] for entry in entries],
-                [entry["loss"] for entry in entries],
-                linestyle=line,
-                color=color,
-                marker=marker,
-                markevery=[0],
-                markersize=5,
-                clip_on=False,
-                label=None if start else ARMS[method],
-            )
+                [start + entry["step"] for entry in entries], [entry["loss"] for entry in entries],
+                linestyle=line, color=color, marker=marker, markevery=[0], markersize=5, clip_on=False,
+                label=None if start else ARMS[arm],
+            )  # fmt: skip
     for start, end, name in zip(starts, starts[1:], stage_labels(report, 18)):
         if start:
             axes.axvline(start, color="0.6", linewidth=1, zorder=1)
         axes.text((start + end) / 2, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom")
     axes.set_xlim(0, starts[-1])
-    axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("optimizer step (all stages)")
     axes.set_ylabel("training loss (nats per token)")
     axes.legend(frameon=False)
     return figure
 
 
-def write_figure(path: Path, figure: Figure, dpi: int) -> None:
+def write_figure(path: Path, figure: Figure, dpi: int = 120) -> None:
     """Write a matplotlib `figure` to `path` as PNG, atomically; the same figure gives the same bytes."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=dpi, metadata={"Software": None})

@@ -1,6 +1,6 @@
 """The quality of generated text, right after a dataset's own stage and at the end, and how much of it is kept."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -12,7 +12,7 @@ from k1.data.loader import TokenizedDataset, load_datasets
 from k1.data.tokenizer import load_tokenizer
 from k1.report.generation import generate
 from k1.report.generation_arguments import TEMPERATURE, TOP_K
-from k1.report.judges import Judges, decode, token_stream, windows
+from k1.report.judges import Judges, token_stream, windows
 from k1.report.metrics import distinct_2
 from k1.report.tables import SCORES
 
@@ -25,16 +25,8 @@ RESAMPLES = 10_000
 PERCENTILES = (2.5, 97.5)
 
 
-@dataclass(frozen=True)
-class Passages:
-    """Stretches of a dataset's test text: (count, length) token ids, of which the first `prompt_length` are prompts."""
-
-    tokens: np.ndarray
-    prompt_length: int
-
-
-def cut_passages(dataset: TokenizedDataset, prompt_tokens: int, new_tokens: int) -> Passages:
-    """400 prompts spread evenly over the whole test text, and what follows each in the text.
+def cut_passages(dataset: TokenizedDataset, prompt_tokens: int, new_tokens: int) -> tuple[np.ndarray, int]:
+    """400 prompts spread evenly over the whole test text, and what follows each; (count, length) ids, prompts' length.
 
     Of the same number of texts, one for each prompt gives the narrowest interval.
     What follows a prompt may reach into the next. A test text that is too short for
@@ -43,20 +35,20 @@ def cut_passages(dataset: TokenizedDataset, prompt_tokens: int, new_tokens: int)
     """
     text = token_stream(dataset, "test", dataset.tokens["test"])
     length = min(len(text), prompt_tokens + new_tokens)
-    return Passages(windows(text, length, CONTINUATIONS), min(prompt_tokens, length // 2))
+    return windows(text, length, CONTINUATIONS), min(prompt_tokens, length // 2)
 
 
-@dataclass(frozen=True)
 class GenerationTest:
     """Prompts from each dataset's test text, and what scores their continuations; the same for every model."""
 
-    names: list[str]
-    passages: list[Passages]
-    judges: Judges
-    tokenizer: Tokenizer
-    new_tokens: int
-    seed: int
-    known: dict[tuple[str, int], dict[str, np.ndarray]] = field(default_factory=dict)
+    def __init__(
+        self, datasets: list[TokenizedDataset], tokenizer: Tokenizer, prompt_tokens: int, new_tokens: int, seed: int
+    ) -> None:
+        self.names = [dataset.name for dataset in datasets]
+        self.passages = [cut_passages(dataset, prompt_tokens, new_tokens) for dataset in datasets]
+        self.judges = Judges(datasets, tokenizer, new_tokens)
+        self.tokenizer, self.new_tokens, self.seed = tokenizer, new_tokens, seed
+        self.known: dict[tuple[str, int], dict[str, np.ndarray]] = {}
 
     def score_model(self, checkpoint: Checkpoint, indices: list[int], device: str) -> list[dict[str, np.ndarray]]:
         """The scores of what the model of `checkpoint` generates for the datasets number `indices`."""
@@ -64,8 +56,8 @@ class GenerationTest:
         missing = [index for index in indices if (checkpoint.sha256, index) not in self.known]
         model = restore_model(checkpoint, device) if missing else None
         for index in missing:
-            passages = self.passages[index]
-            prompts = passages.tokens[:, : passages.prompt_length]
+            tokens, prompt_length = self.passages[index]
+            prompts = tokens[:, :prompt_length]
             continuations = generate(
                 model, self.tokenizer, prompts.tolist(), self.new_tokens, TEMPERATURE, TOP_K, self.seed,
                 stop_at_end=False,
@@ -81,8 +73,8 @@ class GenerationTest:
         loss in nats per token under the dataset's n-gram model, `distinct_2` the share
         of different ones among the word pairs of a group.
         """
-        prompt_length = self.passages[index].prompt_length
-        texts = decode(tokens[:, prompt_length:], self.tokenizer)
+        prompt_length = self.passages[index][1]
+        texts = self.tokenizer.decode_batch(tokens[:, prompt_length:].tolist())
         of_domain = self.judges.is_of_domain(index, texts)
         losses = self.judges.loss(index, tokens, prompt_length)
         groups = np.array_split(np.arange(len(tokens)), max(1, len(tokens) // GROUP_SIZE))
@@ -99,10 +91,10 @@ class GenerationTest:
         `real_text` with the scores of what really follows the prompts, and
         `classifier_accuracy`, over all datasets, on that text.
         """
-        real = [self.score(index, passages.tokens) for index, passages in enumerate(self.passages)]
+        real = [self.score(index, tokens) for index, (tokens, _) in enumerate(self.passages)]
         real_text = [{score: float(values[score].mean()) for score in SCORES} for values in real]
         return {
-            "continuations": {name: len(passages.tokens) for name, passages in zip(self.names, self.passages)},
+            "continuations": {name: len(tokens) for name, (tokens, _) in zip(self.names, self.passages)},
             "ngram_tokens": dict(zip(self.names, self.judges.ngram_tokens)),
             "real_text": dict(zip(self.names, real_text)),
             "classifier_accuracy": float(np.mean([scores["domain"] for scores in real_text])),
@@ -111,26 +103,18 @@ class GenerationTest:
 
 def prepare_test(final: Checkpoint, device: str) -> GenerationTest:
     """Prompts and judges for the datasets of `final`; raises `K1Error` if their text is no longer the same."""
-    tokenizer = load_tokenizer(final.tokenizer)
-    arguments = replace(Arguments(**final.arguments), device=device)
-    datasets = load_datasets(final.datasets, tokenizer, arguments)
+    tokenizer, arguments = load_tokenizer(final.tokenizer), replace(Arguments(**final.arguments), device=device)
     # Together no longer than the sequences the models were trained on.
     prompt_tokens = max(1, min(PROMPT_TOKENS, arguments.seq_length // 2))
     new_tokens = min(NEW_TOKENS, arguments.seq_length - prompt_tokens)
-    return GenerationTest(
-        names=[dataset.name for dataset in datasets],
-        passages=[cut_passages(dataset, prompt_tokens, new_tokens) for dataset in datasets],
-        judges=Judges(datasets, tokenizer, new_tokens),
-        tokenizer=tokenizer,
-        new_tokens=new_tokens,
-        seed=final.seed,
-    )
+    datasets = load_datasets(final.datasets, tokenizer, arguments)
+    return GenerationTest(datasets, tokenizer, prompt_tokens, new_tokens, final.seed)
 
 
 def generation_quality(run: list[Checkpoint], test: GenerationTest, device: str) -> dict:
     """The quality of the text that the models of `run` generate: dataset -> score -> what `quality_kept` returns."""
     end = test.score_model(run[-1], list(range(len(run))), device)
-    own = [test.score_model(checkpoint, [index], device)[0] for index, checkpoint in enumerate(run[:-1])] + end[-1:]
+    own = [test.score_model(checkpoint, [index], device)[0] for index, checkpoint in enumerate(run)]
     return {
         name: {
             score: quality_kept(before[score], after[score], score in LOWER_IS_BETTER, test.seed) for score in SCORES

@@ -1,6 +1,7 @@
-"""Tables of results, as text."""
+"""Tables of results: their rows from what they show, as Markdown."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
 
 from k1.checkpoints.contents import Checkpoint
 from k1.data.sources import dataset_labels
@@ -9,23 +10,30 @@ from k1.presets import ARMS
 
 # Of generated text, see `k1.report.quality`.
 SCORES = {"domain": "domain", "fluency": "fluency", "distinct_2": "distinct-2"}
+Item = TypeVar("Item")
 
 
 class Table(NamedTuple):
-    """A table of the report: its first row is the head, its first column names the rows."""
+    """A table with its caption: its first row is the head, its first column names the rows; as text, Markdown."""
 
     caption: str
     rows: list[list[str]]
+
+    def __str__(self) -> str:
+        return f"{self.caption}\n\n{format_table(self.rows)}"
+
+
+def rows_of(
+    corner: str, items: Iterable[tuple[str, Item]], columns: Iterable[tuple[str, Callable[[Item], str]]]
+) -> list[list[str]]:
+    """The rows of a table: a head, then each of the named `items` with the cell that each named column makes of it."""
+    names, cells = zip(*columns)
+    return [[corner, *names], *([name, *(cell(item) for cell in cells)] for name, item in items)]
 
 
 def dataset_label(name: str) -> str:
     """How a dataset or model is called by itself, see `k1.data.sources.dataset_labels`."""
     return dataset_labels([name])[0]
-
-
-def first_model(report: dict) -> str:
-    """What the model is called that stage 1 started from; recorded reports may be older than pretrained starts."""
-    return "pretrained" if report.get("start") else "untrained"
 
 
 def print_evaluation(checkpoint: Checkpoint) -> None:
@@ -51,11 +59,9 @@ def print_evaluation(checkpoint: Checkpoint) -> None:
 
 def format_table(rows: list[list[str]]) -> str:
     """A Markdown table with aligned columns; the first row is the head, the first column is left-aligned."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    first, *others = (max(map(len, column)) for column in zip(*rows))
     lines = [
-        "| " + " | ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
-        + " |"
-        for row in rows
-    ]  # fmt: skip
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+        " | ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], others))]) for row in rows
+    ]
+    rule = "|".join(["-" * (first + 2), *("-" * (width + 1) + ":" for width in others)])
+    return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])

@@ -1,124 +1,118 @@
 """The tables of the report, and all of it as Markdown."""
 
+from collections.abc import Callable
+
 from k1.data.sources import dataset_labels
 from k1.presets import ARMS
-from k1.report.tables import Table, dataset_label, format_table
+from k1.report.metrics import SHOWN, own_to_end
+from k1.report.tables import Table, dataset_label, rows_of
+
+AT_BOTH_TIMES = "after the dataset's own stage -> at the end"
 
 
 def format_report(report: dict) -> str:
     """The report as Markdown text."""
-    sections = [
-        *captioned(result_tables(report)),
-        about_generation(report),
-        *captioned(generation_tables(report)),
-        "\n".join(
-            f"{item['criterion']}: {'met' if item['met'] else 'NOT MET'} ({item['figures']})"
-            for item in report["criteria"]
-        ),
-        "\n".join(about_datasets(report)),
-        about_run(report),
+    criteria = [
+        f"{item['criterion']}: {'met' if item['met'] else 'NOT MET'} ({item['figures']})" for item in report["criteria"]
     ]
-    return "\n\n".join(sections)
-
-
-def captioned(tables: list[Table]) -> list[str]:
-    """Each caption and then its table, as Markdown."""
-    return [section for table in tables for section in (table.caption, format_table(table.rows))]
+    sections = [
+        *result_tables(report), about_generation(report), *generation_tables(report), "\n".join(criteria),
+        "\n".join(about_datasets(report)), about_run(report),
+    ]  # fmt: skip
+    return "\n\n".join(map(str, sections))
 
 
 def about_datasets(report: dict) -> list[str]:
     """Which text each dataset is, a line each."""
-    labels = dataset_labels(dataset["name"] for dataset in report["datasets"])
     return [
         f"{label}: {dataset['source']} text, fingerprint {dataset['fingerprint'][:12]}, "
         f"{dataset['tokens']['train']:,} training tokens"
-        for label, dataset in zip(labels, report["datasets"])
+        for label, dataset in zip(labels_of(report), report["datasets"])
     ]
 
 
 def about_run(report: dict) -> str:
     """The size, seed and preset of the runs, and the pretrained model that they started from, in one line."""
     run = f"{report['parameters']:,} parameters, seed {report['seed']}, preset {report['preset']}"
-    start = report.get("start")  # recorded reports may be older
-    if start is None:
+    if not (start := report["start"]):
         return run
     revision = f", revision {start['revision'][:12]}" if start["revision"] else ""
     return f"{run}, started from {dataset_label(start['name'])}{revision}, SHA-256 {start['sha256'][:12]}"
 
 
+def labels_of(report: dict) -> list[str]:
+    """The datasets as they are called in tables."""
+    return dataset_labels(dataset["name"] for dataset in report["datasets"])
+
+
+def at_both_times(score: str, labels: list[str]) -> list[tuple[str, Callable[[list[dict]], str]]]:
+    """A column for each dataset of a table of arms, each of them a list of runs."""
+    return [
+        (label, lambda runs, number=number: own_to_end([run[f"{score}_matrix"] for run in runs], number, score))
+        for number, label in enumerate(labels)
+    ]
+
+
 def result_tables(report: dict) -> list[Table]:
     """Accuracy, loss, forgetting and transfer, in this order."""
-    models = report["models"]
-    names = [dataset["name"] for dataset in report["datasets"]]
 
-    def arrow(result: dict, name: str, score: str, scale: float, digits: int) -> str:
-        own, final = scale * result["own"][name][score], scale * result["final"][name][score]
-        return f"{own:.{digits}f} -> {final:.{digits}f}"
+    def shown(key: str, form: str, scale: float = 1) -> Callable[[list[dict]], str]:
+        return lambda runs: format(scale * runs[0][key], form)
 
-    def rows(cell, last_column: str, last_cell) -> list[list[str]]:
-        head = ["Model", *dataset_labels(names), last_column]
-        return [head] + [
-            [ARMS[method], *(cell(result, name) for name in names), last_cell(result)]
-            for method, result in models.items()
-        ]
-
-    def average_forgetting(result: dict) -> str:
-        return f"{result['average_forgetting_percent']:.1f}"
-
-    def average_loss(result: dict) -> str:
-        return f"{result['mean_final_loss']:.3f}"
-
-    return [
-        Table(
-            "Next-token accuracy on test text in %: after the dataset's own stage -> at the end",
-            rows(lambda result, name: arrow(result, name, "accuracy", 100, 1), "Forgetting %", average_forgetting),
-        ),
-        Table(
-            "Nats per token on test text: after the dataset's own stage -> at the end",
-            rows(lambda result, name: arrow(result, name, "loss", 1, 3), "Mean at the end", average_loss),
-        ),
-        Table(
-            "Forgetting: share of the accuracy after the dataset's own stage that is lost at the end, in %",
-            rows(lambda result, name: f"{result['forgetting_percent'][name]:.1f}", "Average", average_forgetting),
-        ),
-        Table(
-            "Transfer in percentage points of accuracy, and the measured share of parameters that a step changes",
-            transfer_rows(models),
-        ),
-    ]
+    models = [(ARMS[arm], [result]) for arm, result in report["models"].items()]
+    labels, average = labels_of(report), shown("average_forgetting_percent", ".1f")
+    tables = {
+        f"{SHOWN['accuracy'][0]}: {AT_BOTH_TIMES}": [*at_both_times("accuracy", labels), ("Forgetting %", average)],
+        f"{SHOWN['loss'][0]}: {AT_BOTH_TIMES}": [
+            *at_both_times("loss", labels), ("Mean at the end", shown("mean_final_loss", ".3f")),
+        ],
+        "Forgetting: share of the accuracy after the dataset's own stage that is lost at the end, in %": [
+            *(
+                (label, lambda runs, name=dataset["name"]: f"{runs[0]['forgetting_percent'][name]:.1f}")
+                for label, dataset in zip(labels, report["datasets"])
+            ),
+            ("Average", average),
+        ],
+        "Transfer in percentage points of accuracy, and the measured share of parameters that a step changes": [
+            ("Backward transfer", shown("backward_transfer", "+.2f", 100)),
+            ("Forward transfer", shown("forward_transfer", "+.2f", 100)),
+            ("Parameters changed per step %", shown("updated_fraction", ".2f", 100)),
+        ],
+    }  # fmt: skip
+    return [Table(caption, rows_of("Model", models, columns)) for caption, columns in tables.items()]
 
 
 def about_generation(report: dict) -> str:
     """What the tables of generated text are about."""
     return (
         f"Generated text, at least {min(report['judges']['continuations'].values())} continuations of test text a "
-        "dataset: after the dataset's own stage -> at the end (share that is kept, its 95% interval)"
+        f"dataset: {AT_BOTH_TIMES} (share that is kept, its 95% interval)"
     )
 
 
 def generation_tables(report: dict) -> list[Table]:
     """A table for each score of generated text."""
-    return [
-        Table(
+    right, chance = 100 * report["judges"]["classifier_accuracy"], 100 / len(report["datasets"])
+    tables = {
+        "domain": (
             "Domain: share of the texts that a classifier of character n-grams assigns to the dataset, in %; it is "
-            f"right about {100 * report['judges']['classifier_accuracy']:.1f}% of real test text, by chance "
-            f"{100 / len(report['datasets']):.0f}%",
-            generation_rows(report, "domain", scale=100, digits=1),
+            f"right about {right:.1f}% of real test text, by chance {chance:.0f}%", 100, 1,
         ),
-        Table(
-            "Fluency: nats per token under an n-gram model of the dataset's training text; less is better",
-            generation_rows(report, "fluency", scale=1, digits=2),
+        "fluency": (
+            "Fluency: nats per token under an n-gram model of the dataset's training text; less is better", 1, 2,
         ),
-        Table(
-            "Distinct-2: share of different ones among the word pairs of neighbouring texts, in %",
-            generation_rows(report, "distinct_2", scale=100, digits=1),
+        "distinct_2": (
+            "Distinct-2: share of different ones among the word pairs of neighbouring texts, in %", 100, 1,
         ),
+    }  # fmt: skip
+    return [
+        Table(caption, generation_rows(report, score, scale, digits))
+        for score, (caption, scale, digits) in tables.items()
     ]
 
 
 def generation_rows(report: dict, score: str, scale: float, digits: int) -> list[list[str]]:
     """A score of real text and of the text that each model generates, by dataset."""
-    names = [dataset["name"] for dataset in report["datasets"]]
 
     def number(value: float) -> str:
         return f"{scale * value:.{digits}f}"
@@ -127,19 +121,10 @@ def generation_rows(report: dict, score: str, scale: float, digits: int) -> list
         kept, low, high = (f"{100 * share:.0f}" for share in (values["kept"], *values["interval"]))
         return f"{number(values['own'])} -> {number(values['final'])} ({kept}%, {low} to {high})"
 
-    rows = [["Model", *dataset_labels(names)]]
-    rows.append(["real text", *(number(report["judges"]["real_text"][name][score]) for name in names)])
-    for method, result in report["models"].items():
-        scores = [result["generation"][name][score] for name in names]
+    real = [number(scores[score]) for scores in report["judges"]["real_text"].values()]
+    rows = [["Model", *labels_of(report)], ["real text", *real]]
+    for arm, result in report["models"].items():
+        *earlier, last = (scores[score] for scores in result["generation"].values())
         # Nothing follows the last dataset.
-        rows.append([ARMS[method], *map(cell, scores[:-1]), number(scores[-1]["final"])])
-    return rows
-
-
-def transfer_rows(models: dict) -> list[list[str]]:
-    """Backward and forward transfer, and the share of parameters that a step changes."""
-    rows = [["Model", "Backward transfer", "Forward transfer", "Parameters changed per step %"]]
-    for method, result in models.items():
-        percent = [100 * result[name] for name in ("backward_transfer", "forward_transfer", "updated_fraction")]
-        rows.append([ARMS[method], f"{percent[0]:+.2f}", f"{percent[1]:+.2f}", f"{percent[2]:.2f}"])
+        rows.append([ARMS[arm], *map(cell, earlier), number(last["final"])])
     return rows

@@ -1,76 +1,34 @@
-"""Forgetting at equal learning: the tables of the study.
+"""Forgetting at equal learning: a method that changes less forgets less and learns less.
 
-A method that changes less forgets less and learns less, so a method is compared
-with the dense model at the same loss on the new datasets, read off the dense
-model's line over its learning rates by linear interpolation.
+So a method is compared with the dense model at the same loss on the new datasets, read
+off the dense model's line over its learning rates by linear interpolation.
 """
 
-from collections import defaultdict
-from collections.abc import Collection
-from dataclasses import dataclass
-from math import sqrt
+from matplotlib.figure import Figure
 
-from scipy.stats import t as student
-
-from k1.report.metrics import mean
+from k1.presets import ARMS
+from k1.report.metrics import half_interval, mean, mean_and_interval
+from k1.report.plots import STYLES
+from k1.report.tables import Table
 from k1.study.methods import METHODS
+from k1.study.points import (
+    SETTING,
+    Point,
+    averages_table,
+    best_point,
+    dataset_tables,
+    forgotten_nats,
+    new_dataset_loss,
+    points_of,
+)
 
 REFERENCE = "baseline"
-KINDS = ("dataset 1 after stage 2", "dataset 1 at the end", "dataset 2 at the end")
+# Of what is no arm of the experiment, which are drawn heavier and in colour.
+OTHER_MARKERS = "v^<>DpPX*hd8sH"
+Line = list[tuple[float, float]]
 
 
-@dataclass(frozen=True)
-class Point:
-    """One setting of a method, with the records of its seeds."""
-
-    method: str
-    learning_rate: float
-    setting: tuple[tuple[str, float], ...]
-    records: tuple[dict, ...]
-
-    @property
-    def label(self) -> str:
-        """The setting as text: learning rate first."""
-        dial = "".join(f", {name} {value:g}" for name, value in self.setting)
-        return f"{self.learning_rate:g}{dial}"
-
-
-def points_of(runs: dict[str, dict], methods: Collection[str] = METHODS) -> dict[str, list[Point]]:
-    """The finished runs on datasets 2 and 3 by method, in the order of `methods`, seeds together."""
-    grouped = defaultdict(list)
-    for record in runs.values():
-        if record["method"] in methods and "failed" not in record:
-            key = record["method"], tuple(record["setting"].items()), record["learning_rate"]
-            grouped[key].append(record)
-    points = [
-        Point(method, rate, setting, tuple(sorted(records, key=lambda record: record["seed"])))
-        for (method, setting, rate), records in sorted(grouped.items())
-    ]
-    return {name: found for name in methods if (found := [point for point in points if point.method == name])}
-
-
-def losses(record: dict, split: str) -> list[dict[str, float]]:
-    """Nats per token after each stage, by dataset."""
-    return [{name: splits[split][0] for name, splits in row.items()} for row in record["evaluations"]]
-
-
-def learning_and_forgetting(record: dict, split: str) -> dict[str, tuple[float, float]]:
-    """What a run learned and forgot, as (loss on new datasets, forgetting), both in nats per token.
-
-    Three pairs: dataset 1 after stage 2 against the loss of dataset 2; datasets 1
-    and 2 at the end against the mean loss of datasets 2 and 3 after their own stage.
-    """
-    first, second, last = losses(record, split)
-    one, two, three = last
-    new = mean([second[two], last[three]])
-    return {
-        "dataset 1 after stage 2": (second[two], second[one] - first[one]),
-        "dataset 1 at the end": (new, last[one] - first[one]),
-        "dataset 2 at the end": (new, last[two] - second[two]),
-    }
-
-
-def interpolated(line: list[tuple[float, float]], x: float) -> float | None:
+def interpolated(line: Line, x: float) -> float | None:
     """The height of the piecewise linear `line` at `x`, None outside its range."""
     line = sorted(line)
     for (x0, y0), (x1, y1) in zip(line, line[1:]):
@@ -79,58 +37,96 @@ def interpolated(line: list[tuple[float, float]], x: float) -> float | None:
     return None
 
 
-def ratios_at_equal_learning(point: Point, dense: list[Point], split: str) -> dict[str, list[float | None]]:
-    """Forgetting of each run of `point` over the dense model's at the same new-dataset loss; None out of range.
+def undominated(positions: Line) -> Line:
+    """The positions that no other one beats in both coordinates, from left to right."""
+    kept: Line = []
+    for x, y in sorted(positions):
+        if not kept or y < kept[-1][1]:
+            kept.append((x, y))
+    return kept
 
-    The dense line is that of the same seed, or the mean over seeds if the
-    dense model has fewer than two learning rates at that seed.
+
+def position(records: list[dict], split: str) -> tuple[float, float]:
+    """(loss on new datasets, forgetting), means over `records`, in nats per token."""
+    return tuple(mean([metric(record, split) for record in records]) for metric in (new_dataset_loss, forgotten_nats))
+
+
+def ratios_at_equal_learning(point: Point, dense: list[Point], split: str) -> list[float | None]:
+    """Forgetting of each run of `point` over that of the dense model of its seed at the same new-dataset loss.
+
+    None if that is out of its range.
     """
-    ratios = defaultdict(list)
+    ratios = []
     for record in point.records:
-        runs = [[run for run in other.records if run["seed"] == record["seed"]] for other in dense]
-        if sum(map(bool, runs)) < 2:
-            runs = [list(other.records) for other in dense]
-        lines = defaultdict(list)
-        for same in filter(None, runs):
-            for name in learning_and_forgetting(record, split):
-                pairs = [learning_and_forgetting(run, split)[name] for run in same]
-                lines[name].append((mean([x for x, _ in pairs]), mean([y for _, y in pairs])))
-        for name, (x, y) in learning_and_forgetting(record, split).items():
-            reference = interpolated(lines[name], x)
-            ratios[name].append(None if reference is None else y / reference)
-    return dict(ratios)
+        line = [position([run], split) for other in dense for run in other.records if run["seed"] == record["seed"]]
+        learned, forgotten = position([record], split)
+        reference = interpolated(line, learned)
+        ratios.append(None if reference is None else forgotten / reference)
+    return ratios
 
 
-def half_interval(values: list[float]) -> float:
-    """Half the width of the 95% interval of the mean of `values` (Student's t); 0 for one value, which has none."""
-    if len(values) < 2:
-        return 0.0
-    deviation = sqrt(sum((value - mean(values)) ** 2 for value in values) / (len(values) - 1))
-    return float(student.ppf(0.975, len(values) - 1)) * deviation / sqrt(len(values))
-
-
-def mean_and_interval(values: list[float], digits: int = 3) -> str:
-    """The mean and, for several values, half the width of its 95% interval."""
-    text = f"{mean(values):z.{digits}f}"
-    return text if len(values) < 2 else f"{text} ± {half_interval(values):.{digits}f}"
-
-
-def best_point(points: list[Point]) -> Point:
-    """The point with the lowest mean loss over all datasets at the end, on validation text."""
-    return min(
-        points,
-        key=lambda point: mean([mean(list(losses(record, "validation")[-1].values())) for record in point.records]),
+def equal_learning_table(points: dict[str, list[Point]]) -> Table:
+    """Of each method the point that forgets least at equal learning, on validation text, and its share on test text."""
+    rows = [["Method", *(name for name, _ in SETTING), "Share"]]
+    for method in (method for method in points if method != REFERENCE):
+        ratios = [(ratios_at_equal_learning(point, points[REFERENCE], "validation"), point) for point in points[method]]
+        in_range = [(mean(found), point) for found, point in ratios if None not in found]
+        if not in_range:
+            continue
+        _, point = min(in_range, key=lambda pair: pair[0])
+        shares = ratios_at_equal_learning(point, points[REFERENCE], "test")
+        share = "out of range" if None in shares else mean_and_interval(shares, 2)
+        rows.append([METHODS[method].label, *(cell(point) for _, cell in SETTING), share])
+    caption = (
+        "Forgetting at equal learning, as a share of what the baseline forgets at the same loss on the new datasets; "
+        "each method at its best setting, without those that learn more or less than any baseline"
     )
+    return Table(caption, rows)
 
 
-def least_forgetting(points: list[Point], dense: list[Point]) -> Point | None:
-    """Of the points that learn as much as some dense run, the one that forgets least at equal learning.
+def study_tables(records: dict[str, dict]) -> str:
+    """The tables of the study as Markdown: each method at its best setting on validation text, then equal learning."""
+    points = points_of(records)
+    best = {name: best_point(found) for name, found in points.items()}
+    rows = [(METHODS[name].label, point) for name, point in best.items()]
+    tables = [*dataset_tables(rows), averages_table(rows, lambda _: best.get(REFERENCE), "the baseline")]
+    if len(points.get(REFERENCE, [])) > 1:
+        tables.append(equal_learning_table(points))
+    return "\n\n".join(map(str, tables))
 
-    The mean ratio of the three kinds of forgetting, on validation text; None when no point is in range.
+
+def frontier_figure(panels: dict[str, dict[str, list[Point]]]) -> Figure:
+    """Forgetting against the loss on new datasets, means over seeds with intervals; down and left is better.
+
+    Nats per token on test text. `panels` are lines of points by title and label.
     """
-    scored = []
-    for point in points:
-        ratios = [value for values in ratios_at_equal_learning(point, dense, "validation").values() for value in values]
-        if None not in ratios:
-            scored.append((mean(ratios), point))
-    return min(scored, key=lambda pair: pair[0])[1] if scored else None
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    # 100% is how the map calls the baseline's way to update.
+    styles = {"100%": STYLES[REFERENCE], **{ARMS[arm]: style for arm, style in STYLES.items()}}
+    figure = Figure(figsize=(max(7.5, 1 + 3 * len(panels)), 5), layout="constrained")
+    columns = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (title, lines) in zip(columns, panels.items()):
+        for label, points in lines.items():
+            other = ":", OTHER_MARKERS[labels.index(label) % len(OTHER_MARKERS)], "0.45"
+            line, marker, color = styles.get(label, other)
+            x, y = zip(*(position(point.records, "test") for point in points))
+            intervals = [half_interval(point.values(forgotten_nats)) for point in points]
+            axes.errorbar(
+                x, y, yerr=intervals, marker=marker, linestyle=line, color=color, label=label, capsize=3,
+                linewidth=2 if label in styles else 1, markerfacecolor=color if label in styles else "white",
+            )  # fmt: skip
+        axes.set_title(title, fontsize="medium")
+    figure.supxlabel("loss on new datasets (nats per token)", fontsize="medium")
+    figure.supylabel("forgetting (nats per token)", fontsize="medium")
+    handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def study_figure(records: dict[str, dict]) -> Figure:
+    """The frontier of every method: those of its settings that no other one of it beats in both, on validation text."""
+    lines = {}
+    for name, points in points_of(records).items():
+        places = {position(point.records, "validation"): point for point in points}
+        lines[METHODS[name].label] = [places[place] for place in undominated(list(places))]
+    return frontier_figure({"": lines})

@@ -10,45 +10,23 @@ same rehearsal. The table goes to stdout and results.md, the picture to map.png.
 
 import argparse
 from itertools import product
-from math import inf
 
 from matplotlib.figure import Figure
 
-from k1.errors import K1Error, UsageError, command
-from k1.files import write_text
+from k1.errors import command
 from k1.presets import PRESETS
-from k1.report.metrics import mean
-from k1.report.plots import write_figure
-from k1.report.tables import format_table
+from k1.report.flag_types import checked, positive
 from k1.sparse import UPDATE_FRACTION
-from k1.study.commands import open_results, parse, recorded_settings, study_parser
-from k1.study.execution import Run, execute_in_turn
-from k1.study.forgetting import final_loss, forgotten_nats, new_dataset_loss
-from k1.study.frontier import Point, best_point, half_interval, mean_and_interval, points_of
+from k1.study.frontier import frontier_figure
+from k1.study.grid import Run, execute_in_turn, open_results, recorded_settings, show, study_parser
 from k1.study.methods import HELD_RATES, MAP, PLASTIC_RATES
+from k1.study.points import Point, averages_table, best_point, points_of
 
-SHARES = (0.01, 0.1, UPDATE_FRACTION)
+FRACTIONS = (0.01, 0.1, UPDATE_FRACTION)
 REHEARSALS = (0.0, 1 / 16, 1 / 8, 1 / 4)
 ALL = "random_windows"  # under this policy the runs of 100%, which has none, are recorded
-MARKERS = "^sDvp*Xd"
 
 Cells = dict[tuple[float, float, str], Point]
-
-
-def parse_map_arguments() -> argparse.Namespace:
-    """The command line of the map."""
-    parser = study_parser("k1.study.map", __doc__, "models/map")
-    parser.add_argument("--shares", nargs="+", type=float, default=SHARES, help="of the parameters, besides 1")
-    parser.add_argument("--rehearsals", nargs="+", type=float, default=REHEARSALS, help="shares of rehearsed text")
-    parser.add_argument("--policies", nargs="+", choices=list(MAP), default=list(MAP), metavar="POLICY")
-    parser.add_argument("--learning_rates", nargs="+", type=float, help="of 100%% (default: as in the study)")
-    parser.add_argument("--dataset_names", nargs=3, default=["wikitext", "code", "science"], metavar="NAME")
-    arguments = parse(parser)
-    if not all(0 < share < 1 for share in arguments.shares) or not all(0 <= part < 1 for part in arguments.rehearsals):
-        raise UsageError("--shares must be above 0 and below 1, --rehearsals at least 0 and below 1")
-    if not all(0 < rate < inf for rate in arguments.learning_rates or ()):
-        raise UsageError("--learning_rates must be positive numbers")
-    return arguments
 
 
 def own_rate(rate: float, share: float, policy: str) -> float:
@@ -70,75 +48,49 @@ def runs_of(arguments: argparse.Namespace, seed: int) -> list[Run]:
     ]
 
 
-def cells_of(runs: dict[str, dict]) -> Cells:
-    """The best finished point of each (rehearsal, share, policy), in this order."""
+def cells_of(records: dict[str, dict]) -> Cells:
+    """The best point of each (rehearsal, share, policy), in this order."""
     found: dict[tuple[float, float, str], list[Point]] = {}
-    for policy, points in points_of(runs, MAP).items():
+    for policy, points in points_of(records, MAP).items():
         for point in points:
             setting = dict(point.setting)
             found.setdefault((setting["rehearsal"], setting["update_fraction"], policy), []).append(point)
     return {cell: best_point(found[cell]) for cell in sorted(found)}
 
 
-def differences(ours: Point, theirs: Point, metric) -> list[float]:
-    """`metric` of each run of `ours` minus that of `theirs` with the same seed."""
-    other = {record["seed"]: metric(record) for record in theirs.records}
-    return [metric(record) - other[record["seed"]] for record in ours.records if record["seed"] in other]
-
-
 def map_table(cells: Cells) -> str:
-    """Every cell beside 100% with the same rehearsal, as Markdown; means with 95% intervals, on test text."""
-    metrics = {"Forgetting": forgotten_nats, "New-dataset loss": new_dataset_loss, "Loss at the end": final_loss}
-    head = ["Rehearsal", "Share", "Policy", "Learning rate", "Seeds", *metrics]
-    rows = [[*head, *(f"{name} - 100%'s" for name in metrics)]]
-    for (rehearsal, share, policy), point in cells.items():
-        row = [f"{rehearsal:g}", f"{share:.0%}", MAP[policy].label if share < 1 else "-", f"{point.learning_rate:g}"]
-        row += [str(len(point.records))]
-        row += [mean_and_interval([metric(record) for record in point.records]) for metric in metrics.values()]
-        dense = cells.get((rehearsal, 1.0, ALL))
-        for metric in metrics.values():
-            values = differences(point, dense, metric) if dense and share < 1 else []
-            row.append(mean_and_interval(values) if values else "-")
-        rows.append(row)
-    return "Forgetting and loss in nats per token on test text\n\n" + format_table(rows)
+    """Every cell beside 100% with the same rehearsal, as Markdown."""
+    rows = [(MAP[policy].label if share < 1 else "all", point) for (_, share, policy), point in cells.items()]
+    return str(averages_table(rows, lambda point: cells.get((dict(point.setting)["rehearsal"], 1.0, ALL)), "100%"))
 
 
 def map_figure(cells: Cells) -> Figure:
-    """Forgetting against the loss on new datasets, one panel a policy, one line a share over its rehearsal."""
-    policies = [policy for policy in MAP if any(found == policy for _, _, found in cells)]
-    figure = Figure(figsize=(1 + 3 * len(policies), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(policies), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, policy in zip(panels, policies):
-        shares = {share for _, share, found in cells if found == policy} | {1.0}
-        for marker, share in zip(MARKERS, sorted(shares)):
-            # 100% is in every panel.
-            points = [cells[cell] for cell in cells if cell[1:] == (share, ALL if share == 1 else policy)]
-            forgotten = [[forgotten_nats(record) for record in point.records] for point in points]
-            axes.errorbar(
-                [mean([new_dataset_loss(record) for record in point.records]) for point in points],
-                [mean(values) for values in forgotten], yerr=[half_interval(values) for values in forgotten],
-                marker=marker, linestyle="-" if share == 1 else ":", color="black" if share == 1 else "0.35",
-                capsize=3, markerfacecolor="black" if share == 1 else "white", label=f"{share:.0%}",
-            )  # fmt: skip
-        axes.set_title(MAP[policy].label, fontsize="medium")
-    figure.supxlabel("loss on new datasets (nats per token)", fontsize="medium")
-    figure.supylabel("forgetting (nats per token)", fontsize="medium")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(MARKERS), frameon=False)
-    return figure
+    """One panel a policy, one line a share over its rehearsal; 100% is in every panel."""
+    panels = {}
+    for policy in (policy for policy in MAP if any(found == policy for _, _, found in cells)):
+        shares = sorted({share for _, share, found in cells if found == policy} | {1.0})
+        panels[MAP[policy].label] = {
+            f"{share:.0%}": [cells[cell] for cell in cells if cell[1:] == (share, ALL if share == 1 else policy)]
+            for share in shares
+        }
+    return frontier_figure(panels)
 
 
 @command
 def main() -> None:
-    arguments = parse_map_arguments()
+    parser = study_parser("k1.study.map", __doc__, "models/map")
+    share = checked(float, lambda value: 0 < value < 1, "above 0 and below 1")
+    rehearsal = checked(float, lambda value: 0 <= value < 1, "at least 0 and below 1")
+    parser.add_argument("--shares", nargs="+", type=share, default=FRACTIONS, help="of the parameters, besides 1")
+    parser.add_argument("--rehearsals", nargs="+", type=rehearsal, default=REHEARSALS, help="shares of rehearsed text")
+    parser.add_argument("--policies", nargs="+", choices=list(MAP), default=list(MAP), metavar="POLICY")
+    parser.add_argument("--learning_rates", nargs="+", type=positive, help="of 100%% (default: as in the study)")
+    arguments = parser.parse_args()
     results = open_results(arguments.out, recorded_settings(arguments))
     later = {run: "k1" for seed in arguments.seeds for run in runs_of(arguments, seed)}
-    execute_in_turn(later, {"k1": [PRESETS[arguments.preset].learning_rates["k1"][0]]}, results, arguments)
-    cells = cells_of(results["runs"])
-    if not cells:
-        raise K1Error("no run finished; choose lower --learning_rates")
-    write_text(arguments.out / "results.md", map_table(cells) + "\n")
-    write_figure(arguments.out / "map.png", map_figure(cells), dpi=120)
-    print(map_table(cells))
+    first_rates = {"k1": [PRESETS[arguments.preset].learning_rates["k1"][0]]}
+    cells = cells_of(execute_in_turn(later, first_rates, results, arguments))
+    show(arguments.out, map_table(cells), "map.png", map_figure(cells))
 
 
 if __name__ == "__main__":

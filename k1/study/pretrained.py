@@ -13,7 +13,6 @@ picture of forgetting against learning to frontier.png.
 
 import argparse
 import copy
-import json
 import re
 import sys
 import time
@@ -34,17 +33,15 @@ from k1.data.batches import shuffled
 from k1.data.corpora import bundled_documents, package_dir, python_files
 from k1.data.pretrained import refusals
 from k1.errors import K1Error, command
-from k1.files import write_atomically, write_text
+from k1.files import write_atomically
 from k1.flags import module_parser
 from k1.rehearsal import REHEARSAL_WEIGHT, Rehearsal, keep_share
-from k1.report.metrics import mean
-from k1.report.plots import write_figure
-from k1.report.tables import format_table
+from k1.report.metrics import mean, mean_and_interval
+from k1.report.tables import Table
 from k1.sparse import UPDATE_FRACTION, sparse_updates
-from k1.study.execution import load_results
-from k1.study.frontier import interpolated, mean_and_interval
+from k1.study.frontier import Line, interpolated, undominated
+from k1.study.grid import open_results, show, write_results
 from k1.study.methods import low_rank_adapter
-from k1.study.plots import undominated
 from k1.training.history import copy_parameters
 from k1.training.optimization import warmup_and_cosine
 
@@ -54,8 +51,7 @@ LENGTH, ROWS = 128, 4
 ADAPTED = "adapted"
 # Of the change that a run made, how much is kept.
 SHARES = (1.0, 0.75, 0.5)
-MARKERS = "osv^D<>pXh"
-Line = list[tuple[float, float]]
+LINE_MARKERS = "osv^D<>pXh"
 
 
 @dataclass(frozen=True)
@@ -314,18 +310,19 @@ def tables(results: dict) -> str:
     settings = results["settings"]
     caption = (
         f"{settings['model']}, {settings['parameters']:,} parameters with {settings['rows']:,} rows of its embedding; "
-        f"{settings['steps']} steps of {ROWS} sequences of {LENGTH} tokens of new text, one more of rehearsed text on top, weight of rehearsal "
+        f"{settings['steps']} steps of {ROWS} sequences of {LENGTH} tokens of new text, "
+        "what is rehearsed or replayed comes on top, weight of rehearsal "
         f"{settings['rehearsal_weight']:g}; nats per token on test text. Rise of known: mean of both texts; with 75%: "
         "the rise, and the loss on new text, if only 75% of the change of all weights is kept"
     )
-    parts = [caption, format_table(rows)]
+    shown = [Table(caption, rows)]
     if "full" in found:
-        parts += [
+        equal = (
             "Forgetting at equal learning: the rise of known text over that of full fine-tuning at the same loss on "
-            "new text; each arm with the rates and shares that are best on validation text",
-            format_table(equal_learning_rows(results)),
-        ]
-    return "\n\n".join(parts)
+            "new text; each arm with the rates and shares that are best on validation text"
+        )
+        shown.append(Table(equal, equal_learning_rows(results)))
+    return "\n\n".join(map(str, shown))
 
 
 def frontier_figure(results: dict) -> Figure:
@@ -335,7 +332,7 @@ def frontier_figure(results: dict) -> Figure:
     """
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
-    for marker, (name, rates) in zip(MARKERS, by_arm_and_rate(results).items()):
+    for marker, (name, rates) in zip(LINE_MARKERS, by_arm_and_rate(results).items()):
         if name == "full":
             axes.plot(*zip(*positions(results, rates, "validation", [1.0])), marker="*", label=ARMS[name].label)
         label = f"{ARMS[name].label}, a share kept" if name == "full" else ARMS[name].label
@@ -350,7 +347,7 @@ def frontier_figure(results: dict) -> Figure:
 
 def prepare(arguments: argparse.Namespace) -> tuple[PreTrainedModel, dict, dict]:
     """The model that all runs start from, the texts in its vocabulary, and what is recorded so far."""
-    path, adapted = arguments.out / "results.json", arguments.out / f"{ADAPTED}.pt"
+    adapted = arguments.out / f"{ADAPTED}.pt"
     with refusals(arguments.model):
         tokenizer = AutoTokenizer.from_pretrained(arguments.model)
         model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
@@ -361,7 +358,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[PreTrainedModel, dict, dict]
         "rehearsal_weight": arguments.rehearsal_weight,
         "parameters": model.num_parameters(), "rows": model.get_input_embeddings().num_embeddings,
     }  # fmt: skip
-    results = load_results(path, settings)
+    results = open_results(arguments.out, settings)
     if "start" in results and adapted.exists():
         model.load_state_dict(torch.load(adapted, weights_only=True))
     else:
@@ -370,7 +367,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[PreTrainedModel, dict, dict]
         learn(model, rows, arguments.adapt_steps, 2e-5, arguments.precision, Arm("known text"), 0)
         write_atomically(adapted, lambda file: torch.save(model.state_dict(), file))
         results["start"] = losses(model, texts, arguments.precision)
-        write_text(path, json.dumps(results, indent=1) + "\n")
+        write_results(results, arguments.out)
     return model, texts, results
 
 
@@ -392,7 +389,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("models/model_study"), help="(default: %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     start, texts, results = prepare(arguments)
     for seed in arguments.seeds:
         for name in arguments.arms:
@@ -401,10 +397,8 @@ def main() -> None:
                 if key not in results["runs"]:
                     found = run(start, texts, ARMS[name], rate, seed, arguments)
                     results["runs"][key] = {"arm": name, "rate": rate, "seed": seed, **found}
-                    write_text(arguments.out / "results.json", json.dumps(results, indent=1) + "\n")
-    write_text(arguments.out / "results.md", tables(results) + "\n")
-    write_figure(arguments.out / "frontier.png", frontier_figure(results), dpi=120)
-    print(tables(results))
+                    write_results(results, arguments.out)
+    show(arguments.out, tables(results), "frontier.png", frontier_figure(results))
 
 
 if __name__ == "__main__":

@@ -11,22 +11,21 @@ results. The same results give the same pages, however often.
 
 import json
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from k1.benchmark.tables import format_benchmark
+from k1.benchmark.summary import format_benchmark
 from k1.errors import K1Error, command
 from k1.files import write_text
 from k1.flags import module_parser
 from k1.presets import ARMS, FILES, PRESETS
-from k1.report.metrics import mean
+from k1.report.metrics import mean, mean_and_interval
 from k1.report.tables import dataset_label, format_table
-from k1.report.text import format_report
-from k1.study.frontier import mean_and_interval
+from k1.report.text import format_report, labels_of
 from k1.study.seeds import format_seeds, load_reports
-from k1.study.tables import paragraph
 
 PAGES = ("README.md", "results/README.md", "k1/README.md", "k1/training/README.md")
 BLOCK = re.compile(r"(?P<begin>^<!-- begin (?P<name>\w+) -->\n).*?(?P<end>^<!-- end (?P=name) -->$)", re.M | re.S)
@@ -38,61 +37,45 @@ CORES = 2
 
 @dataclass(frozen=True)
 class Results:
-    """What the folder `folder` records, read when it is asked for; raises `K1Error` if it cannot be read."""
+    """What the folder `folder` records, read when it is asked for."""
 
     folder: Path
-
-    def text(self, name: str) -> str:
-        """The file `name` as text."""
-        try:
-            return (self.folder / name).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise K1Error(f"{self.folder / name} cannot be read ({error}); make record writes it")
-
-    def json(self, name: str):
-        """The file `name` as plain values."""
-        try:
-            return json.loads(self.text(name))
-        except ValueError as error:
-            raise K1Error(f"{self.folder / name} is not JSON ({error}); make record writes it")
 
     @cached_property
     def report(self) -> dict:
         """The report of the run that `make` made."""
-        return self.json("report.json")
+        return json.loads((self.folder / "report.json").read_text())
 
     @cached_property
     def seeds(self) -> list[dict]:
         """The reports of all seeds, in their order."""
-        paths = list(self.folder.glob("seed*.json"))
-        if not paths:
-            raise K1Error(f"{self.folder} has no seed*.json; make record writes them")
-        return sorted(load_reports(paths), key=lambda report: report["seed"])
+        return sorted(load_reports(list(self.folder.glob("seed*.json"))), key=lambda report: report["seed"])
 
     @cached_property
-    def benchmark(self) -> dict | None:
-        """What the benchmark measured, None if it was not recorded."""
-        return self.json("benchmark.json") if (self.folder / "benchmark.json").exists() else None
+    def tokens_per_step(self) -> int:
+        """Tokens of a step of the recorded run."""
+        preset = PRESETS[self.report["preset"]]
+        return preset.batch_size * preset.gradient_accumulation_steps * preset.seq_length
 
 
-def own_and_final(reports: list[dict], method: str, name: str) -> str:
-    """Accuracy of a dataset in %, own -> end, means over `reports`."""
-    scores = [report["models"][method] for report in reports]
-    own, final = (100 * mean([score[when][name]["accuracy"] for score in scores]) for when in ("own", "final"))
-    return f"{own:.1f} -> {final:.1f}"
+def paragraph(text: str, indent: str = "") -> str:
+    """Prose wrapped as on the pages, at 100 characters, with `indent` before every line but the first."""
+    return textwrap.fill(text, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def format_answer(results: Results) -> str:
     """The table of the first screen: accuracy and forgetting, arm by dataset, means over the seeds."""
     reports = results.seeds
-    names = [dataset["name"] for dataset in reports[0]["datasets"]]
-    rows = [["", *map(dataset_label, names), "Forgotten, %"]]
+    rows = [["", *labels_of(reports[0]), "Forgotten, %"]]
     for arm in reports[0]["models"]:
-        cells = [own_and_final(reports, arm, name) for name in names[:-1]]
+        models = [report["models"][arm] for report in reports]
+        *earlier, last = (
+            [f"{100 * mean([model[when][name]['accuracy'] for model in models]):.1f}" for when in ("own", "final")]
+            for name in models[0]["own"]
+        )
+        forgotten = mean_and_interval([model["average_forgetting_percent"] for model in models], 1)
         # Nothing follows the last dataset.
-        last = own_and_final(reports, arm, names[-1]).split(" -> ")[1]
-        forgotten = [report["models"][arm]["average_forgetting_percent"] for report in reports]
-        rows.append([ARMS[arm], *cells, last, mean_and_interval(forgotten, 1)])
+        rows.append([ARMS[arm], *map(" -> ".join, earlier), last[1], forgotten])
     caption = (
         "Next-token accuracy on test text in %, after the dataset's own stage -> after all three, and how much of it "
         f"is forgotten, mean of the first two datasets with its 95% interval; {len(reports)} seeds:"
@@ -102,14 +85,11 @@ def format_answer(results: Results) -> str:
 
 def format_time(results: Results) -> str:
     """How long the trainings of `make` take, from their recorded speed."""
-    report = results.report
-    preset = PRESETS[report["preset"]]
-    tokens = preset.batch_size * preset.gradient_accumulation_steps * preset.seq_length
-    seconds = 0.0
-    for arm, model in report["models"].items():
+    max_steps, seconds = PRESETS[results.report["preset"]].max_steps, 0.0
+    for arm, model in results.report["models"].items():
         # Two arms share each first stage.
-        steps = preset.max_steps if arm in FILES else preset.max_steps[1:]
-        seconds += sum(steps) * tokens / model["tokens_per_second"]
+        steps = max_steps if arm in FILES else max_steps[1:]
+        seconds += sum(steps) * results.tokens_per_step / model["tokens_per_second"]
     return paragraph(
         f"At the speed of the recorded run, training takes about {seconds / 60 / CORES:.0f} minutes on {CORES} CPU "
         "cores; tokenizing, evaluation and the report come on top."
@@ -118,9 +98,7 @@ def format_time(results: Results) -> str:
 
 def format_model(results: Results) -> str:
     """Size of the model, steps and text of the recorded run."""
-    report = results.report
-    preset = PRESETS[report["preset"]]
-    tokens = preset.batch_size * preset.gradient_accumulation_steps * preset.seq_length
+    report, preset = results.report, PRESETS[results.report["preset"]]
     steps = ", ".join(f"{count:,} on dataset {stage}" for stage, count in enumerate(preset.max_steps, start=1))
     rows = [["Dataset", "Source", "Training tokens", "Test tokens"]]
     for dataset in report["datasets"]:
@@ -129,7 +107,7 @@ def format_model(results: Results) -> str:
     text = (
         f"Preset `{report['preset']}`, the recorded run: a Llama-style transformer with {report['parameters']:,} "
         f"parameters ({preset.layers} layers, width {preset.hidden_size}, vocabulary {preset.vocabulary_size:,}, "
-        f"sequences of {preset.seq_length} tokens). It takes steps of {tokens:,} tokens: {steps}."
+        f"sequences of {preset.seq_length} tokens). It takes steps of {results.tokens_per_step:,} tokens: {steps}."
     )
     return f"{paragraph(text)}\n\n{format_table(rows)}"
 
@@ -137,8 +115,7 @@ def format_model(results: Results) -> str:
 def format_limits(results: Results) -> str:
     """What the recorded figures rest on, the first of the limits."""
     report = results.report
-    scores = report["models"]["k1"]["own"]
-    first, *others = (scores[dataset["name"]]["tokens"] for dataset in report["datasets"])
+    first, *others = (scores["tokens"] for scores in report["models"]["k1"]["own"].values())
     rest = " and ".join(f"{count:,}" for count in dict.fromkeys(others))
     limits = [
         f"Small models on small text: {report['parameters']:,} parameters, {len(results.seeds)} seeds. "
@@ -152,15 +129,21 @@ def format_limits(results: Results) -> str:
     return "\n".join(paragraph(f"- {limit}", indent="  ") for limit in limits)
 
 
+def benchmark(results: Results) -> str:
+    """What the benchmark measured, nothing if it was not recorded."""
+    path = results.folder / "benchmark.json"
+    return format_benchmark(json.loads(path.read_text())) if path.exists() else ""
+
+
 BLOCKS: dict[str, Callable[[Results], str]] = {
     "answer": format_answer,
     "time": format_time,
     "limits": format_limits,
     "report": lambda results: format_report(results.report),
     "seeds": lambda results: format_seeds(results.seeds),
-    **{name: lambda results, name=name: results.text(f"{name}.md").strip() for name in TABLES},
+    **{name: lambda results, name=name: (results.folder / f"{name}.md").read_text().strip() for name in TABLES},
     "model": format_model,
-    "benchmark": lambda results: format_benchmark(results.benchmark) if results.benchmark else "",
+    "benchmark": benchmark,
 }
 
 
@@ -178,14 +161,13 @@ def fill(page: str, results: Results) -> str:
 
 
 def render(root: Path) -> dict[str, str]:
-    """Every page below `root` as it should read, from `root`/results."""
-    results = Results(root / "results")
-    pages = {}
+    """Every page below `root` as it should read, from `root`/results; raises `K1Error` if a record is missing."""
+    results, pages = Results(root / "results"), {}
     for name in PAGES:
         try:
             pages[name] = fill((root / name).read_text(encoding="utf-8"), results)
         except (OSError, K1Error) as error:
-            raise K1Error(f"{root / name}: {error}")
+            raise K1Error(f"{root / name}: {error}; make record writes the results")
     return pages
 
 

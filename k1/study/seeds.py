@@ -1,19 +1,26 @@
 """python3 -m k1.study.seeds: several seeds of the experiment together, from the JSON files that k1.report wrote."""
 
 import json
+from collections.abc import Callable
+from operator import itemgetter, sub, truediv
 from pathlib import Path
 from statistics import correlation
+from typing import TypeVar
 
 from k1.errors import K1Error, Parser, command
 from k1.presets import ARMS
-from k1.report.metrics import mean
-from k1.report.tables import dataset_label, format_table
-from k1.study.frontier import KINDS, mean_and_interval
+from k1.report.metrics import KINDS, SHOWN, kinds_of_forgetting, mean, mean_and_interval, new_dataset_loss
+from k1.report.tables import Table, rows_of
+from k1.report.text import AT_BOTH_TIMES, at_both_times, labels_of
+
+Item = TypeVar("Item")
+# By arm the reports' results, one a seed.
+Models = dict[str, list[dict]]
 
 
 def load_reports(paths: list[Path]) -> list[dict]:
     """The reports, one a seed; raises `K1Error` if one cannot be read or they are not of the same experiment."""
-    reports = []
+    reports, identities = [], []
     for path in paths:
         try:
             report = json.loads(path.read_text())
@@ -24,96 +31,74 @@ def load_reports(paths: list[Path]) -> list[dict]:
             }
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise K1Error(f"{path} cannot be read as a report ({error}); write it with python3 -m k1.report --json")
-        if not reports:
-            expected = identity
-        different = [name for name in identity if identity[name] != expected[name]]
-        if different:
-            raise K1Error(f"{path} is of another experiment than {paths[0]}: {', '.join(different)} differ")
         reports.append(report)
+        identities.append(identity)
+        if different := [name for name in identity if identity[name] != identities[0][name]]:
+            raise K1Error(f"{path} is of another experiment than {paths[0]}: {', '.join(different)} differ")
     if len({report["seed"] for report in reports}) < len(reports):
         raise K1Error("two of the reports are of the same seed; name each seed once")
     return reports
 
 
-def forgotten_nats(model: dict) -> dict[str, float]:
-    """Forgetting in nats per token: dataset 1 after stage 2, datasets 1 and 2 at the end."""
-    loss = model["loss_matrix"]
-    return dict(zip(KINDS, (loss[2][0] - loss[1][0], loss[3][0] - loss[1][0], loss[3][1] - loss[2][1])))
+def mean_of(name: str, metric: Callable[[Item], float], digits: int = 3) -> tuple[str, Callable[[list[Item]], str]]:
+    """A column with the mean of `metric` over the runs of an arm, with its interval."""
+    return name, lambda runs: mean_and_interval([metric(run) for run in runs], digits)
 
 
 def format_seeds(reports: list[dict]) -> str:
     """Means over the seeds with 95% intervals, K-1's forgetting as a share of the baseline's, criteria by seed."""
-    names = [dataset["name"] for dataset in reports[0]["datasets"]]
-    models = {method: [report["models"][method] for report in reports] for method in reports[0]["models"]}
-
-    def table(title: str, columns: list[str], cell) -> list[str]:
-        rows = [["Model", *columns]]
-        rows += [[ARMS[method], *cell(runs)] for method, runs in models.items()]
-        return [title, format_table(rows)]
-
-    def at_both_times(score: str, scale: float, digits: int):
-        return lambda runs: [
-            " -> ".join(
-                mean_and_interval([scale * run[when][name][score] for run in runs], digits) for when in ("own", "final")
-            )
-            for name in names
-        ]
-
-    labels = [dataset_label(name) for name in names]
+    labels, names = labels_of(reports[0]), [dataset["name"] for dataset in reports[0]["datasets"]]
+    models = {arm: [report["models"][arm] for report in reports] for arm in reports[0]["models"]}
+    arms = [(ARMS[arm], runs) for arm, runs in models.items()]
+    percent = [
+        mean_of(label, lambda run, name=name: run["forgetting_percent"][name], 1)
+        for label, name in zip(labels, names[:2])
+    ]
+    tables = {
+        **{f"{title}: {AT_BOTH_TIMES}": at_both_times(score, labels) for score, (title, _, _) in SHOWN.items()},
+        "Forgetting in % of the accuracy after the dataset's own stage": [
+            *percent, mean_of("Average", lambda run: run["average_forgetting_percent"], 1),
+        ],
+        "Forgetting in nats per token": [
+            mean_of(kind, lambda run, kind=kind: kinds_of_forgetting(run["loss_matrix"])[kind]) for kind in KINDS
+        ],
+    }  # fmt: skip
     criteria = [["Criterion", *(f"seed {report['seed']}" for report in reports)]]
-    for index, item in enumerate(reports[0]["criteria"]):
-        met = ["met" if report["criteria"][index]["met"] else "NOT MET" for report in reports]
-        criteria.append([item["criterion"], *met])
+    for items in zip(*(report["criteria"] for report in reports)):
+        criteria.append([items[0]["criterion"], *("met" if item["met"] else "NOT MET" for item in items)])
     sections = [
-        *table(
-            "Next-token accuracy on test text in %: after the dataset's own stage -> at the end",
-            labels, at_both_times("accuracy", 100, 1),
-        ),
-        *table(
-            "Nats per token on test text: after the dataset's own stage -> at the end",
-            labels, at_both_times("loss", 1, 3),
-        ),
-        *table(
-            "Forgetting in % of the accuracy after the dataset's own stage",
-            [*labels[:2], "Average"],
-            lambda runs: [
-                *(mean_and_interval([run["forgetting_percent"][name] for run in runs], 1) for name in names[:2]),
-                mean_and_interval([run["average_forgetting_percent"] for run in runs], 1),
-            ],
-        ),
-        *table(
-            "Forgetting in nats per token", KINDS,
-            lambda runs: [mean_and_interval([forgotten_nats(run)[kind] for run in runs]) for kind in KINDS],
-        ),
-        "Forgetting in nats as a share of the baseline's, and loss on datasets 2 and 3 after their own stage less the "
-        "baseline's; seed by seed, means",
-        format_table(against_baseline(models, names)),
-        *two_by_two(models, names),
+        *(Table(caption, rows_of("Model", arms, columns)) for caption, columns in tables.items()),
+        against_baseline(models, labels),
+        *two_by_two(models),
         *predicted_and_real(models),
-        f"The criteria of the report ({len(reports)} seeds)",
-        format_table(criteria),
-    ]  # fmt: skip
-    return "\n\n".join(sections)
+        Table(f"The criteria of the report ({len(reports)} seeds)", criteria),
+    ]
+    return "\n\n".join(map(str, sections))
 
 
-def against_baseline(models: dict[str, list[dict]], names: list[str]) -> list[list[str]]:
-    """The rows of a table: each model but the baseline against it, seed by seed, in nats per token."""
-    rows = [["Model", *KINDS, *(f"new loss of {dataset_label(name)}" for name in names[1:])]]
-    for method in [method for method in models if method != "baseline"]:
-        pairs = list(zip(models[method], models["baseline"]))
-        cells = [
-            mean_and_interval([forgotten_nats(run)[kind] / forgotten_nats(dense)[kind] for run, dense in pairs], 3)
-            for kind in KINDS
-        ]
-        cells += [
-            mean_and_interval([run["own"][name]["loss"] - dense["own"][name]["loss"] for run, dense in pairs], 3)
-            for name in names[1:]
-        ]
-        rows.append([ARMS[method], *cells])
-    return rows
+def against_baseline(models: Models, labels: list[str]) -> Table:
+    """Each model but the baseline against it, seed by seed, in nats per token."""
+    # Of each seed the matrices of loss of both.
+    pairs = [
+        (ARMS[arm], [(run["loss_matrix"], dense["loss_matrix"]) for run, dense in zip(runs, models["baseline"])])
+        for arm, runs in models.items()
+        if arm != "baseline"
+    ]
+    columns = [
+        mean_of(kind, lambda pair, kind=kind: truediv(*(kinds_of_forgetting(loss)[kind] for loss in pair)))
+        for kind in KINDS
+    ] + [
+        mean_of(f"new loss of {label}", lambda pair, number=number: sub(*(loss[number + 1][number] for loss in pair)))
+        for number, label in enumerate(labels[1:], start=1)
+    ]
+    caption = (
+        "Forgetting in nats as a share of the baseline's, and loss on datasets 2 and 3 after their own stage less the "
+        "baseline's; seed by seed, means"
+    )
+    return Table(caption, rows_of("Model", pairs, columns))
 
 
-def two_by_two(models: dict[str, list[dict]], names: list[str]) -> list[str]:
+def two_by_two(models: Models) -> list[Table]:
     """The four arms, then main effects and interaction, seed by seed, means with 95% intervals.
 
     Nothing unless all four arms are there. The effect of the 51% is the mean of (51% - 100%) over both
@@ -124,24 +109,28 @@ def two_by_two(models: dict[str, list[dict]], names: list[str]) -> list[str]:
         return []
     quantities = {
         "average forgetting, %": lambda run: run["average_forgetting_percent"],
-        "mean of the three kinds of forgetting, nats": lambda run: mean(list(forgotten_nats(run).values())),
-        "loss on new datasets, nats": lambda run: mean([run["own"][name]["loss"] for name in names[1:]]),
+        "mean of the three kinds of forgetting, nats": lambda run: mean(
+            list(kinds_of_forgetting(run["loss_matrix"]).values())
+        ),
+        "loss on new datasets, nats": lambda run: new_dataset_loss(run["loss_matrix"]),
         "mean loss at the end, nats": lambda run: run["mean_final_loss"],
     }
-    rows = [["", *ARMS.values(), "51% - 100%", "rehearsal - none", "interaction"]]
-    for title, quantity in quantities.items():
-        cells = [[quantity(run) for run in models[arm]] for arm in ARMS]
-        by_seed = list(zip(*cells))
-        effects = [
-            [((s - d) + (b - r)) / 2 for d, s, r, b in by_seed],
-            [((r - d) + (b - s)) / 2 for d, s, r, b in by_seed],
-            [(b - r) - (s - d) for d, s, r, b in by_seed],
-        ]
-        rows.append([title, *map(mean_and_interval, (*cells, *effects))])
-    return ["Two by two: what the 51% do, what rehearsal does, and what they do together", format_table(rows)]
+    # Of each seed the quantity of the four arms: dense, sparse, rehearsal, both.
+    seeds = [
+        (title, list(zip(*([quantity(run) for run in models[arm]] for arm in ARMS))))
+        for title, quantity in quantities.items()
+    ]
+    columns = [
+        *(mean_of(label, itemgetter(place)) for place, label in enumerate(ARMS.values())),
+        mean_of("51% - 100%", lambda four: ((four[1] - four[0]) + (four[3] - four[2])) / 2),
+        mean_of("rehearsal - none", lambda four: ((four[2] - four[0]) + (four[3] - four[1])) / 2),
+        mean_of("interaction", lambda four: (four[3] - four[2]) - (four[1] - four[0])),
+    ]
+    caption = "Two by two: what the 51% do, what rehearsal does, and what they do together"
+    return [Table(caption, rows_of("", seeds, columns))]
 
 
-def predicted_and_real(models: dict[str, list[dict]]) -> list[str]:
+def predicted_and_real(models: Models) -> list[Table]:
     """Predicted forgetting beside the real rise of the loss on test text in the same stage, of all runs that rehearse.
 
     In nats per token, means over the seeds; nothing if no run rehearses.
@@ -162,7 +151,7 @@ def predicted_and_real(models: dict[str, list[dict]]) -> list[str]:
         f"stage, in nats per token; they are {error:.3f} apart in the mean of {len(pairs)} pairs, their correlation is "
         f"{correlation(*zip(*pairs)):.2f}"
     )
-    return [caption, format_table(rows)]
+    return [Table(caption, rows)]
 
 
 @command

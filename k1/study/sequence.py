@@ -56,9 +56,9 @@ def learn_first_dataset(first: str, seed: int, learning_rate: float, output: Pat
     arguments = stage_arguments(1, learning_rate, seed, settings, first)
     configure_torch(arguments.threads)
     started = time.perf_counter()
-    data_loader = DataLoader(dataset_name=settings["dataset_names"][0], arguments=arguments)
-    learner = Learner.new(None, arguments, data_loader.text("train"))
-    learner.learn(data_loader.tokenize(learner.tokenizer), arguments, quietly_train)
+    text = DataLoader(dataset_name=settings["dataset_names"][0], arguments=arguments)
+    learner = Learner.new(None, arguments, text.text("train"))
+    learner.learn(text.tokenize(learner.tokenizer), arguments, quietly_train)
     save_checkpoint(output, learner.checkpoint)
     return record_of(learner.checkpoint.evaluations, learner.checkpoint.history, started)
 
@@ -72,18 +72,16 @@ def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Pat
     method = {**METHODS, **MAP}[name]
     flags = [text for flag, value in dial.items() for text in (f"--{flag}", str(value))] if name in MAP else []
     previous = load_checkpoint(first, method.script)
+    names = settings["dataset_names"]
     stages = [
         stage_arguments(stage, learning_rate, previous.seed, settings, method.script, (*method.flags, *flags))
-        for stage in range(2, len(settings["dataset_names"]) + 1)
+        for stage in range(2, len(names) + 1)
     ]
     configure_torch(stages[0].threads)
     started = time.perf_counter()
-    datasets = [
-        tokenized(dataset, settings["data_source"], previous.tokenizer, settings["preset"])
-        for dataset in settings["dataset_names"]
-    ]
+    datasets = [tokenized(name, settings["data_source"], previous.tokenizer, settings["preset"]) for name in names]
     if method.joint:
-        return learn_all_at_once(previous, datasets, stages[-1], started)
+        return learn_all_at_once(previous, datasets, stages, started)
 
     learner = Learner.of(previous, stages[0], datasets[:1])
     evaluations, history, importance = [previous.evaluations[0]], [], None
@@ -106,10 +104,16 @@ def train_by(
     model: PreTrainedModel, dataset: TokenizedDataset, arguments: Arguments, rehearsal: Rehearsal | None,
 ) -> list[dict]:  # fmt: skip
     """Train `model` in place on `dataset` as `method` does, with its replay, adapter or interpolation; the history."""
-    start = copy_parameters(model)
-    text = with_replay(dataset, learned, method.replay, arguments) if method.replay else dataset
-    trained = adapted(method, dial, model, arguments) if method.adapter else model
-    history = quietly_train(trained, text, arguments, rehearsal, attach)
+    start, trained = copy_parameters(model), model
+    if method.replay:
+        dataset = with_replay(dataset, learned, method.replay, arguments)
+    if method.adapter:
+        # Its fresh weights depend on the stage's seed.
+        torch.manual_seed(arguments.stage_seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            trained = method.adapter(model, **dial)
+    history = quietly_train(trained, dataset, arguments, rehearsal, attach)
     if method.adapter:
         # In place: the adapter is inside `model`.
         trained.merge_and_unload().requires_grad_(True)
@@ -118,23 +122,19 @@ def train_by(
     return history
 
 
-def adapted(method: Method, dial: dict, model: PreTrainedModel, arguments: Arguments) -> PreTrainedModel:
-    """`model` inside the adapter of `method`, whose fresh weights depend on the stage's seed."""
-    torch.manual_seed(arguments.stage_seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return method.adapter(model, **dial)
-
-
 def learn_all_at_once(
-    previous: Checkpoint, datasets: list[TokenizedDataset], arguments: Arguments, started: float
+    previous: Checkpoint, datasets: list[TokenizedDataset], stages: list[Arguments], started: float
 ) -> dict:
-    """Learn all datasets mixed, from fresh weights, with as many tokens of each as the stages read one by one."""
+    """Learn all datasets mixed, from fresh weights, with as many tokens of each as the stages read one by one.
+
+    There are no stages: the model after each one is the model at the end.
+    """
+    arguments = stages[-1]
     model = build_model(previous.model_config, previous.seed, arguments.device)
-    steps = [previous.arguments["max_steps"], arguments.max_steps, arguments.max_steps]
+    steps = [previous.arguments["max_steps"], *(stage.max_steps for stage in stages)]
     joint = mixture(datasets, [count / sum(steps) for count in steps], arguments)
     history = quietly_train(model, joint, replace(arguments, max_steps=sum(steps)))
-    return record_of([evaluate(model, datasets, arguments)], history, started)
+    return record_of([evaluate(model, datasets, arguments)] * len(datasets), history, started)
 
 
 def with_replay(
@@ -153,12 +153,9 @@ def mixture(datasets: list[TokenizedDataset], shares: list[float], arguments: Ar
 
 
 def quietly_train(
-    model: PreTrainedModel,
-    dataset: TokenizedDataset,
-    arguments: Arguments,
-    rehearsal: Rehearsal | None = None,
+    model: PreTrainedModel, dataset: TokenizedDataset, arguments: Arguments, rehearsal: Rehearsal | None = None,
     attach: Attach | None = None,
-) -> list[dict]:
+) -> list[dict]:  # fmt: skip
     """Train `model` in place without a progress bar, as the study has one of its own; returns the history."""
     return StageTrainer(model, dataset, arguments, rehearsal, attach).run(progress=False)
 

@@ -16,21 +16,21 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import distributions
-from pathlib import Path
 
 from k1.data.corpora import package_dir, python_files
 from k1.data.docstrings import clean_docstring, object_docstrings
-from k1.errors import K1Error, Parser, command
+from k1.errors import Parser, command
 from k1.files import write_text
+from k1.report.flag_types import folder_to_write
 
-NOTHING_EXCLUDED = re.compile(r"(?!)")
 MIN_CHARS = 200
 
 
-def source_documents() -> Iterator[str]:
-    """SymPy's source files without its tests."""
-    for path in python_files(package_dir("sympy"), NOTHING_EXCLUDED):
-        yield path.read_text(encoding="utf-8").strip()
+def source_files(*packages: str) -> Iterator[str]:
+    """The Python files of `packages`, without tests."""
+    for package in packages:
+        for path in python_files(package_dir(package), re.compile(r"(?!)")):
+            yield path.read_text(encoding="utf-8").strip()
 
 
 def licence_documents() -> Iterator[str]:
@@ -50,10 +50,10 @@ def licence_documents() -> Iterator[str]:
 
 def documentation_documents(*packages: str) -> Iterator[str]:
     """Docstrings of `packages`, those of related objects together."""
-    for path in [file for name in packages for file in python_files(package_dir(name), NOTHING_EXCLUDED)]:
+    for source in source_files(*packages):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(path.read_text(encoding="utf-8"))
+            tree = ast.parse(source)
         for docstrings in object_docstrings(tree):
             yield "\n\n".join(filter(None, map(clean_docstring, docstrings)))
 
@@ -66,7 +66,7 @@ def package_files(pattern: str, *packages: str) -> Iterator[str]:
 
 
 CORPORA: dict[str, Callable[[], Iterator[str]]] = {
-    "source": source_documents,
+    "source": partial(source_files, "sympy"),
     "licences": licence_documents,
     "documentation": partial(documentation_documents, "torch", "transformers"),
 }
@@ -80,19 +80,15 @@ SECOND: dict[str, Callable[[], Iterator[str]]] = {
 @command
 def main() -> None:
     parser = Parser(prog="python3 -m k1.study.unseen", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the three files are written")
+    parser.add_argument("folder", type=folder_to_write, help="where the three files are written")
     parser.add_argument("--second", action="store_true", help="write the second three")
     arguments = parser.parse_args()
-    folder = arguments.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise K1Error(f"cannot write into {folder} ({error.strerror}); name another folder")
     for name, documents in (SECOND if arguments.second else CORPORA).items():
         lines = [json.dumps({"text": text}) for text in dict.fromkeys(documents()) if len(text) >= MIN_CHARS]
         content = "\n".join(lines) + "\n"
-        write_text(folder / f"{name}.jsonl", content)
-        print(f"{folder / name}.jsonl: {len(lines)} documents, {len(content):,} bytes")
+        path = arguments.folder / f"{name}.jsonl"
+        write_text(path, content)
+        print(f"{path}: {len(lines)} documents, {len(content):,} bytes")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""HTML as a tree, and the assertion that it is well-formed."""
+"""HTML as a tree, the assertion that it is well-formed, and how well text stands out from its ground."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -61,3 +61,14 @@ def parse(page: str) -> Element:
     builder.close()
     assert [element.tag for element in builder.open] == [""], "an element is not closed"
     return builder.open[0]
+
+
+def contrast(*colors: tuple[float, float, float]) -> float:
+    """The contrast of two colours, each red, green and blue from 0 to 1, after WCAG 2."""
+
+    def luminance(color: tuple[float, float, float]) -> float:
+        linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in color]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    darker, lighter = sorted(map(luminance, colors))
+    return (lighter + 0.05) / (darker + 0.05)

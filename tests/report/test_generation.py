@@ -11,6 +11,8 @@ from k1.report.generation import generate
 from k1.report.generation_arguments import parse_generation_arguments
 from tests.conftest import assert_one_clear_line, run_script
 
+SHORT = ("--prompt", "River", "--max_new_tokens", 8)
+
 
 def run(script, trained, *flags):
     finished = run_script(script, "--models_dir", trained.models_dir, *flags)
@@ -23,43 +25,26 @@ def headings(text):
 
 
 def test_both_scripts_print_the_same_headings_and_never_name_the_model(trained):
-    k1, baseline = run("generate_k1.py", trained), run("generate_baseline.py", trained)
-    assert headings(k1.stdout) == headings(baseline.stdout)
-    domains = [domain for domain, _, _ in headings(k1.stdout)]
-    assert domains == [corpus.name for corpus in trained.corpora for _ in range(3)]
-    for output in (k1.stdout, baseline.stdout):
-        assert "baseline" not in output and "k1_final" not in output
-    assert k1.stdout != baseline.stdout
+    k1, baseline = run("generate_k1.py", trained).stdout, run("generate_baseline.py", trained).stdout
+    assert headings(k1) == headings(baseline) and k1 != baseline
+    assert [domain for domain, *_ in headings(k1)] == [corpus.name for corpus in trained.corpora for _ in range(3)]
+    assert not re.search("baseline|k1_final", k1 + baseline)
 
 
 def test_the_same_command_prints_the_same_bytes_and_the_seed_matters(trained):
-    first = run("generate_k1.py", trained, "--prompt", "River", "--seed", 3)
-    assert first.stdout == run("generate_k1.py", trained, "--prompt", "River", "--seed", 3).stdout
-    assert first.stdout != run("generate_k1.py", trained, "--prompt", "River", "--seed", 4).stdout
-
-
-def test_a_continuation_does_not_depend_on_the_checkpoints_before_it(trained):
-    path = trained.models_dir / "k1_dataset1.pt"
-    alone = run("generate_k1.py", trained, "--prompt", "River", path).stdout
-    both = run("generate_k1.py", trained, "--prompt", "River", trained.models_dir / "k1_final.pt", path).stdout
-    assert alone in both
-    assert len(re.findall("^##### checkpoint", both, re.M)) == 2
+    first, again, other = (run("generate_k1.py", trained, *SHORT, "--seed", seed).stdout for seed in (3, 3, 4))
+    assert first == again != other
 
 
 @pytest.mark.parametrize("method", FILES)
-def test_stages_are_all_checkpoints_under_each_other(trained, method):
-    flags = ["--prompt", "River", "--max_new_tokens", 8]
-    by_name = run(f"generate_{method}.py", trained, *flags, *(trained.models_dir / file for file in FILES[method]))
-    stages = run(f"generate_{method}.py", trained, *flags, "--stages")
-    assert stages.stdout == by_name.stdout
-    headings = re.findall("^##### checkpoint (.*), after (.*)$", stages.stdout, re.M)
-    assert headings == [(str(stage), corpus.name) for stage, corpus in enumerate(trained.corpora, start=1)]
-
-
-def test_the_last_stage_reads_as_without_the_flag(trained):
-    flags = ["--prompt", "River", "--max_new_tokens", 8]
-    stages, last = run("generate_k1.py", trained, *flags, "--stages"), run("generate_k1.py", trained, *flags)
-    assert stages.stdout.endswith(f"\n{last.stdout}")
+def test_stages_are_all_checkpoints_under_each_other_and_each_reads_as_alone(trained, method):
+    script, files = f"generate_{method}.py", [trained.models_dir / file for file in FILES[method]]
+    stages = run(script, trained, *SHORT, "--stages").stdout
+    assert stages == run(script, trained, *SHORT, *files).stdout
+    found = re.findall("^##### checkpoint (.*), after (.*)$", stages, re.M)
+    assert found == [(str(stage), corpus.name) for stage, corpus in enumerate(trained.corpora, start=1)]
+    assert run(script, trained, *SHORT, files[1]).stdout in stages
+    assert stages.endswith(f"\n{run(script, trained, *SHORT).stdout}")
 
 
 def test_a_missing_stage_ends_the_script_before_anything_is_printed(trained, tmp_path):
@@ -69,22 +54,17 @@ def test_a_missing_stage_ends_the_script_before_anything_is_printed(trained, tmp
     assert_one_clear_line(finished, 1, "k1_final.pt does not exist; run train_k1_dataset3.py first")
 
 
-def test_prompts_with_newlines_stay_on_the_heading_line(trained):
-    finished = run("generate_k1.py", trained, "--prompt", "a\nb", "--prompt", "", "--max_new_tokens", 5)
+def test_prompts_with_newlines_stay_on_the_heading_line_and_long_texts_are_announced_on_stderr(trained):
+    finished = run("generate_k1.py", trained, "--prompt", "a\nb", "--prompt", "", "--max_new_tokens", 200)
     assert headings(finished.stdout) == [("prompt", "1", "a\\nb"), ("prompt", "2", "")]
-
-
-def test_text_longer_than_the_training_sequences_is_announced_on_stderr(trained):
-    finished = run("generate_k1.py", trained, "--prompt", "river", "--max_new_tokens", 200)
-    assert "more than the 128 the model was trained on" in finished.stderr
-    assert "warning" not in finished.stdout
+    assert "more than the 128 the model was trained on" in finished.stderr and "warning" not in finished.stdout
 
 
 @pytest.mark.parametrize(
     "flags",
     [
         ["--temperature", "-1"], ["--temperature", "nan"], ["--max_new_tokens", "0"], ["--top_k", "-3"], ["--x"],
-        ["--stages", "a.pt"],
+        ["--stages", "a.pt"], ["--seed", "4294967296"], ["--prompt", "\udcff"],
     ],
 )  # fmt: skip
 def test_flags_out_of_range_are_usage_errors(capsys, flags):
@@ -98,12 +78,12 @@ def test_the_other_method_is_refused(trained):
     assert_one_clear_line(finished, 1, "of method 'baseline'")
 
 
-def test_sampling_options(tiny_model):
+def test_sampling_options(tiny_model, monkeypatch):
     tokenizer = train_tokenizer(["abc"], 300)
     tiny_model.resize_token_embeddings(tokenizer.get_vocab_size())
-    prompts = [[1, 2, 3], [4, 5, 6]]
+    prompts = [[i, i + 1, i + 2] for i in range(5)]
 
-    def sample(**options):
+    def sample(prompts=prompts, **options):
         defaults = {"max_new_tokens": 12, "temperature": 1.0, "top_k": 0, "seed": 0, "stop_at_end": False}
         return generate(tiny_model, tokenizer, prompts, **{**defaults, **options})
 
@@ -115,17 +95,9 @@ def test_sampling_options(tiny_model):
     greedy = sample(temperature=0.0)
     assert greedy == sample(temperature=0.0, seed=1) == sample(top_k=1)
     end = tokenizer.token_to_id(END_OF_DOCUMENT)
-    assert [len(tokens) for tokens in first] == [12, 12] and all(end not in tokens for tokens in first)
-
-
-def test_prompts_beyond_a_batch_are_continued_too(tiny_model, monkeypatch):
-    tokenizer = train_tokenizer(["abc"], 300)
-    tiny_model.resize_token_embeddings(tokenizer.get_vocab_size())
-    prompts = [[i, i + 1] for i in range(5)]
-    greedy = {"max_new_tokens": 3, "temperature": 0.0, "top_k": 0, "seed": 0, "stop_at_end": False}
-    at_once = generate(tiny_model, tokenizer, prompts, **greedy)
+    assert [len(tokens) for tokens in first] == [12] * 5 and all(end not in tokens for tokens in first)
     monkeypatch.setattr("k1.report.generation.BATCH_SIZE", 2)
-    assert generate(tiny_model, tokenizer, prompts, **greedy) == at_once
-    sampled = generate(tiny_model, tokenizer, [[1, 2]] * 4, **{**greedy, "temperature": 1.0})
+    assert sample(temperature=0.0) == greedy
     # The batches do not draw the same numbers.
+    sampled = sample([[1, 2]] * 4)
     assert sampled[:2] != sampled[2:]

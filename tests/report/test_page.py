@@ -15,12 +15,12 @@ from k1.checkpoints.storage import load_checkpoint
 from k1.errors import K1Error
 from k1.presets import ARMS, FILES
 from k1.report.comparison import load_runs
-from k1.report.continuations import Continuation, continue_all, new_words, words_of
-from k1.report.page import answer, format_page
+from k1.report.continuations import continue_all, new_words, words_of
+from k1.report.page import format_page
 from k1.report.text import format_report
-from tests.conftest import ROOT, VOCABULARIES, assert_one_clear_line, run_script
+from tests.conftest import ROOT, VOCABULARIES, run_script
 from tests.report.chromium import NAMES, Chromium, find_chromium
-from tests.report.markup import parse
+from tests.report.markup import contrast, parse
 from tests.report.screenshots import VIEWS, take
 
 pytestmark = [pytest.mark.xdist_group("page"), pytest.mark.slow]
@@ -109,12 +109,10 @@ def test_the_criteria_say_whether_they_are_met(page, report):
     ]
 
 
-def test_the_answer_is_computed(report):
-    for method, value in {"baseline": 20.0, "k1": 3.25}.items():
-        report["models"][method]["average_forgetting_percent"] = value
-    met = sum(item["met"] for item in report["criteria"])
-    forgotten = "Of the accuracy on earlier datasets is forgotten: baseline 20.0%, K-1 3.2%"
-    assert answer(report) == f"{forgotten}; {met} of 4 success criteria are met."
+def answer(page):
+    """What the report found, in one sentence."""
+    (found,) = [element.text for element in page.all("p") if element.attributes.get("class") == "answer"]
+    return found
 
 
 def cells(page):
@@ -154,28 +152,14 @@ def test_a_word_is_marked_where_the_training_text_does_not_have_it(page):
     assert len(prompts) == 9 and count > 10
 
 
-def renamed(value, names):
-    """A report in which the datasets have other names."""
-    if isinstance(value, dict):
-        return {names.get(key, key): renamed(item, names) for key, item in value.items()}
-    if isinstance(value, list):
-        return [renamed(item, names) for item in value]
-    return names.get(value, value) if isinstance(value, str) else value
-
-
 def test_names_prompts_and_texts_are_escaped(report, continuations):
-    names = {
-        dataset["name"]: f"/{number}\ud800\x00{HOSTILE.replace('/', '')}"
-        for number, dataset in enumerate(report["datasets"])
-    }
-    report = renamed(report, names)
-    for dataset in report["datasets"]:
+    for number, dataset in enumerate(report["datasets"]):
+        dataset["name"] = f"/{number}\ud800\x00{HOSTILE.replace('/', '')}"
         dataset["prompts"] = [HOSTILE, "", "\udcff\x0b"]
+        for model in report["models"].values():
+            model["forgetting_percent"][dataset["name"]] = 0.0
     text = f"\ud83d\x00\x1b {HOSTILE}\n{HOSTILE}"
-    hostile = {
-        arm: [[Continuation(text, words_of("", text)) for _ in texts] for texts in stages]
-        for arm, stages in continuations.items()
-    }
+    hostile = {arm: [[text for _ in texts] for texts in stages] for arm, stages in continuations.items()}
     page = format_page(report, hostile, [{"script", "alert"}] * 3)
     page.encode()
     tree = parse(page)
@@ -187,56 +171,38 @@ def test_names_prompts_and_texts_are_escaped(report, continuations):
     assert "\x00" not in page
 
 
-def test_text_without_a_letter_is_said_to_be_there(report, continuations):
-    blank = {arm: [[Continuation("", [])] + texts[1:] for texts in stages] for arm, stages in continuations.items()}
-    assert format_page(report, blank, [set()] * 3).count("Nothing but white space.") >= 6
-
-
-def test_all_four_arms_stand_side_by_side(report, continuations):
+def test_four_arms_stand_side_by_side_with_the_answer_and_text_without_a_letter_is_said_to_be_there(
+    report, continuations
+):
     baseline = report["models"]["baseline"]
     report["models"] = {arm: report["models"].get(arm) or copy.deepcopy(baseline) for arm in ARMS}
-    four = {arm: continuations.get(arm, continuations["baseline"]) for arm in ARMS}
-    tree = parse(format_page(report, four, [set()] * 3))
+    for number, model in enumerate(report["models"].values()):
+        model["average_forgetting_percent"] = 10.25 * number
+    met = sum(item["met"] for item in report["criteria"])
+    four = {arm: [["", *texts[1:]] for texts in continuations.get(arm, continuations["baseline"])] for arm in ARMS}
+    page = format_page(report, four, [set()] * 3)
+    tree = parse(page)
     assert [cell[2] for cell in cells(tree)] == [*ARMS.values()] * 18
-    assert all(label in answer(report) for label in ARMS.values())
-
-
-def colors_of(css: str) -> list[dict[str, str]]:
-    """The named colours of the page in the light, the dark and the printed scheme."""
-    return [dict(re.findall(r"--([\w-]+): (#\w{6});", block)) for block in re.findall(r":root \{(.*?)\}", css, re.S)]
-
-
-def luminance(color: str) -> float:
-    """Relative luminance after WCAG 2."""
-    channels = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    assert page.count("Nothing but white space.") >= 12
+    assert answer(tree) == (
+        "Of the accuracy on earlier datasets is forgotten: baseline 0.0%, 51% alone 10.2%, baseline + rehearsal 20.5%, "
+        f"K-1 30.8%; {met} of 4 success criteria are met."
+    )
 
 
 def test_all_text_stands_out_from_its_ground(page):
-    schemes = colors_of(page.all("style")[0].text)
-    assert len(schemes) == 3
+    """In the light, the dark and the printed scheme."""
+    blocks = re.findall(r":root \{(.*?)\}", page.all("style")[0].text, re.S)
+    assert len(blocks) == 3
     pairs = [(ink, ground) for ink in ("ink", "quiet") for ground in ("ground", "raised")]
     pairs += [("ink", "good-ground"), ("ink", "bad-ground"), ("good", "good-ground"), ("bad", "bad-ground")]
     pairs += [("link", "ground"), ("mark", "mark-ground")]
-    for colors in schemes:
-        for ink, ground in pairs:
-            lighter, darker = sorted((luminance(colors[ink]), luminance(colors[ground])), reverse=True)
-            assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (ink, ground)
-
-
-@pytest.mark.parametrize(
-    ("flags", "fragment"),
-    [
-        (["--html", "."], "--html . is not a file in an existing folder"),
-        (["--html", "none/report.html"], "is not a file in an existing folder"),
-        (["--html", "report", "--json", "./report"], "--json and --html are the same file"),
-    ],
-)
-def test_a_page_that_cannot_be_written_is_refused_before_anything_is_computed(tmp_path, flags, fragment):
-    finished = run_script("-m k1.report", "--models_dir", tmp_path, *flags, cwd=tmp_path)
-    assert_one_clear_line(finished, 2, fragment)
-    assert list(tmp_path.iterdir()) == []
+    for block in blocks:
+        colors = {
+            name: [int(color[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+            for name, color in re.findall(r"--([\w-]+): #(\w{6});", block)
+        }
+        assert all(contrast(colors[ink], colors[ground]) >= 4.5 for ink, ground in pairs)
 
 
 def test_an_installed_package_has_the_files_of_the_page():

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from k1.errors import K1Error
-from k1.study.frontier import KINDS
-from k1.study.seeds import forgotten_nats, format_seeds, load_reports
+from k1.report.metrics import KINDS, kinds_of_forgetting
+from k1.study.seeds import format_seeds, load_reports
 from tests.conftest import assert_one_clear_line, run_script
+from tests.study.records import rows_of
 
 # By seed and arm: the loss of dataset `a` at the end, which is 4 after its own stage and after stage 2.
 ENDS = [
@@ -22,6 +23,7 @@ def model(end, rehearses):
     return {
         "own": scores, "final": scores, "forgetting_percent": {"a": 10.0, "b": 5.0, "c": 0.0},
         "average_forgetting_percent": 10 * (end - 4), "mean_final_loss": end,
+        "accuracy_matrix": [[0.25] * 3] * 4,
         "loss_matrix": [[7, 7, 7], [4, 6, None], [4.1, 2, 5], [end, 2.5, 3]], "learning_rates": [1, 2, 3],
         "predicted_forgetting": [[], [0.1 - 0.2], [end - 4.1 - 0.2, 0.5]] if rehearses else [[], [], []],
     }  # fmt: skip
@@ -45,16 +47,10 @@ def paths(tmp_path):
     return written
 
 
-def rows_of(text, head):
-    """The cells of the table whose first row begins with the cells `head`, by the first cell of each row."""
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
-    start = next(place for place, cells in enumerate(lines) if cells[: len(head)] == head)
-    return {cells[0]: cells[1:] for cells in lines[start : lines.index([], start)]}
-
-
 def test_shares_are_taken_seed_by_seed(paths):
     reports = load_reports(paths)
-    assert forgotten_nats(reports[0]["models"]["k1"]) == pytest.approx(dict(zip(KINDS, (0.1, 0.6, 0.5))))
+    losses = reports[0]["models"]["k1"]["loss_matrix"]
+    assert kinds_of_forgetting(losses) == pytest.approx(dict(zip(KINDS, (0.1, 0.6, 0.5))))
     finished = run_script("-m k1.study.seeds", *paths)
     assert finished.status == 0 and finished.stdout == format_seeds(reports) + "\n"
     # 0.6 and 0.8, and a 95% interval of 12.706 standard errors with two seeds.
@@ -67,7 +63,7 @@ def test_shares_are_taken_seed_by_seed(paths):
 def test_new_losses_are_less_the_baselines(paths):
     reports = load_reports(paths)
     for found in reports:
-        found["models"]["sparse"]["own"]["b"]["loss"] -= 0.25
+        found["models"]["sparse"]["loss_matrix"][2][1] -= 0.25
     assert rows_of(format_seeds(reports), ["Model", *KINDS, "new loss of b"])["51% alone"][3:] == [
         "-0.250 ± 0.000", "0.000 ± 0.000",
     ]  # fmt: skip

@@ -15,19 +15,10 @@ from k1.checkpoints.storage import load_checkpoint
 from k1.data.loader import load_datasets
 from k1.data.tokenizer import load_tokenizer
 from k1.errors import K1Error
-from k1.presets import ARM_FILES, PRESETS
+from k1.presets import ARM_FILES
 from k1.report.tables import dataset_label
-from k1.study.frontier import (
-    Point,
-    best_point,
-    half_interval,
-    interpolated,
-    learning_and_forgetting,
-    least_forgetting,
-    mean_and_interval,
-    points_of,
-    ratios_at_equal_learning,
-)
+from k1.study.frontier import equal_learning_table, interpolated, ratios_at_equal_learning, undominated
+from k1.study.grid import Run, execute_in_turn
 from k1.study.methods import (
     METHODS,
     consolidation,
@@ -36,8 +27,8 @@ from k1.study.methods import (
     orthogonal_subspace,
     require_packages,
 )
-from k1.study.plots import undominated
-from k1.study.sequence import learn_later_datasets, stage_arguments, with_replay
+from k1.study.points import best_point, forgotten_nats, new_dataset_loss, points_of
+from k1.study.sequence import learn_later_datasets, with_replay
 from tests.conftest import assert_one_clear_line, run_script, train_all
 from tests.study.records import record
 
@@ -77,14 +68,11 @@ def test_every_run_is_recorded_and_shown(study):
 def test_what_holds_the_model_makes_it_forget_less(study):
     _, out, _ = study
     runs = json.loads((out / "results.json").read_text())["runs"]
-
-    def forgotten(name):
-        """Of dataset 1 in stage 2, in nats per token."""
-        return learning_and_forgetting(runs[name], "test")["dataset 1 after stage 2"][1]
-
-    dense = forgotten("baseline-seed0-0.01")
-    assert forgotten("k1-seed0-0.01") < dense / 2 and forgotten("replay-seed0-0.01") < dense
-    assert max(forgotten(f"ewc-seed0-0.01-strength{strength}") for strength in ("5", "1.7")) < dense
+    forgotten = {name: forgotten_nats(run) for name, run in runs.items() if not name.startswith("first")}
+    dense = forgotten["baseline-seed0-0.01"]
+    assert forgotten["k1-seed0-0.01"] < dense / 2 and forgotten["replay-seed0-0.01"] < dense
+    assert max(forgotten[f"ewc-seed0-0.01-strength{strength}"] for strength in ("5", "1.7")) < dense
+    assert forgotten["joint-seed0-0.01"] == 0
 
 
 def test_wise_ft_keeps_a_share_of_the_change_of_each_stage(study):
@@ -100,12 +88,11 @@ def test_a_recorded_run_is_not_repeated_and_a_missing_one_is(study):
     flags, out, first = study
     recorded = json.loads((out / "results.json").read_text())
     removed = recorded["runs"].pop("baseline-seed0-0.01")
-    recorded["runs"]["joint-seed0-0.01"]["evaluations"][-1].update(
-        {name: {split: [9.999, 0.0] for split in splits} for name, splits in removed["evaluations"][-1].items()}
-    )
+    kept = recorded["runs"]["joint-seed0-0.01"]["evaluations"][-1]
+    kept.update({name: {split: [9.999, 0.0] for split in splits} for name, splits in kept.items()})
     (out / "results.json").write_text(json.dumps(recorded))
     second = run_script("-m k1.study", *flags, starts_processes=True)
-    assert second.stdout.count("9.999") == 3
+    assert second.stdout.count("-> 9.999") == 3
     again = json.loads((out / "results.json").read_text())["runs"]["baseline-seed0-0.01"]
     assert again["evaluations"] == removed["evaluations"]
     assert_one_clear_line(run_script("-m k1.study", *flags, "--data_source", "hub"), 1, "another data_source")
@@ -126,15 +113,24 @@ def test_the_study_computes_what_the_scripts_compute(study, corpora, tmp_path):
                     assert scores == [expected[dataset][split][score] for score in ("loss", "accuracy")]
 
 
-def test_the_methods_are_the_arms_and_each_other_one_without_and_with_rehearsal():
-    plain = ("ewc", "wise_ft", "lora", "osf", "momentum", "stage")
-    assert {name for name in METHODS if name not in ARM_FILES} == {
-        *plain, *(f"{name}_rehearsal" for name in plain), "replay", "replay_25", "joint",
-    }  # fmt: skip
-    for name, method in METHODS.items():
-        settings = {"preset": "study", "data_source": "bundled"}
-        share = stage_arguments(2, 1e-3, 0, settings, method.script, method.flags).rehearsal
-        assert share == (PRESETS["study"].rehearsal if "rehearsal" in name or name == "k1" else 0)
+def test_a_run_that_diverged_is_named_and_left_out(tmp_path, capsys):
+    """All is recorded already, so that nothing is trained."""
+    first, fine, diverged = Run("first-k1", 0, 1e-3), Run("k1", 0, 1e-3), Run("k1", 1, 1e-3)
+    other = replace(first, seed=1)
+    runs = {run.name: record(run.method, 1e-3, run.seed, [4.0]) for run in (first, other, fine)}
+    results = {"settings": {}, "runs": {**runs, diverged.name: {"failed": "diverged at step 3"}}}
+    for run in (first, other):
+        run.model_path(tmp_path).parent.mkdir(exist_ok=True)
+        run.model_path(tmp_path).touch()
+    arguments = SimpleNamespace(out=tmp_path, jobs=1)
+    finished = execute_in_turn({fine: "k1", diverged: "k1"}, {"k1": [1e-3]}, results, arguments)
+    assert finished == {fine.name: runs[fine.name]}
+    assert "warning: k1-seed1-0.001 is left out: diverged at step 3" in capsys.readouterr().err
+    with pytest.raises(K1Error, match="no run finished"):
+        execute_in_turn({diverged: "k1"}, {"k1": [1e-3]}, results, arguments)
+    results["runs"][other.name] = {"failed": "diverged at step 2"}
+    with pytest.raises(K1Error, match="no training on dataset 1 finished: diverged at step 2"):
+        execute_in_turn({diverged: "k1"}, {"k1": [1e-3]}, results, arguments)
 
 
 def test_importance_is_the_squared_gradient_of_text(tiny_model):
@@ -212,59 +208,23 @@ def test_forgetting_at_equal_learning_is_read_off_the_line_of_the_baseline():
         "a": record("baseline", 1e-3, 0, [4], [4.5, 3.0], [4.8, 3.4, 3.0]),
         "b": record("baseline", 2e-3, 0, [4], [5.5, 2.0], [5.8, 2.6, 2.0]),
         "c": record("k1", 1e-3, 0, [4], [4.4, 2.5], [4.6, 2.7, 2.5]),
-        "d": record("ewc", 1e-3, 0, [4], [4.4, 1.5], [4.6, 2.7, 1.5]),
-        "e": {"method": "k1", "seed": 1, "learning_rate": 1.0, "setting": {}, "failed": "diverged"},
+        "d": record("k1", 9e-3, 0, [4], [4.4, 2.5], [5.6, 2.7, 2.5]),
+        "e": record("ewc", 1e-3, 0, [4], [4.4, 1.5], [4.6, 2.7, 1.5]),
     }
     points = points_of(runs)
-    (k1,) = points["k1"]
-    assert isinstance(k1, Point) and [run["seed"] for run in k1.records] == [0]
-    assert learning_and_forgetting(runs["c"], "test")["dataset 2 at the end"] == pytest.approx((2.5, 0.2))
-    ratios = ratios_at_equal_learning(k1, points["baseline"], "test")
-    # Its line at a loss of 2.5: 1.0 after stage 2; at the end 1.3 of dataset 1 and 0.5 of dataset 2.
-    assert ratios["dataset 1 after stage 2"] == pytest.approx([0.4])
-    assert ratios["dataset 1 at the end"] == pytest.approx([0.6 / 1.3])
-    assert ratios["dataset 2 at the end"] == pytest.approx([0.4])
+    assert new_dataset_loss(runs["c"]) == 2.5 and forgotten_nats(runs["c"]) == pytest.approx(0.4)
+    # Its line at a loss of 2.5 is between 0.6 and 1.2.
+    assert ratios_at_equal_learning(points["k1"][0], points["baseline"], "test") == pytest.approx([0.4 / 0.9])
     # Better learned than any run of it: no extrapolation.
-    assert ratios_at_equal_learning(points["ewc"][0], points["baseline"], "test")["dataset 1 at the end"] == [None]
-    assert least_forgetting(points["ewc"], points["baseline"]) is None
-    assert least_forgetting(points["k1"], points["baseline"]) is k1
+    assert ratios_at_equal_learning(points["ewc"][0], points["baseline"], "test") == [None]
+    assert equal_learning_table(points).rows[1:] == [["K-1", "0.001", "1", "0.44"]]
     assert best_point(points["baseline"]).learning_rate == 2e-3
 
 
-def test_interpolation_between_points():
+def test_lines_are_interpolated_and_of_positions_those_are_drawn_that_no_other_beats():
     line = [(2.0, 10.0), (1.0, 20.0), (3.0, 0.0)]
-    assert interpolated(line, 1.5) == 15
-    assert interpolated(line, 3.0) == 0
-    assert interpolated(line, 0.99) is None and interpolated(line, 3.01) is None
-
-
-def test_interval_is_that_of_student():
-    from scipy.stats import t
-
-    values = [1.0, 2.0, 4.0]
-    low, high = t.interval(0.95, 2, loc=7 / 3, scale=(7 / 3) ** 0.5 / 3**0.5)
-    assert mean_and_interval(values) == f"2.333 ± {(high - low) / 2:.3f}"
-    assert half_interval(values) == pytest.approx((high - low) / 2)
-    assert mean_and_interval([1.0]) == "1.000" and half_interval([1.0]) == 0
-
-
-def test_the_plot_draws_the_settings_that_no_other_beats():
+    assert [interpolated(line, x) for x in (1.5, 3.0, 0.99, 3.01)] == [15, 0, None, None]
     assert undominated([(3, 1), (1, 3), (2, 3.5), (2, 2), (4, 1.5)]) == [(1, 3), (2, 2), (3, 1)]
-
-
-@pytest.mark.parametrize(
-    ("names", "fragments"),
-    [
-        (["wikitext", "code"], ["takes 3 names, not 2", "python3 -m k1.study.stream"]),
-        (["wikitext", "code", "science", "code"], ["takes 3 names, not 4", "python3 -m k1.study.stream"]),
-        (["wikitext", "code", "code"], ["has code twice"]),
-    ],
-    ids=["two", "four", "one twice"],
-)
-def test_other_than_three_different_datasets_are_refused_before_any_training(tmp_path, names, fragments):
-    finished = run_script("-m k1.study", "--dataset_names", *names, "--out", tmp_path / "out")
-    assert_one_clear_line(finished, 2, *fragments)
-    assert not (tmp_path / "out").exists()
 
 
 def hide_peft():
@@ -276,8 +236,5 @@ def test_without_peft_only_the_methods_that_need_it_are_refused_and_before_any_t
     finished = run_script("-m k1.study", "--out", tmp_path / "out", prepare=hide_peft)
     assert_one_clear_line(finished, 1, "for LoRA and OSF and LoRA + rehearsal", "install -r requirements-dev.txt")
     assert not (tmp_path / "out").exists()
-    require_packages(METHODS)
     monkeypatch.setitem(sys.modules, "peft", None)
     require_packages([name for name in METHODS if not METHODS[name].adapter])
-    with pytest.raises(K1Error, match="peft is missing, for LoRA; run"):
-        require_packages(["baseline", "lora"])

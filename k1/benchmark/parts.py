@@ -21,18 +21,14 @@ DATASETS = 2  # learned at the end of the second stage, which is the one measure
 
 
 def measure_stage(
-    k1: StageTrainer,
-    baseline: StageTrainer,
-    tokenizer: Tokenizer,
-    dataset: TokenizedDataset,
-    written: list[Tensor],
+    k1: StageTrainer, baseline: StageTrainer, tokenizer: Tokenizer, dataset: TokenizedDataset, written: list[Tensor],
     rounds: int,
-) -> dict:
+) -> dict:  # fmt: skip
     """Stage 2 of K-1, which rehearses `written`, and of the baseline; the keys are those of `stage`, see `__main__`.
 
     All parts take turns, and each counts as often as a stage has it.
     """
-    scores = evaluate(k1.model, [dataset], k1.arguments)
+    arguments, scores = k1.arguments, evaluate(k1.model, [dataset], k1.arguments)
 
     def take_steps(stage: StageTrainer) -> None:
         for _ in range(STEPS):
@@ -40,8 +36,8 @@ def measure_stage(
 
     def evaluate_one() -> None:
         # Both datasets after the stage; before it test text alone, of the new one, by this and by the initial model.
-        evaluate(k1.model, [dataset], k1.arguments)
-        evaluate(k1.model, [dataset], k1.arguments, ("test",))
+        evaluate(k1.model, [dataset], arguments)
+        evaluate(k1.model, [dataset], arguments, ("test",))
 
     def save(stage: StageTrainer, texts: list[Tensor], path: Path) -> None:
         checkpoint = stage_checkpoint(
@@ -59,16 +55,15 @@ def measure_stage(
             (K1, "checkpoint"): partial(save, k1, DATASETS * written, files[K1]),
             (K1, "evaluation"): evaluate_one,
             (K1, "rewriting"): rewriting_of(k1),
-            (K1, "teacher"): partial(begin_rehearsal, k1.model, written, tokenizer, k1.arguments),
-            (K1, "writing"): partial(write_rehearsal, k1.model, dataset, tokenizer, k1.arguments),
+            (K1, "teacher"): partial(begin_rehearsal, k1.model, written, tokenizer, arguments),
+            (K1, "writing"): partial(write_rehearsal, k1.model, dataset, tokenizer, arguments),
             (K1, "predicted forgetting"): partial(predicted_forgetting, k1.model, k1.rehearsal),
         }
         seconds = alternate(things, rounds, warm_up=0)
         sizes = {name: file.stat().st_size for name, file in files.items()}
     seconds[REFERENCE, "evaluation"] = seconds[K1, "evaluation"]
-    steps = k1.arguments.max_steps
-    rewritings = sum(map(k1.rehearsal.is_due, range(1, steps + 1)))
-    often = {"training": steps / STEPS, "evaluation": DATASETS, "rewriting": rewritings}
+    rewritings = sum(map(k1.rehearsal.is_due, range(1, arguments.max_steps + 1)))
+    often = {"training": arguments.max_steps / STEPS, "evaluation": DATASETS, "rewriting": rewritings}
     parts: dict[str, dict[str, list[float]]] = {REFERENCE: {}, K1: {}}
     for (name, part), values in seconds.items():
         parts[name][part] = [often.get(part, 1) * value for value in values]
