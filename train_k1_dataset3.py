@@ -17,7 +17,7 @@ def main() -> None:
 
     data_loader = DataLoader(dataset_name="science", arguments=arguments)
     learner = Learner.of(previous, arguments)
-    learner.learn(data_loader.tokenize(learner.tokenizer), arguments, output.train, is_last=True)
+    learner.learn(data_loader.tokenize(learner.tokenizer), arguments, output.train)
     output.save(learner.checkpoint)
 
 
