@@ -37,11 +37,10 @@ from k1.benchmark.setting import SHAPES
 from k1.benchmark.stages import measure_stage
 from k1.benchmark.tables import format_benchmark
 from k1.benchmark.timing import progress
-from k1.errors import K1Error, UsageError, command
+from k1.errors import K1Error, UsageError, command, module_parser
+from k1.experiment import ARMS
 from k1.files import write_text
-from k1.flags import module_parser
 from k1.model import configure_torch, count_parameters, library_versions
-from k1.presets import ARMS
 from k1.training.rehearsal import write_rehearsal
 
 NEEDED = ("accelerate", "peft")

@@ -3,7 +3,7 @@
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from k1.checkpoints.contents import Checkpoint
-from k1.presets import ARMS
+from k1.experiment import ARMS
 from k1.report.metrics import accuracy_matrix
 from k1.report.tables import dataset_label, format_table
 

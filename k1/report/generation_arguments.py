@@ -4,8 +4,8 @@ import argparse
 import re
 from pathlib import Path
 
-from k1.errors import Parser, user_path
-from k1.presets import FILES, MAXIMUM
+from k1.errors import MAXIMUM, Parser, user_path
+from k1.experiment import FILES
 
 TEMPERATURE = 0.8
 TOP_K = 40

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from k1.presets import ARMS
+from k1.experiment import ARMS
 from k1.report.continuations import Continuation, Continuations
 from k1.report.plots import accuracy_figure, learning_figure, picture_address
 from k1.report.tables import Table, dataset_label, first_model

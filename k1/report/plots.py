@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
+from k1.experiment import ARMS
 from k1.files import write_atomically
-from k1.presets import ARMS
 from k1.report.tables import dataset_label, first_model
 
 # Line, marker and colour of each model in turn: any one of them tells the models apart.

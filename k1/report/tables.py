@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from k1.checkpoints.contents import Checkpoint
+from k1.experiment import ARMS
 from k1.parallel import is_main_process
-from k1.presets import ARMS
 
 # Of generated text, see `k1.report.quality`.
 SCORES = {"domain": "domain", "fluency": "fluency", "distinct_2": "distinct-2"}

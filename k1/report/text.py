@@ -1,6 +1,6 @@
 """The tables of the report, and all of it as Markdown."""
 
-from k1.presets import ARMS
+from k1.experiment import ARMS
 from k1.report.tables import Table, dataset_label, format_table
 
 

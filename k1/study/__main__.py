@@ -9,9 +9,10 @@ results.md, the plot of forgetting against learning to frontier.png.
 
 import argparse
 
+from k1.config import PRESETS
 from k1.errors import UsageError, command
+from k1.experiment import STAGES
 from k1.files import write_text
-from k1.presets import PRESETS, STAGES
 from k1.study.commands import open_results, parse, recorded_settings, study_parser
 from k1.study.execution import Run, execute_in_turn
 from k1.study.methods import METHODS, require_packages
@@ -58,7 +59,7 @@ def main() -> None:
     settings = recorded_settings(arguments)
     first_rates = {
         first: arguments.first_learning_rates or [rates[0]]
-        for first, rates in PRESETS[arguments.preset].learning_rates.items()
+        for first, rates in PRESETS[arguments.preset].learning_rate.items()
     }
     results = open_results(arguments.out, settings)
 

@@ -3,13 +3,11 @@
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-from k1.errors import K1Error, UsageError
+from k1.config import PRESETS
+from k1.errors import K1Error, UsageError, module_parser
 from k1.files import lock
-from k1.flags import module_parser
-from k1.presets import PRESETS
 from k1.report.tables import dataset_label
 from k1.study.execution import load_results
 
@@ -54,8 +52,8 @@ def recorded_settings(arguments: argparse.Namespace) -> dict:
     `UsageError` as `require_different` does.
     """
     require_different(arguments.dataset_names)
-    shape = asdict(PRESETS[arguments.preset])
-    del shape["learning_rates"]
+    shape = vars(PRESETS[arguments.preset]).copy()
+    del shape["learning_rate"]
     chosen = {name: getattr(arguments, name) for name in ("dataset_names", "data_source")}
     return json.loads(json.dumps({"preset": arguments.preset, **shape, **chosen}))
 

@@ -14,9 +14,9 @@ from math import inf
 
 from matplotlib.figure import Figure
 
+from k1.config import PRESETS
 from k1.errors import K1Error, UsageError, command
 from k1.files import write_text
-from k1.presets import PRESETS
 from k1.report.metrics import mean
 from k1.report.plots import write_figure
 from k1.report.tables import format_table
@@ -132,7 +132,7 @@ def main() -> None:
     arguments = parse_map_arguments()
     results = open_results(arguments.out, recorded_settings(arguments))
     later = {run: "k1" for seed in arguments.seeds for run in runs_of(arguments, seed)}
-    execute_in_turn(later, {"k1": [PRESETS[arguments.preset].learning_rates["k1"][0]]}, results, arguments)
+    execute_in_turn(later, {"k1": [PRESETS[arguments.preset].learning_rate["k1"][0]]}, results, arguments)
     cells = cells_of(results["runs"])
     if not cells:
         raise K1Error("no run finished; choose lower --learning_rates")

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from k1.presets import ARMS
+from k1.experiment import ARMS
 from k1.report.metrics import mean
 from k1.report.plots import STYLES, percent, write_figure
 from k1.report.tables import dataset_label

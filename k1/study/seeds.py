@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import correlation
 
 from k1.errors import K1Error, Parser, command
-from k1.presets import ARMS
+from k1.experiment import ARMS
 from k1.report.metrics import mean
 from k1.report.tables import dataset_label, format_table
 from k1.study.frontier import KINDS, mean_and_interval

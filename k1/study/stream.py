@@ -11,9 +11,10 @@ import sys
 from math import inf
 from pathlib import Path
 
+from k1.config import PRESETS
 from k1.errors import K1Error, UsageError, command
+from k1.experiment import ARMS
 from k1.files import write_text
-from k1.presets import ARMS, PRESETS
 from k1.report.plots import write_figure
 from k1.study.commands import label_of, open_results, parse, recorded_settings, study_parser
 from k1.study.execution import Run, execute_in_turn
@@ -44,7 +45,7 @@ def parse_stream_arguments() -> argparse.Namespace:
         raise UsageError("--dataset_names takes at least two names: nothing is forgotten if nothing follows")
     if arguments.learning_rates and not all(0 < rate < inf for rate in arguments.learning_rates):
         raise UsageError("--learning_rates must be positive numbers")
-    presets = PRESETS[arguments.preset].learning_rates
+    presets = PRESETS[arguments.preset].learning_rate
     rates = arguments.learning_rates or [presets[arm][1] for arm in ARMS]
     arguments.learning_rates = dict(zip(ARMS, rates))
     return arguments
@@ -67,7 +68,7 @@ def run_stream(arguments: argparse.Namespace, results: dict) -> dict[str, Point]
 
     A run that diverged is named on stderr; raises `K1Error` if no run finished.
     """
-    first_rates = {first: rates[:1] for first, rates in PRESETS[arguments.preset].learning_rates.items()}
+    first_rates = {first: rates[:1] for first, rates in PRESETS[arguments.preset].learning_rate.items()}
     later = {
         Run(arm, seed, rate): METHODS[arm].script
         for seed in arguments.seeds

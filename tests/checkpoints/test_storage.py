@@ -5,11 +5,11 @@ import os
 import pytest
 import torch
 
-from k1.arguments import parse_training_flags
 from k1.checkpoints.contents import FORMAT
 from k1.checkpoints.storage import load_checkpoint, output_path, restore_model, save_checkpoint
+from k1.config import parse_training_flags
 from k1.errors import K1Error
-from k1.presets import FILES
+from k1.experiment import FILES
 from tests.conftest import assert_one_clear_line, run_script, signed
 
 KEYS = {

@@ -6,7 +6,7 @@ import random
 import pytest
 from matplotlib.colors import to_rgb
 
-from k1.presets import ARMS
+from k1.experiment import ARMS
 from k1.study.forgetting import (
     ACCURACY,
     NATS,

@@ -16,12 +16,12 @@ import datasets
 import pytest
 import torch
 
-from k1.arguments import parse_training_flags
 from k1.checkpoints.storage import load_checkpoint, load_finished_stage, output_path
+from k1.config import parse_training_flags, settings_of
 from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
+from k1.experiment import FILES
 from k1.files import lock, read_content, remove_leftovers
-from k1.presets import FILES
 from k1.training.rehearsal import begin_rehearsal, write_rehearsal
 from k1.training.resume import FORMAT, ResumeFile, first_difference, resume_path
 from k1.training.trainer import StageTrainer
@@ -54,8 +54,8 @@ def dataset_of(blocks: int, seed: int = 0) -> TokenizedDataset:
 
 
 def arguments_of(stage=1, method="k1", **settings):
-    flags = parse_training_flags("", method, ["--preset", "smoke", "--seq_length", "8", "--batch_size", "4"])
-    return replace(flags.resolve(1), **{"stage": stage, "max_steps": 13, "warmup_steps": 2, "threads": 1, **settings})
+    arguments = settings_of(method, "smoke", seq_length=8, batch_size=4, threads=1)
+    return replace(arguments, **{"stage": stage, "max_steps": 13, "warmup_steps": 2, **settings})
 
 
 def trained_parameters(model, arguments, resume_file=None):
@@ -259,7 +259,7 @@ def test_a_signal_saves_first_and_the_next_start_goes_on(trained, tmp_path, numb
 
 def test_a_finished_stage_of_other_settings_is_not_gone_on_from(trained, tmp_path):
     checkpoint = load_checkpoint(trained.models_dir / "baseline_dataset1.pt", "baseline")
-    arguments = parse_training_flags("", "baseline", ["--preset", "smoke", "--max_steps", "21", "--threads", "1"])
+    arguments = settings_of("baseline", "smoke", max_steps=(21,), threads=1)
     shutil.copy(trained.models_dir / "baseline_dataset1.pt", tmp_path)
 
     class Recorded:
@@ -267,7 +267,7 @@ def test_a_finished_stage_of_other_settings_is_not_gone_on_from(trained, tmp_pat
             return checkpoint.datasets[-1]
 
     with pytest.raises(K1Error, match="has max_steps 20, not 21"):
-        load_finished_stage(tmp_path / "baseline_dataset1.pt", Recorded(), arguments.resolve(1), "baseline")
+        load_finished_stage(tmp_path / "baseline_dataset1.pt", Recorded(), arguments, "baseline")
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="/proc stands for a folder that cannot be written")
