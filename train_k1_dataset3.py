@@ -17,7 +17,7 @@ def main() -> None:
 
     data_loader = DataLoader(dataset_name="science", arguments=arguments)
     learner = Learner.of(previous, arguments)
-    output.learn(learner, data_loader.tokenize(learner.tokenizer), arguments, is_last=True)
+    output.learn(learner, data_loader.tokenize(learner.tokenizer), arguments)
 
 
 if __name__ == "__main__":

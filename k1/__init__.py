@@ -7,7 +7,7 @@ from k1.errors import command, quiet_interrupts
 
 # Where the public names live, in the order in which data flows.
 PUBLIC = {
-    "k1.arguments": ("parse_training_flags",),
+    "k1.config": ("parse_training_flags",),
     "k1.model": ("configure_torch",),
     "k1.data.loader": ("DataLoader", "require_distinct"),
     "k1.sparse": ("sparse_updates",),

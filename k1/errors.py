@@ -15,6 +15,8 @@ from typing import NoReturn, TextIO
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_MEMORY = "not enough memory; lower --batch_size and raise --gradient_accumulation_steps, or choose a smaller preset"
+# The largest number that a flag takes: far above any use; a seed beyond it would overflow torch's generators.
+MAXIMUM = 2**32 - 1
 
 
 class K1Error(Exception):
@@ -133,6 +135,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; --help explains all flags\n")
+
+
+def module_parser(module: str, description: str) -> Parser:
+    """The command line of `python3 -m module`, whose help shows `description` line by line."""
+    return Parser(
+        prog=f"python3 -m {module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:

@@ -19,7 +19,7 @@ from transformers import (
     StaticCache,
 )  # fmt: skip
 
-from k1.arguments import Arguments
+from k1.config import Arguments
 from k1.parallel import join_processes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h has them

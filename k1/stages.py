@@ -9,7 +9,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from k1.arguments import Arguments, Flags
 from k1.checkpoints.contents import Checkpoint, stage_checkpoint
 from k1.checkpoints.storage import (
     is_shared,
@@ -19,10 +18,12 @@ from k1.checkpoints.storage import (
     restore_model,
     save_checkpoint,
 )
+from k1.config import Arguments, Flags
 from k1.data.initial import initial_model
 from k1.data.loader import TokenizedDataset, load_datasets, require_distinct
 from k1.data.tokenizer import load_tokenizer
 from k1.errors import K1Error
+from k1.experiment import STAGES
 from k1.parallel import is_main_process
 from k1.rehearsal import Rehearsal
 from k1.report.tables import print_evaluation
@@ -46,7 +47,7 @@ class StageOutput:
     flags: Flags
     is_finished: bool
 
-    def learn(self, learner: "Learner", dataset: TokenizedDataset, arguments: Arguments, is_last: bool = False) -> None:
+    def learn(self, learner: "Learner", dataset: TokenizedDataset, arguments: Arguments) -> None:
         """Let `learner` learn `dataset`, write the checkpoint, and print what its model scores.
 
         A stage that is finished is taken as it is if it had the same settings, text and start; others are trained
@@ -54,7 +55,7 @@ class StageOutput:
         """
         is_taken = self.is_finished and self._take(learner, dataset, arguments)
         if not is_taken:
-            learner.learn(dataset, arguments, self.train, is_last)
+            learner.learn(dataset, arguments, self.train)
             self.save(learner.checkpoint)
         # What the stage of another arm scores is among that one's results.
         if not (is_taken and is_shared(self.flags.arm, self.path)):
@@ -161,13 +162,13 @@ class Learner:
         self.written = [] if is_last else write_rehearsal(self.model, dataset, self.tokenizer, arguments, self.written)
         return history, rehearsal
 
-    def learn(self, dataset: TokenizedDataset, arguments: Arguments, training: Training, is_last: bool = False) -> None:
+    def learn(self, dataset: TokenizedDataset, arguments: Arguments, training: Training) -> None:
         """Do a whole stage: evaluate, train, write for later stages, and evaluate; `checkpoint` then has it all."""
         require_distinct([*(known.name for known in self.learned), dataset.name])
         initial = self.build_initial() if self.checkpoint else self.model
         untrained = evaluate(initial, [dataset], arguments, splits=("test",))
         before = evaluate(self.model, [dataset], arguments, splits=("test",)) if self.checkpoint else untrained
-        history, rehearsal = self.train(dataset, arguments, training, is_last)
+        history, rehearsal = self.train(dataset, arguments, training, is_last=arguments.stage == STAGES)
         predicted = predicted_forgetting(self.model, rehearsal)
         after = evaluate(self.model, self.learned, arguments)
         self.checkpoint = stage_checkpoint(

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from k1 import parallel
-from k1.arguments import parse_training_flags
 from k1.checkpoints.storage import load_checkpoint
+from k1.config import settings_of
 from k1.errors import K1Error, UsageError
+from k1.experiment import FILES
 from k1.files import read_content
-from k1.presets import FILES
 from k1.training.resume import FORMAT
 from tests.conftest import PATIENCE, ROOT, run_script
 
@@ -120,9 +120,9 @@ def test_a_process_that_dies_ends_the_run_with_a_clear_line_and_a_good_resume_fi
 
 
 def test_a_batch_that_cannot_be_shared_is_a_usage_error(monkeypatch):
-    monkeypatch.setattr("k1.arguments.process_count", lambda: 3)
+    monkeypatch.setattr("k1.config.process_count", lambda: 3)
     with pytest.raises(UsageError, match="--batch_size 8 cannot be shared evenly by 3 processes"):
-        parse_training_flags("", "k1", ["--preset", "smoke"]).resolve(1)
+        settings_of("k1", "smoke")
 
 
 def agree(rank: int, port: str) -> None:

@@ -1,7 +1,6 @@
 """Rehearsal: what the model writes, what it predicted in it, and what holding it to that does."""
 
 import math
-import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,24 +11,23 @@ from torch.nn.functional import log_softmax
 from transformers import StaticCache
 
 import k1
-from k1.arguments import parse_training_flags
 from k1.checkpoints.storage import load_checkpoint, restore_model
+from k1.config import parse_training_flags, settings_of
 from k1.data.loader import DataLoader
 from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer
-from k1.errors import K1Error
+from k1.errors import K1Error, UsageError
 from k1.model import build_model
 from k1.rehearsal import Divergence, InverseTransformSampling, sample_tokens
 from k1.training.losses import accumulate_gradients
 from k1.training.rehearsal import begin_rehearsal, write_rehearsal
 from k1.training.trainer import StageTrainer
-from tests.conftest import assert_one_clear_line, run_script
 
 TOKENIZER = SimpleNamespace(token_to_id={END_OF_DOCUMENT: 0}.__getitem__, post_processor=None)
 
 
-def arguments_of(*argv, stage=2, method="k1"):
-    flags = ["--preset", "smoke", "--seq_length", "8", "--batch_size", "4", "--rehearsal_sequences", "6", *argv]
-    return parse_training_flags("", method, flags).resolve(stage)
+def arguments_of(arm="k1", stage=2, **changes):
+    sizes = {"seq_length": 8, "batch_size": 4, "rehearsal_sequences": 6}
+    return settings_of(arm, "smoke", stage, **sizes | changes)
 
 
 def token_ids(count, length=8, seed=3):
@@ -151,7 +149,7 @@ def test_every_dataset_has_its_part_of_what_is_written_and_rehearsed(tiny_model)
 
 
 def test_a_stage_that_does_not_rehearse_writes_nothing(tiny_model):
-    arguments = arguments_of("--rehearsal", "0", stage=2)
+    arguments = arguments_of(rehearsal=0.0)
     assert write_rehearsal(tiny_model, dataset_of(token_ids(5)), TOKENIZER, arguments) == []
     assert begin_rehearsal(tiny_model, [], TOKENIZER, arguments) is None
     assert begin_rehearsal(tiny_model, [], TOKENIZER, arguments_of(stage=1)) is None
@@ -257,14 +255,14 @@ def test_a_model_that_diverged_is_noticed_in_the_loss_not_while_it_writes(tiny_m
     with torch.no_grad():
         tiny_model.model.norm.weight.fill_(torch.nan)
     rehearsal.rewrite(tiny_model, 1)
-    arguments = arguments_of("--rehearsal", "0.5")
+    arguments = arguments_of(rehearsal=0.5)
     losses = accumulate_gradients(tiny_model, iter([(token_ids(2), [0, 1])]), arguments, rehearsal)
     assert all(math.isnan(loss) for loss in losses)
 
 
 def test_a_step_adds_both_losses_each_as_a_mean(tiny_model):
     """The gradients are those of the loss of the new rows, and weight times the divergence of the old ones."""
-    arguments = arguments_of("--rehearsal", "0.5", "--rehearsal_weight", "0.7")
+    arguments = arguments_of(rehearsal=0.5, rehearsal_weight=0.7)
     assert (arguments.new_rows, arguments.rehearsed_rows) == (2, 2)
     writer = build_model(tiny_model.config.to_dict(), seed=1)
     rehearsal = rehearsal_of(writer)
@@ -333,7 +331,7 @@ def test_a_model_that_rehearses_stays_nearer_to_what_it_was(tiny_model):
 
     def learn(model, dataset, written=(), **settings):
         arguments = replace(
-            arguments_of("--seq_length", "16", "--batch_size", "8", "--rehearsal_sequences", "64", method="baseline"),
+            arguments_of("baseline", seq_length=16, batch_size=8, rehearsal_sequences=64),
             learning_rate=1e-2, max_steps=60, warmup_steps=5, **settings,
         )  # fmt: skip
         rehearsal = begin_rehearsal(model, list(written), TOKENIZER, arguments)
@@ -354,34 +352,32 @@ def test_a_model_that_rehearses_stays_nearer_to_what_it_was(tiny_model):
 
 
 @pytest.mark.parametrize(
-    ("argv", "new", "old"),
-    [([], 3, 1), (["--rehearsal", "0.5"], 2, 2), (["--rehearsal", "0"], 4, 0), (["--rehearsal_on_top", "True"], 4, 1)],
+    ("changes", "new", "old"),
+    [({}, 3, 1), ({"rehearsal": 0.5}, 2, 2), ({"rehearsal": 0.0}, 4, 0), ({"rehearsal_on_top": True}, 4, 1)],
     ids=["preset", "half", "none", "on top"],
 )
-def test_rehearsed_rows_take_the_place_of_new_ones_unless_on_top(argv, new, old):
-    arguments = arguments_of(*argv)
+def test_rehearsed_rows_take_the_place_of_new_ones_unless_on_top(changes, new, old):
+    arguments = arguments_of(**changes)
     assert (arguments.new_rows, arguments.rehearsed_rows) == (new, old)
     assert arguments.tokens_per_step == 8 * (new + old)
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("changes", "message"),
     [
-        (["--rehearsal", "1"], "--rehearsal must be at least 0 and below 1"),
-        (["--rehearsal", "-0.1"], "--rehearsal must be at least 0 and below 1"),
-        (["--rehearsal", "0.01"], "no whole sequence"),
-        (["--rehearsal", "0.99"], "no whole sequence"),
-        (["--rehearsal_sequences", "0"], "--rehearsal_sequences must be at least 1"),
-        (["--rehearsal_interval", "0"], "--rehearsal_interval must be at least 1"),
-        (["--rehearsal_weight", "-1"], "--rehearsal_weight must be at least 0"),
-        (["--forgetting_budget", "-1"], "--forgetting_budget must be at least 0"),
+        ({"rehearsal": 1.0}, "--rehearsal must be at least 0 and below 1"),
+        ({"rehearsal": -0.1}, "--rehearsal must be at least 0 and below 1"),
+        ({"rehearsal": 0.01}, "no whole sequence"),
+        ({"rehearsal": 0.99}, "no whole sequence"),
+        ({"rehearsal_sequences": 0}, "--rehearsal_sequences must be at least 1"),
+        ({"rehearsal_interval": 0}, "--rehearsal_interval must be at least 1"),
+        ({"rehearsal_weight": -1.0}, "--rehearsal_weight must be at least 0"),
+        ({"forgetting_budget": -1.0}, "--forgetting_budget must be at least 0"),
     ],
-    ids=["all", "negative", "too little", "too much", "no sequences", "no interval", "negative weight", "budget"],
 )
-def test_a_rehearsal_that_cannot_be_is_refused(trained, tmp_path, argv, message):
-    shutil.copy(trained.models_dir / "k1_dataset1.pt", tmp_path)
-    finished = run_script("train_k1_dataset2.py", "--dataset_name", trained.corpora[1], "--models_dir", tmp_path, *argv)
-    assert_one_clear_line(finished, 2, message)
+def test_a_rehearsal_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(UsageError, match=message):
+        arguments_of(**changes)
 
 
 def test_no_text_of_an_old_dataset_is_read(trained, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 # Modules at the top and rooms, in the order in which they may build on each other.
 ORDER = (
-    "errors", "sparse", "presets", "flags", "files", "parallel", "arguments", "model", "known", "teacher",
+    "errors", "experiment", "sparse", "files", "parallel", "config", "model", "known", "teacher",
     "rehearsal", "callback", "data", "training", "checkpoints", "report", "stages", "export", "benchmark", "study",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "huggingface_hub", "matplotlib", "peft", "tensorboard"}
@@ -90,7 +90,7 @@ def heavy_modules_after(statement: str) -> set[str]:
     return HEAVY & set(finished.stdout.split())
 
 
-@pytest.mark.parametrize("statement", ["import k1", "from k1 import command", "import k1.presets, k1.errors"])
+@pytest.mark.parametrize("statement", ["import k1", "from k1 import command", "import k1.experiment, k1.errors"])
 def test_large_libraries_wait_until_they_are_needed(statement):
     assert heavy_modules_after(statement) == set()
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from k1.arguments import parse_training_flags
 from k1.checkpoints.storage import load_checkpoint
+from k1.config import PRESETS, parse_training_flags, settings_of
 from k1.errors import UsageError
+from k1.experiment import ARMS
 from k1.model import build_model, count_parameters, model_config
-from k1.presets import PRESETS
 from k1.sparse import UPDATE_FRACTION
 from tests.conftest import ROOT, assert_one_clear_line, run_script
 
@@ -39,26 +39,34 @@ def test_help(script):
 @pytest.mark.parametrize(
     ("method", "flags", "fragment"),
     [
-        ("k1", ["--learning-rte", "1"], "--learning-rte"),
-        ("k1", ["--update_fraction", "0"], "--update_fraction must be above 0"),
-        ("k1", ["--update_fraction", "nan"], "--update_fraction"),
-        ("k1", ["--max_steps", "0"], "--max_steps must be at least 1 and at most"),
-        ("k1", ["--learning_rate", "-1"], "--learning_rate must be a positive number"),
-        ("k1", ["--weight_decay", "nan"], "--weight_decay"),
-        ("k1", ["--preset", "huge"], "--preset"),
-        ("k1", ["--max_steps", "many"], "--max_steps"),
-        ("k1", ["extra"], "extra"),
-        ("k1", ["--threads", "100000"], "--threads must be at least 1 and at most 1024"),
-        ("baseline", ["--dataset_names", "a", "b"], "takes 3 names, not 2"),
-        ("k1", ["--policy", "best"], "--policy"),
-        ("k1", ["--forgetting_budget", "nan"], "--forgetting_budget must be at least 0"),
-        ("baseline", ["--update_fraction", "0.5"], "--update_fraction"),
-        ("baseline", ["--policy", "stage"], "--policy"),
+        ("k1", "--learning-rte 1", "--learning-rte"),
+        ("k1", "--update_fraction 0", "--update_fraction must be above 0 and at most 1, not 0.0"),
+        ("k1", "--update_fraction nan", "--update_fraction"),
+        ("k1", "--max_steps 0", "--max_steps must be at least 1 and at most"),
+        ("k1", "--init_from a --max_steps 0 3 3", "--max_steps takes 1 number, not 3"),
+        ("baseline", "--max_steps 3 3", "--max_steps takes 1 number or 3, not 2"),
+        ("baseline", "--max_steps 0 3 3", "0 is for stage 1 with --init_from"),
+        ("baseline", "--init_from a --max_steps 0", "0 is for stage 1 with --init_from"),
+        ("baseline", "--init_from a --max_steps 0 0 3", "0 is for stage 1 with --init_from"),
+        ("k1", "--learning_rate -1", "--learning_rate must be a positive number"),
+        ("k1", "--weight_decay nan", "--weight_decay must be at least 0"),
+        ("k1", "--preset huge", "--preset"),
+        ("k1", "--max_steps many", "--max_steps"),
+        ("k1", "extra", "extra"),
+        ("k1", "--threads 100000", "--threads must be at least 1 and at most 1024"),
+        ("baseline", "--dataset_names a b", "takes 3 names, not 2"),
+        ("k1", "--policy best", "--policy"),
+        ("k1", "--forgetting_budget nan", "--forgetting_budget must be at least 0"),
+        ("baseline", "--update_fraction 0.5", "--update_fraction"),
+        ("baseline", "--policy stage", "--policy"),
+        ("k1", "--report_to wandb", "--report_to"),
+        ("baseline", "--logging_dir logs", "add --report_to tensorboard, or leave it out"),
+        ("k1", "--compile maybe", "--compile"),
     ],
 )
 def test_usage_errors(capsys, method, flags, fragment):
     with pytest.raises(SystemExit) as ended:
-        parse_training_flags("", method, flags)
+        parse_training_flags("", method, flags.split())
     printed = capsys.readouterr()
     assert ended.value.code == 2 and printed.out == ""
     (line,) = printed.err.splitlines()
@@ -90,42 +98,43 @@ def test_a_flag_that_contradicts_the_checkpoint_is_an_error(trained, flag, value
     assert getattr(same.resolve(stage=2, previous=previous), flag) == previous[flag]
 
 
-def resolve_stages(method, *flags_of_stages):
-    """The arguments of stage after stage, each given its own flags and the arguments before it."""
-    resolved, previous = [], None
-    for stage, flags in enumerate(flags_of_stages, start=1):
-        resolved.append(parse_training_flags("", method, flags).resolve(stage, previous))
-        previous = resolved[-1].as_dict()
-    return resolved
-
-
 def test_share_and_policy_of_stage_1_hold_for_the_later_stages():
-    stages = resolve_stages("k1", ["--policy", "stage", "--update_fraction", "0.3"], [], [])
-    assert {(arguments.policy, arguments.update_fraction) for arguments in stages} == {("stage", 0.3)}
-    assert {arguments.update_fraction for arguments in resolve_stages("k1", [], [], [])} == {UPDATE_FRACTION}
+    first = settings_of("k1", "smoke", policy="stage", update_fraction=0.3, seed=4)
+    later = parse_training_flags("", "k1", []).resolve(2, first.as_dict())
+    assert (later.preset, later.policy, later.update_fraction, later.seed) == ("smoke", "stage", 0.3, 4)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize(
-    ("method", "flags", "arm"),
+    ("arm", "method", "flags"),
     [
-        ("baseline", [], "baseline"),
-        ("k1", ["--rehearsal", "0"], "sparse"),
-        ("baseline", ["--rehearsal", "0.25"], "baseline_rehearsal"),
-        ("k1", [], "k1"),
+        ("baseline", "baseline", ""),
+        ("sparse", "k1", "--rehearsal 0"),
+        ("baseline_rehearsal", "baseline", "--rehearsal 0.25"),
+        ("k1", "k1", ""),
     ],
-    ids=["baseline", "sparse", "baseline_rehearsal", "k1"],
 )
-def test_arms_differ_in_updates_rehearsal_and_learning_rate_alone(preset, method, flags, arm):
-    typed = [["--preset", preset, *flags] for _ in range(3)]
-    assert parse_training_flags("", method, typed[0]).arm == arm
-    reference = resolve_stages("k1", *[["--preset", preset] for _ in range(3)])
-    for ours, theirs in zip(resolve_stages(method, *typed), reference):
-        different = {name for name, value in ours.as_dict().items() if value != theirs.as_dict()[name]}
-        assert different <= {"method", "learning_rate", "update_fraction", "rehearsal"}
-        assert (ours.update_fraction < 1) == (method == "k1")
-        assert (ours.rehearsal > 0) == (arm in ("baseline_rehearsal", "k1") and ours.stage > 1)
-        assert ours.learning_rate == PRESETS[preset].learning_rates[arm][0 if ours.stage == 1 else 1]
+def test_the_settings_of_an_arm_are_those_of_its_command_line(arm, method, flags):
+    flags = parse_training_flags("", method, f"--preset study --seed 3 --max_steps 9 --compile {flags}".split())
+    assert flags.arm == arm
+    for stage in (1, 2, 3):
+        assert flags.resolve(stage) == settings_of(arm, "study", stage, seed=3, max_steps=(9,), compile=True)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("arm", ARMS)
+def test_arms_differ_in_updates_rehearsal_and_learning_rate_alone(arm, preset, stage):
+    ours, theirs = settings_of(arm, preset, stage), settings_of("k1", preset, stage).as_dict()
+    different = {name for name, value in ours.as_dict().items() if value != theirs[name]}
+    assert different <= {"method", "learning_rate", "update_fraction", "rehearsal"}
+    assert ours.update_fraction == (UPDATE_FRACTION if arm in ("sparse", "k1") else 1)
+    assert ours.rehearsal == (0.25 if arm in ("baseline_rehearsal", "k1") and stage > 1 else 0)
+    assert ours.learning_rate == PRESETS[preset].learning_rate[arm][0 if stage == 1 else 1]
+
+
+def test_settings_that_cannot_be_are_refused_without_a_command_line_too():
+    with pytest.raises(UsageError, match="--seed must be at least 0 and at most"):
+        settings_of("k1", "smoke", seed=-1)
 
 
 def test_a_contradiction_ends_the_script_with_status_2(trained, tmp_path):
@@ -194,17 +203,16 @@ def test_stdout_is_the_table_and_progress_goes_to_stderr(trained):
 
 def test_the_default_preset_has_one_to_three_million_parameters():
     arguments = parse_training_flags("", "k1", []).resolve(stage=1)
-    assert arguments.preset == "quick"
+    assert arguments == settings_of("k1", "quick")
     model = build_model(model_config(arguments, arguments.vocabulary_size), 0)
     assert 1e6 <= count_parameters(model) <= 3e6
 
 
 def test_the_full_preset_has_the_size_of_gpt2_small():
-    full = PRESETS["full"]
+    full = settings_of("k1", "full")
     assert (full.layers, full.hidden_size, full.vocabulary_size, full.seq_length) == (12, 768, 32_000, 1_024)
-    arguments = parse_training_flags("", "k1", ["--preset", "full"]).resolve(stage=1)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**model_config(arguments, 32_000)))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**model_config(full, 32_000)))
     assert 124e6 <= count_parameters(model) <= 140e6
 
 

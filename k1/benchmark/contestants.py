@@ -15,8 +15,8 @@ from k1.benchmark.setting import Shape
 from k1.benchmark.timing import WARM_UP, alternate, ratio, spread
 from k1.data.batches import batches_of_blocks
 from k1.data.loader import TokenizedDataset
+from k1.experiment import ARMS
 from k1.model import count_parameters
-from k1.presets import ARMS
 from k1.training.rehearsal import begin_rehearsal
 from k1.training.trainer import StageTrainer
 

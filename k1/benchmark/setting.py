@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from k1.arguments import Arguments, parse_training_flags
+from k1.config import Arguments, settings_of
 from k1.data.loader import DataLoader, TokenizedDataset
 from k1.data.tokenizer import train_tokenizer
 from k1.model import build_model, model_config
-from k1.presets import ARM_KINDS, PRESETS
 
 WIDTHS = ("hidden_size", "intermediate_size", "heads")
 
@@ -28,11 +27,8 @@ class Shape:
     width: int = 1
 
     def arguments(self, arm: str) -> Arguments:
-        """The settings of a later stage of `arm`, from the flags that a user of the scripts would type."""
-        method, rehearses = ARM_KINDS[arm]
-        share = PRESETS[self.preset].rehearsal if rehearses else 0
-        flags = ["--preset", self.preset, "--device", "cpu", "--data_source", "bundled", "--rehearsal", str(share)]
-        arguments = parse_training_flags("", method, flags).resolve(stage=2)
+        """The settings of a later stage of `arm`."""
+        arguments = settings_of(arm, self.preset, stage=2, device="cpu", data_source="bundled")
         return replace(arguments, **{name: self.width * getattr(arguments, name) for name in WIDTHS})
 
     def model(self) -> PreTrainedModel:

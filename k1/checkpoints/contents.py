@@ -7,11 +7,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from k1.arguments import Arguments
+from k1.config import Arguments
 from k1.data.loader import TokenizedDataset
+from k1.experiment import arm_of
 from k1.model import library_versions
 from k1.parallel import require_identical
-from k1.presets import arm_of
 
 FORMAT = 8
 
@@ -33,7 +33,7 @@ class Checkpoint:
     (sequences, length) token ids, which later stages rehearse, and `predicted_forgetting`
     by how much the loss on what was written of each earlier dataset rose in this stage, in
     nats per token (see `k1.rehearsal.Rehearsal`); both are empty without rehearsal.
-    `arguments` are those of `k1.arguments.Arguments`. `sha256` is the digest of all else,
+    `arguments` are those of `k1.config.Arguments`. `sha256` is the digest of all else,
     once written.
     """
 
@@ -57,7 +57,7 @@ class Checkpoint:
 
     @property
     def arm(self) -> str:
-        """The arm of the experiment, a key of `k1.presets.ARMS`; of stage 1, which two arms share, the method."""
+        """The arm of the experiment, a key of `k1.experiment.ARMS`; of stage 1, which two arms share, the method."""
         if self.stage == 1:
             return self.method
         return arm_of(self.method, self.arguments["rehearsal"] > 0)

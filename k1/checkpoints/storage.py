@@ -6,15 +6,15 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from k1.arguments import Arguments, Flags
 from k1.checkpoints.contents import FORMAT, Checkpoint
+from k1.config import Arguments, Flags
 from k1.data.initial import load_pretrained
 from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
+from k1.experiment import ARM_FILES, FILES, SCRIPTS
 from k1.files import content_digest, lock, read_content, remove_leftovers, write_content
 from k1.model import build_model, library_versions
 from k1.parallel import is_main_process
-from k1.presets import ARM_FILES, FILES, SCRIPTS
 from k1.training.resume import START_ANEW, first_difference
 
 REMEDY = "train the stage that writes it again with --overwrite"

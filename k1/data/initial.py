@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from k1.arguments import Arguments
+from k1.config import Arguments
 from k1.data.hub import download_model
 from k1.data.pretrained import read_model, read_tokenizer
 from k1.data.tokenizer import beginning_of_text, train_tokenizer, vocabulary_size

@@ -10,7 +10,7 @@ import datasets
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from k1.arguments import Arguments
+from k1.config import Arguments
 from k1.data.cache import SPLITS, cached, write_dataset
 from k1.data.messages import say_once
 from k1.data.sources import load_documents

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from k1.arguments import resolve_device
+from k1.config import resolve_device
 from k1.errors import Parser, command, user_path
 from k1.files import write_text
 from k1.report.comparison import load_runs, report_of

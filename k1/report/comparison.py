@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from k1.arguments import Arguments
 from k1.checkpoints.contents import Checkpoint
 from k1.checkpoints.storage import load_checkpoint
+from k1.config import Arguments
 from k1.errors import K1Error
+from k1.experiment import ARM_FILES, ARM_KINDS, ARMS, FILES, SCRIPTS
 from k1.model import configure_torch, count_parameters, empty_model
-from k1.presets import ARM_FILES, ARM_KINDS, ARMS, FILES, SCRIPTS
 from k1.report.criteria import judge
 from k1.report.metrics import (
     accuracy_matrix,
@@ -32,11 +32,11 @@ SHARED = {
 
 
 def load_run(models_dir: Path, arm: str) -> list[Checkpoint]:
-    """The three checkpoints of an arm; raises `K1Error` if one is missing or they are not of one run."""
+    """The checkpoints of an arm, by stage; raises `K1Error` if one is missing or they are not of one run."""
     files, scripts = ARM_FILES[arm], SCRIPTS[arm]
     method, _ = ARM_KINDS[arm]
     run = [load_checkpoint(models_dir / file, method, stage) for stage, file in enumerate(files, start=1)]
-    for stage in (1, 2):
+    for stage in range(1, len(run)):
         earlier, later = run[stage - 1], run[stage]
         known = [{name: row.get(name) for name in old} for row, old in zip(later.evaluations, earlier.evaluations)]
         if known != earlier.evaluations or later.tokenizer != earlier.tokenizer:

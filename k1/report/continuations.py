@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from k1.arguments import Arguments
 from k1.checkpoints.contents import Checkpoint
+from k1.config import Arguments
 from k1.data.loader import iterate_text, load_datasets
 from k1.data.tokenizer import load_tokenizer
 from k1.model import configure_torch

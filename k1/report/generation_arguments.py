@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from k1.errors import Parser, user_path
-from k1.presets import FILES, MAXIMUM
+from k1.errors import MAXIMUM, Parser, user_path
+from k1.experiment import FILES
 from k1.report.flag_types import checked
 
 TEMPERATURE = 0.8

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from k1.presets import ARMS
+from k1.experiment import ARMS
 from k1.report.continuations import Continuations, pieces_of, words_of
 from k1.report.plots import accuracy_figure, first_model, learning_figure, picture_address
 from k1.report.tables import Table

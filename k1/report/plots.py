@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
+from k1.experiment import ARMS
 from k1.files import write_atomically
-from k1.presets import ARMS
 from k1.report.text import labels_of
 
 matplotlib.rcParams["axes.spines.top"] = matplotlib.rcParams["axes.spines.right"] = False

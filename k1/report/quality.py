@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 from tokenizers import Tokenizer
 
-from k1.arguments import Arguments
 from k1.checkpoints.contents import Checkpoint
 from k1.checkpoints.storage import restore_model
+from k1.config import Arguments
 from k1.data.loader import TokenizedDataset, load_datasets
 from k1.data.tokenizer import load_tokenizer
 from k1.report.generation import generate

@@ -5,8 +5,8 @@ from typing import NamedTuple, TypeVar
 
 from k1.checkpoints.contents import Checkpoint
 from k1.data.sources import dataset_labels
+from k1.experiment import ARMS
 from k1.parallel import is_main_process
-from k1.presets import ARMS
 
 # Of generated text, see `k1.report.quality`.
 SCORES = {"domain": "domain", "fluency": "fluency", "distinct_2": "distinct-2"}

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from k1.data.sources import dataset_labels
-from k1.presets import ARMS
+from k1.experiment import ARMS
 from k1.report.metrics import SHOWN, own_to_end
 from k1.report.tables import Table, dataset_label, rows_of
 

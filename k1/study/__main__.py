@@ -7,8 +7,8 @@ and started again. Each training runs on one thread. The tables go to stdout and
 results.md, the plot of forgetting against learning to frontier.png.
 """
 
+from k1.config import PRESETS
 from k1.errors import command
-from k1.presets import PRESETS
 from k1.report.flag_types import positive
 from k1.study.frontier import study_figure, study_tables
 from k1.study.grid import Run, execute_in_turn, open_results, recorded_settings, show, study_parser
@@ -30,7 +30,7 @@ def main() -> None:
     require_packages(arguments.methods)
     first_rates = {
         first: arguments.first_learning_rates or [rates[0]]
-        for first, rates in PRESETS[arguments.preset].learning_rates.items()
+        for first, rates in PRESETS[arguments.preset].learning_rate.items()
     }
     results = open_results(arguments.out, recorded_settings(arguments))
     later = {

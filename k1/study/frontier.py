@@ -6,7 +6,7 @@ off the dense model's line over its learning rates by linear interpolation.
 
 from matplotlib.figure import Figure
 
-from k1.presets import ARMS
+from k1.experiment import ARMS
 from k1.report.metrics import half_interval, mean, mean_and_interval
 from k1.report.plots import STYLES
 from k1.report.tables import Table

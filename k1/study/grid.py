@@ -12,10 +12,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from k1.errors import Diverged, K1Error, UsageError
+from k1.config import PRESETS
+from k1.errors import Diverged, K1Error, UsageError, module_parser
 from k1.files import lock, write_text
-from k1.flags import module_parser
-from k1.presets import PRESETS
 from k1.report.flag_types import above_zero, checked
 from k1.report.plots import write_figure
 from k1.report.tables import dataset_label
@@ -79,8 +78,8 @@ def recorded_settings(arguments: argparse.Namespace) -> dict:
     labels = [label_of(name) for name in arguments.dataset_names]
     if repeated := [label for label in labels if labels.count(label) > 1]:
         raise UsageError(f"--dataset_names has {repeated[0]} twice; name different datasets, files by different names")
-    shape = asdict(PRESETS[arguments.preset])
-    del shape["learning_rates"]
+    shape = vars(PRESETS[arguments.preset]).copy()
+    del shape["learning_rate"]
     chosen = {name: getattr(arguments, name) for name in ("dataset_names", "data_source")}
     return json.loads(json.dumps({"preset": arguments.preset, **shape, **chosen}))
 

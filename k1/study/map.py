@@ -13,8 +13,8 @@ from itertools import product
 
 from matplotlib.figure import Figure
 
+from k1.config import PRESETS
 from k1.errors import command
-from k1.presets import PRESETS
 from k1.report.flag_types import checked, positive
 from k1.sparse import UPDATE_FRACTION
 from k1.study.frontier import frontier_figure
@@ -88,7 +88,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = open_results(arguments.out, recorded_settings(arguments))
     later = {run: "k1" for seed in arguments.seeds for run in runs_of(arguments, seed)}
-    first_rates = {"k1": [PRESETS[arguments.preset].learning_rates["k1"][0]]}
+    first_rates = {"k1": [PRESETS[arguments.preset].learning_rate["k1"][0]]}
     cells = cells_of(execute_in_turn(later, first_rates, results, arguments))
     show(arguments.out, map_table(cells), "map.png", map_figure(cells))
 

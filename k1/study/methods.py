@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from k1.arguments import Arguments
+from k1.config import PRESETS, Arguments
 from k1.data.batches import batches_of_blocks
 from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
-from k1.presets import ARMS, PRESETS
+from k1.experiment import ARMS
 
 # A model that is held to what it was takes higher rates than one that is not.
 HELD_RATES = (1e-3, 3e-3, 9e-3)
 PLASTIC_RATES = (5e-4, 1.5e-3, 4.5e-3)
-SHARE = str(PRESETS["study"].rehearsal)
 FISHER_BATCHES, FISHER_ROWS = 20, 8
 
 
@@ -36,7 +35,7 @@ class Method:
     """
 
     label: str
-    flags: tuple[str, ...] = ()
+    flags: dict[str, object] = field(default_factory=dict)
     script: str = "baseline"
     learning_rates: tuple[float, ...] = PLASTIC_RATES
     dial: dict[str, tuple[float, ...]] = field(default_factory=dict)
@@ -115,16 +114,16 @@ def orthogonal_subspace(model: PreTrainedModel, embeddings: float = 0) -> PreTra
     return wrapped
 
 
-REHEARSAL = ("--rehearsal", SHARE)
-NO_REHEARSAL = ("--rehearsal", "0")
-NO_DECAY = ("--weight_decay", "0")  # decay to zero and a pull to the start would work against each other
+REHEARSAL = {"rehearsal": PRESETS["study"].rehearsal}
+NO_REHEARSAL = {"rehearsal": 0.0}
+NO_DECAY = {"weight_decay": 0.0}  # decay to zero and a pull to the start would work against each other
 STANDARD = {
     "ewc": Method("EWC", NO_DECAY, dial={"strength": (1.7, 5.0)}),
     "wise_ft": Method("WiSE-FT", dial={"keep": (0.6, 0.8)}),
     "lora": Method("LoRA", dial={"rank": (4, 16)}, adapter=low_rank_adapter),
     "osf": Method("OSF", dial={"embeddings": (0, 1)}, adapter=orthogonal_subspace),
-    "momentum": Method("MoFO, 51%", ("--policy", "momentum"), script="k1"),
-    "stage": Method("half fine-tuning, 51%", ("--policy", "stage"), script="k1"),
+    "momentum": Method("MoFO, 51%", {"policy": "momentum"}, script="k1"),
+    "stage": Method("half fine-tuning, 51%", {"policy": "stage"}, script="k1"),
 }
 METHODS = {
     "baseline": Method(ARMS["baseline"], learning_rates=(2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
@@ -132,12 +131,12 @@ METHODS = {
     "baseline_rehearsal": Method(ARMS["baseline_rehearsal"], REHEARSAL, learning_rates=HELD_RATES),
     "k1": Method(ARMS["k1"], script="k1", learning_rates=HELD_RATES),
     **{
-        name: replace(method, flags=(*method.flags, *(NO_REHEARSAL if method.script == "k1" else ())))
+        name: replace(method, flags=method.flags | (NO_REHEARSAL if method.script == "k1" else {}))
         for name, method in STANDARD.items()
     },
     **{
         f"{name}_rehearsal": replace(
-            method, label=f"{method.label} + rehearsal", flags=(*method.flags, *REHEARSAL), learning_rates=HELD_RATES
+            method, label=f"{method.label} + rehearsal", flags=method.flags | REHEARSAL, learning_rates=HELD_RATES
         )
         for name, method in STANDARD.items()
     },
@@ -147,9 +146,9 @@ METHODS = {
 }  # fmt: skip
 # Those of the map are policies of sparse updates; their settings are flags, see `k1.study.map`.
 MAP = {
-    "random_windows": Method("random windows", ("--policy", "windows"), script="k1"),
-    "largest_momenta": Method("largest momenta", ("--policy", "momentum"), script="k1"),
-    "one_mask": Method("one mask for the stage", ("--policy", "stage"), script="k1"),
+    "random_windows": Method("random windows", {"policy": "windows"}, script="k1"),
+    "largest_momenta": Method("largest momenta", {"policy": "momentum"}, script="k1"),
+    "one_mask": Method("one mask for the stage", {"policy": "stage"}, script="k1"),
 }
 
 

@@ -32,9 +32,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from k1.data.batches import shuffled
 from k1.data.corpora import bundled_documents, package_dir, python_files
 from k1.data.pretrained import refusals
-from k1.errors import K1Error, command
+from k1.errors import K1Error, command, module_parser
 from k1.files import write_atomically
-from k1.flags import module_parser
 from k1.rehearsal import REHEARSAL_WEIGHT, Rehearsal, keep_share
 from k1.report.metrics import mean, mean_and_interval
 from k1.report.tables import Table

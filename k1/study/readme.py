@@ -18,10 +18,10 @@ from functools import cached_property
 from pathlib import Path
 
 from k1.benchmark.summary import format_benchmark
-from k1.errors import K1Error, command
+from k1.config import PRESETS
+from k1.errors import K1Error, command, module_parser
+from k1.experiment import ARMS, FILES
 from k1.files import write_text
-from k1.flags import module_parser
-from k1.presets import ARMS, FILES, PRESETS
 from k1.report.metrics import mean, mean_and_interval
 from k1.report.tables import dataset_label, format_table
 from k1.report.text import format_report, labels_of

@@ -8,7 +8,7 @@ from statistics import correlation
 from typing import TypeVar
 
 from k1.errors import K1Error, Parser, command
-from k1.presets import ARMS
+from k1.experiment import ARMS
 from k1.report.metrics import KINDS, SHOWN, kinds_of_forgetting, mean, mean_and_interval, new_dataset_loss
 from k1.report.tables import Table, rows_of
 from k1.report.text import AT_BOTH_TIMES, at_both_times, labels_of

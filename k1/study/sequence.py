@@ -11,9 +11,9 @@ import torch
 from datasets import interleave_datasets
 from transformers import PreTrainedModel
 
-from k1.arguments import Arguments, parse_training_flags
 from k1.checkpoints.contents import Checkpoint
 from k1.checkpoints.storage import load_checkpoint, save_checkpoint
+from k1.config import Arguments, settings_of
 from k1.data.loader import DataLoader, TokenizedDataset
 from k1.data.tokenizer import load_tokenizer
 from k1.model import build_model, configure_torch
@@ -30,14 +30,13 @@ Attach = Callable[[torch.optim.Optimizer], object]
 
 
 def stage_arguments(
-    stage: int, learning_rate: float, seed: int, settings: dict, method: str, flags: tuple[str, ...] = ()
+    stage: int, learning_rate: float, seed: int, settings: dict, script: str, flags: dict | None = None
 ) -> Arguments:
-    """The settings of a stage, resolved from the flags that a user of the scripts would type."""
-    typed = [
-        "--preset", settings["preset"], "--data_source", settings["data_source"], "--seed", str(seed),
-        "--learning_rate", str(learning_rate), "--threads", "1", *flags,
-    ]  # fmt: skip
-    return parse_training_flags("", method, typed).resolve(stage)
+    """The settings of a stage of the arm `script` (`k1` or `baseline`), with `flags` as a user would type them."""
+    return settings_of(
+        script, settings["preset"], stage, data_source=settings["data_source"], seed=seed, learning_rate=learning_rate,
+        threads=1, **(flags or {}),
+    )  # fmt: skip
 
 
 def data_loader(name: str, settings: dict) -> DataLoader:
@@ -70,11 +69,11 @@ def learn_later_datasets(name: str, learning_rate: float, dial: dict, first: Pat
     or of a method of `MAP` flags by name.
     """
     method = {**METHODS, **MAP}[name]
-    flags = [text for flag, value in dial.items() for text in (f"--{flag}", str(value))] if name in MAP else []
+    flags = method.flags | (dial if name in MAP else {})
     previous = load_checkpoint(first, method.script)
     names = settings["dataset_names"]
     stages = [
-        stage_arguments(stage, learning_rate, previous.seed, settings, method.script, (*method.flags, *flags))
+        stage_arguments(stage, learning_rate, previous.seed, settings, method.script, flags)
         for stage in range(2, len(names) + 1)
     ]
     configure_torch(stages[0].threads)

@@ -11,8 +11,9 @@ from math import ceil
 
 from matplotlib.figure import Figure
 
+from k1.config import PRESETS
 from k1.errors import command
-from k1.presets import ARMS, PRESETS
+from k1.experiment import ARMS
 from k1.report.flag_types import positive
 from k1.report.metrics import mean
 from k1.report.plots import STYLES, percent
@@ -75,7 +76,7 @@ def main() -> None:
         help="on all datasets but the first, one for each arm (default: by preset)",
     )  # fmt: skip
     arguments = parser.parse_args()
-    presets = PRESETS[arguments.preset].learning_rates
+    presets = PRESETS[arguments.preset].learning_rate
     rates = dict(zip(ARMS, arguments.learning_rates or [presets[arm][1] for arm in ARMS]))
     settings = recorded_settings(arguments)
     # All of them now: a name that is wrong should not show after hours of training.

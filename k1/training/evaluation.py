@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from k1.arguments import Arguments
+from k1.config import Arguments
 from k1.data.batches import batches_in_order
 from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from k1.arguments import Flags
+from k1.config import Flags
 from k1.data.sources import dataset_labels
 from k1.errors import K1Error
 from k1.parallel import is_main_process

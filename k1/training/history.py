@@ -5,7 +5,7 @@ import time
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from k1.arguments import Arguments
+from k1.config import Arguments
 from k1.model import count_parameters
 from k1.training.event_log import EventLog
 

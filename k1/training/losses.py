@@ -10,7 +10,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from k1.arguments import Arguments
+from k1.config import Arguments
 from k1.errors import K1Error
 from k1.parallel import process_count, share_of, sum_over_processes
 from k1.rehearsal import Rehearsal, divergence_from

@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
 
-from k1.arguments import Arguments
+from k1.config import Arguments
 from k1.sparse import sparse_updates
 
 # Near zero, float32 rounds most updates away, and a step would change far fewer parameters than were chosen.

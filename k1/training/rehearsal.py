@@ -4,7 +4,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from k1.arguments import Arguments
+from k1.config import Arguments
 from k1.data.batches import batches_of_blocks
 from k1.data.loader import TokenizedDataset
 from k1.data.tokenizer import end_of_document

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from k1.arguments import Arguments
+from k1.config import Arguments
 from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
 from k1.files import content_digest, read_content, write_content

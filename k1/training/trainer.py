@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from k1.arguments import Arguments
+from k1.config import Arguments
 from k1.data.batches import batches_of_blocks
 from k1.data.loader import TokenizedDataset
 from k1.errors import Diverged, Interruption, K1Error

@@ -10,7 +10,7 @@ from k1.benchmark.contestants import K1, REFERENCE, TRAINER, other_ways
 from k1.benchmark.setting import SHAPES
 from k1.benchmark.summary import format_benchmark
 from k1.errors import K1Error
-from k1.presets import ARMS
+from k1.experiment import ARMS
 from tests.conftest import Finished, assert_one_clear_line, run_script
 from tests.study.records import rows_of
 

@@ -8,7 +8,7 @@ import torch
 from k1.checkpoints.contents import FORMAT
 from k1.checkpoints.storage import load_checkpoint, restore_model, save_checkpoint
 from k1.errors import K1Error
-from k1.presets import FILES
+from k1.experiment import FILES
 from tests.conftest import assert_one_clear_line, run_script, signed
 
 KEYS = {

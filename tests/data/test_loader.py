@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k1.arguments import parse_training_flags
+from k1.config import settings_of
 from k1.data.batches import batches_in_order, batches_of_blocks
 from k1.data.cache import SPLITS
 from k1.data.loader import DataLoader, batches_of_text, load_datasets, require_distinct, split_documents
@@ -20,8 +20,7 @@ from k1.errors import K1Error
 
 @pytest.fixture
 def arguments():
-    flags = parse_training_flags("", "k1", ["--preset", "smoke", "--data_source", "bundled", "--seq_length", "16"])
-    return flags.resolve(stage=1)
+    return settings_of("k1", "smoke", data_source="bundled", seq_length=16)
 
 
 def as_splits(**splits):

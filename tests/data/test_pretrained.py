@@ -3,7 +3,6 @@
 import copy
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM
 
 import k1
-from k1.arguments import parse_training_flags
+from k1.config import settings_of
 from k1.data.initial import initial_model, load_pretrained
 from k1.data.loader import DataLoader
 from k1.data.tokenizer import beginning_of_text, end_of_document, load_tokenizer, vocabulary_size
@@ -67,9 +66,8 @@ def logits_of(model):
         return model(input_ids=ids(seed=9)).logits
 
 
-def arguments_with(*flags):
-    typed = ["--preset", "smoke", "--seq_length", str(LENGTH), "--threads", "1", *flags]
-    return parse_training_flags("", "k1", typed).resolve(stage=1)
+def arguments_with(length=LENGTH):
+    return settings_of("k1", "smoke", seq_length=length, threads=1)
 
 
 @every_model
@@ -195,7 +193,7 @@ def test_weights_that_no_layer_takes_are_a_warning(llama, capsys):
 
 
 def test_longer_sequences_than_the_model_knows_are_refused(folders):
-    arguments = replace(arguments_with(), seq_length=LENGTH + 1)
+    arguments = arguments_with(LENGTH + 1)
     with pytest.raises(K1Error, match=f"--seq_length {LENGTH + 1} is more than the {LENGTH} positions"):
         initial_model(str(folders["gpt2"]), arguments, [])
 

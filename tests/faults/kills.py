@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
+from k1.experiment import FILES  # noqa: E402
 from k1.files import content_digest  # noqa: E402
-from k1.presets import FILES  # noqa: E402
 from tests.processes import ServerProcess  # noqa: E402
 
 TOTAL = 100

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from k1.data.tokenizer import END_OF_DOCUMENT, train_tokenizer
-from k1.presets import FILES
+from k1.experiment import FILES
 from k1.report.generation import generate
 from k1.report.generation_arguments import parse_generation_arguments
 from tests.conftest import assert_one_clear_line, run_script

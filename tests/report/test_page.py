@@ -13,7 +13,7 @@ from PIL import Image
 
 from k1.checkpoints.storage import load_checkpoint
 from k1.errors import K1Error
-from k1.presets import ARMS, FILES
+from k1.experiment import ARMS, FILES
 from k1.report.comparison import load_runs
 from k1.report.continuations import continue_all, new_words, words_of
 from k1.report.page import format_page

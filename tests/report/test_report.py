@@ -7,7 +7,7 @@ import pytest
 
 from k1.checkpoints.storage import load_checkpoint, save_checkpoint
 from k1.errors import K1Error
-from k1.presets import ARM_FILES, ARMS, FILES
+from k1.experiment import ARM_FILES, ARMS, FILES
 from k1.report.comparison import load_runs, report_of
 from k1.report.criteria import MAX_FORGETTING_PERCENT, MIN_QUALITY_KEPT, judge
 from k1.report.tables import SCORES

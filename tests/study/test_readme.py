@@ -6,9 +6,9 @@ import tomllib
 
 import pytest
 
+from k1.config import PRESETS
 from k1.data.local_files import SECTION_CHARACTERS
 from k1.errors import K1Error
-from k1.presets import PRESETS
 from k1.report.metrics import mean
 from k1.report.text import format_report
 from k1.sparse import UPDATE_FRACTION

@@ -6,7 +6,7 @@ import random
 import pytest
 from matplotlib.colors import to_rgb
 
-from k1.presets import ARMS
+from k1.experiment import ARMS
 from k1.report.metrics import own_and_end
 from k1.report.plots import STYLES
 from k1.study.points import final_loss, forgotten_nats, matrix_of, new_dataset_loss, points_of

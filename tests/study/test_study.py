@@ -10,12 +10,12 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 
-from k1.arguments import Arguments
 from k1.checkpoints.storage import load_checkpoint
+from k1.config import Arguments
 from k1.data.loader import load_datasets
 from k1.data.tokenizer import load_tokenizer
 from k1.errors import K1Error
-from k1.presets import ARM_FILES
+from k1.experiment import ARM_FILES
 from k1.report.tables import dataset_label
 from k1.study.frontier import equal_learning_table, interpolated, ratios_at_equal_learning, undominated
 from k1.study.grid import Run, execute_in_turn

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from k1.arguments import parse_training_flags
+from k1.config import settings_of
 from k1.data.tokenizer import train_tokenizer
 from k1.errors import UsageError
 from k1.model import build_model
@@ -14,8 +14,6 @@ from k1.training.rehearsal import begin_rehearsal
 from tests.conftest import assert_one_clear_line, run_script
 
 pytestmark = pytest.mark.slow
-
-FLAGS = ["--preset", "smoke", "--seq_length", "8", "--batch_size", "4", "--rehearsal", "0.5"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,9 +26,9 @@ def fresh_cache(tmp_path_factory):
     torch.compiler.reset()
 
 
-def losses_and_gradients(model, *flags):
+def losses_and_gradients(model, compile=False):
     """Of a later step of K-1, with rehearsal: the two losses, and the gradient of every parameter."""
-    arguments = parse_training_flags("", "k1", [*FLAGS, *flags]).resolve(stage=2)
+    arguments = settings_of("k1", "smoke", 2, seq_length=8, batch_size=4, rehearsal=0.5, compile=compile)
     generator = torch.Generator().manual_seed(0)
     rows, written = (torch.randint(0, 37, (8, length), generator=generator) for length in (8, 6))
     teacher = build_model(model.config.to_dict(), seed=1)
@@ -44,7 +42,7 @@ def losses_and_gradients(model, *flags):
 def test_losses_and_gradients_are_the_same_to_rounding_and_repeat_to_the_bit(tiny_model):
     tiny_model.train()
     losses, gradients = losses_and_gradients(tiny_model)
-    found, again = (losses_and_gradients(tiny_model, "--compile") for _ in range(2))
+    found, again = (losses_and_gradients(tiny_model, compile=True) for _ in range(2))
     assert found[0] == pytest.approx(losses, rel=1e-3, abs=1e-5) and losses[1] > 1e-4
     for gradient, expected in zip(found[1], gradients):
         torch.testing.assert_close(gradient, expected, rtol=1e-2, atol=1e-5)
@@ -61,6 +59,6 @@ def test_without_a_compiler_it_ends_with_a_clear_line_and_no_file(corpora, tmp_p
 
 
 def test_several_processes_cannot_compile(monkeypatch):
-    monkeypatch.setattr("k1.arguments.process_count", lambda: 2)
+    monkeypatch.setattr("k1.config.process_count", lambda: 2)
     with pytest.raises(UsageError, match="--compile is for a training in one process"):
-        parse_training_flags("", "k1", [*FLAGS, "--compile"]).resolve(stage=1)
+        settings_of("k1", "smoke", compile=True)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from k1.arguments import parse_training_flags
 from k1.checkpoints.storage import load_checkpoint
+from k1.config import parse_training_flags
 from k1.errors import K1Error
 from k1.model import build_model
 from k1.training.event_log import SCALARS, EventLog
@@ -143,19 +143,6 @@ def test_a_missing_package_is_named_before_anything_is_read(tmp_path):
     for script in ("train_k1_dataset1.py", "train_baseline_all.py"):
         finished = run_script(script, *flags, prepare=hide_tensorboard)
         assert_one_clear_line(finished, 1, "needs a package that is missing; run: pip install tensorboard")
-
-
-@pytest.mark.parametrize(
-    ("argv", "fragment"),
-    [
-        (["--report_to", "wandb"], "--report_to"),
-        (["--logging_dir", "logs"], "add --report_to tensorboard, or leave it out"),
-    ],
-)
-def test_usage_errors(capsys, argv, fragment):
-    with pytest.raises(SystemExit) as ended:
-        parse_training_flags("", "baseline", argv)
-    assert ended.value.code == 2 and fragment in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):

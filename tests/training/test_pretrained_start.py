@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from k1.arguments import parse_training_flags
 from k1.checkpoints.storage import load_checkpoint, restore_initial_model, restore_model
+from k1.config import parse_training_flags, settings_of
 from k1.data.initial import load_pretrained
 from k1.data.loader import DataLoader
 from k1.data.tokenizer import load_tokenizer
 from k1.errors import K1Error, UsageError
-from k1.presets import FILES
+from k1.experiment import FILES
 from k1.report.comparison import load_run, require_comparable
 from k1.training.resume import ResumeFile
 from k1.training.trainer import StageTrainer
@@ -156,8 +156,7 @@ class StoppedAtStep2(ResumeFile):
 
 
 def test_a_stopped_training_goes_on_with_the_same_bits(corpora, folders, tmp_path):
-    typed = ["--preset", "smoke", "--seq_length", str(LENGTH), "--threads", "1", "--max_steps", "4"]
-    arguments = parse_training_flags("", "k1", typed).resolve(stage=1)
+    arguments = settings_of("k1", "smoke", seq_length=LENGTH, threads=1, max_steps=(4,))
     initial = load_pretrained(str(folders["gpt2"]), seed=0)
     dataset = DataLoader(str(corpora[0]), arguments).tokenize(initial.tokenizer)
     models = [initial.build("cpu") for _ in range(4)]
@@ -209,23 +208,6 @@ def test_a_pretrained_model_that_is_no_longer_there_is_one_clear_line(change, un
     message = {"gone": f"there is no folder {start}", "changed": "is no longer the model that stage 1 started from"}
     with pytest.raises(K1Error, match=message[change]):
         restore_initial_model(checkpoint, "cpu")
-
-
-@pytest.mark.parametrize(
-    ("method", "flags", "message"),
-    [
-        ("k1", ["--max_steps", "0"], "--max_steps must be at least 1"),
-        ("k1", ["--init_from", "a", "--max_steps", "0", "3", "3"], "--max_steps takes 1 number, not 3"),
-        ("baseline", ["--max_steps", "0", "3", "3"], "0 is for stage 1 with --init_from"),
-        ("baseline", ["--init_from", "a", "--max_steps", "0"], "0 is for stage 1 with --init_from"),
-        ("baseline", ["--init_from", "a", "--max_steps", "0", "0", "3"], "0 is for stage 1 with --init_from"),
-        ("baseline", ["--max_steps", "3", "3"], "--max_steps takes 1 number or 3, not 2"),
-    ],
-)
-def test_steps_that_cannot_be_are_usage_errors(method, flags, message, capsys):
-    with pytest.raises(SystemExit) as ended:
-        parse_training_flags("", method, flags)
-    assert ended.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_steps_can_be_given_for_each_stage():

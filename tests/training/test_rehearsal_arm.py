@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from k1.checkpoints.storage import load_checkpoint
-from k1.presets import ARM_FILES
+from k1.experiment import ARM_FILES
 from tests.conftest import assert_one_clear_line, run_script
 from tests.training.test_resume import start_and_heed, wait_for
 

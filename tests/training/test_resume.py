@@ -16,12 +16,12 @@ import datasets
 import pytest
 import torch
 
-from k1.arguments import parse_training_flags
 from k1.checkpoints.storage import load_checkpoint, output_path
+from k1.config import parse_training_flags, settings_of
 from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
+from k1.experiment import FILES
 from k1.files import lock, read_content, remove_leftovers
-from k1.presets import FILES
 from k1.training.rehearsal import begin_rehearsal, write_rehearsal
 from k1.training.resume import FORMAT, ResumeFile, first_difference, resume_path
 from k1.training.trainer import StageTrainer
@@ -54,8 +54,8 @@ def dataset_of(blocks: int, seed: int = 0) -> TokenizedDataset:
 
 
 def arguments_of(stage=1, method="k1", **settings):
-    flags = parse_training_flags("", method, ["--preset", "smoke", "--seq_length", "8", "--batch_size", "4"])
-    return replace(flags.resolve(1), **{"stage": stage, "max_steps": 13, "warmup_steps": 2, "threads": 1, **settings})
+    arguments = settings_of(method, "smoke", seq_length=8, batch_size=4, threads=1)
+    return replace(arguments, **{"stage": stage, "max_steps": 13, "warmup_steps": 2, **settings})
 
 
 def trained_parameters(model, arguments, resume_file=None):

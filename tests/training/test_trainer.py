@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from k1.arguments import parse_training_flags
 from k1.checkpoints.storage import load_checkpoint
+from k1.config import settings_of
+from k1.experiment import ARM_FILES, FILES
 from k1.model import build_model
-from k1.presets import ARM_FILES, FILES
 from k1.training.evaluation import evaluate_blocks
 from k1.training.history import changed_fraction, copy_parameters
 from k1.training.losses import accumulate_gradients
@@ -135,8 +135,8 @@ def test_the_schedule_warms_up_decays_and_never_comes_near_zero(warmup, steps):
     assert min(rates[warmup:], default=1) >= 0.1
 
 
-def arguments_with(*argv):
-    return parse_training_flags("", "k1", ["--preset", "smoke", *argv]).resolve(stage=1)
+def arguments_with(**changes):
+    return settings_of("k1", "smoke", **changes)
 
 
 def test_accumulated_gradients_are_those_of_the_large_batch(tiny_model):
@@ -145,7 +145,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(tiny_model):
     whole = [parameter.grad.clone() for parameter in tiny_model.parameters()]
     tiny_model.zero_grad()
     in_parts, _ = accumulate_gradients(
-        tiny_model, ((rows, []) for rows in ids.split(4)), arguments_with("--gradient_accumulation_steps", "3")
+        tiny_model, ((rows, []) for rows in ids.split(4)), arguments_with(gradient_accumulation_steps=3)
     )
     assert in_parts == pytest.approx(loss, rel=1e-4)
     for parameter, expected in zip(tiny_model.parameters(), whole):
@@ -155,7 +155,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(tiny_model):
 def test_bfloat16_computes_about_the_same_loss_and_keeps_float32_parameters(tiny_model):
     ids = torch.randint(0, 37, (4, 16), generator=torch.Generator().manual_seed(0))
     exact, _ = accumulate_gradients(tiny_model, iter([(ids, [])]), arguments_with())
-    rounded, _ = accumulate_gradients(tiny_model, iter([(ids, [])]), arguments_with("--precision", "bfloat16"))
+    rounded, _ = accumulate_gradients(tiny_model, iter([(ids, [])]), arguments_with(precision="bfloat16"))
     assert rounded != exact and rounded == pytest.approx(exact, rel=0.02)
     assert {parameter.dtype for parameter in tiny_model.parameters()} == {torch.float32}
 
@@ -165,7 +165,7 @@ def test_evaluation_against_a_direct_computation(tiny_model):
 
     generator = torch.Generator().manual_seed(1)
     rows = [torch.randint(0, 37, (16,), generator=generator).tolist() for _ in range(5)] + [[1, 2, 3, 4]]
-    arguments = arguments_with("--seq_length", "16")
+    arguments = arguments_with(seq_length=16)
     result = evaluate_blocks(tiny_model, Dataset.from_dict({"input_ids": rows}).with_format("torch"), arguments)
     losses, hits = [], []
     for row in rows:
