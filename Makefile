@@ -160,13 +160,15 @@ benchmark: .venv/.installed-dev
 	$(RUN) -m k1.benchmark --json models/benchmark.json
 
 # What keeps a real pretrained model from forgetting; MODEL is a folder or a name on the hub. Resumes where it stopped.
+STEPS ?= 60
 model-study: .venv/.installed-dev
-	$(RUN) -m k1.study.pretrained $(MODEL) --out models/model_study
+	$(RUN) -m k1.study.pretrained $(MODEL) --steps $(STEPS) --out models/model_study$(STEPS)
 
 # What the pages show, from make, make seeds and all other commands that train; a test compares them with results/.
 # Of what was not run here the record stays as it is.
 RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) benchmark.json:benchmark.json \
-	model_study/results.json:pretrained.json model_study/results.md:pretrained.md model_study/frontier.png:pretrained.png \
+	$(foreach steps,60 240,$(foreach end,results.json results.md frontier.png, \
+		model_study$(steps)/$(end):pretrained$(steps)$(suffix $(end)))) \
 	$(foreach name,unseen unseen2,$(name)/report.json:$(name).json $(name)/report.md:$(name).md) \
 	$(foreach name,study stream map,$(name)/results.json:$(name).json $(name)/results.md:$(name).md) \
 	study/frontier.png:study.png stream/stream.png:stream.png map/map.png:map.png

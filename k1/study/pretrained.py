@@ -64,7 +64,7 @@ class Arm:
     """
 
     label: str
-    rates: tuple[float, ...] = (1e-5, 2e-5, 5e-5)
+    rates: tuple[float, ...] = (5e-6, 1e-5, 2e-5)
     fraction: float = 1.0
     replay: float = 0.0
     known: bool | None = None
@@ -72,7 +72,7 @@ class Arm:
 
 
 ARMS = {
-    "full": Arm("full fine-tuning", rates=(5e-6, 1e-5, 2e-5, 5e-5)),
+    "full": Arm("full fine-tuning"),
     "sparse": Arm("51% alone", fraction=UPDATE_FRACTION),
     "lora": Arm("LoRA", rates=(1e-4, 3e-4, 1e-3), rank=16),
     "replay_5": Arm("replay of 5% (sees old text)", replay=0.2),

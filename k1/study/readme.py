@@ -30,7 +30,7 @@ from k1.study.seeds import format_seeds, load_reports
 PAGES = ("README.md", "results/README.md", "k1/README.md", "k1/training/README.md")
 BLOCK = re.compile(r"(?P<begin>^<!-- begin (?P<name>\w+) -->\n).*?(?P<end>^<!-- end (?P=name) -->$)", re.M | re.S)
 # Tables that other commands write, shown as they are.
-TABLES = ("pretrained", "unseen", "unseen2", "stream", "study", "map")
+TABLES = ("pretrained60", "pretrained240", "unseen", "unseen2", "stream", "study", "map")
 MARKER = re.compile(r"^<!-- (?:begin|end) \w+ -->$", re.M)
 CORES = 2
 

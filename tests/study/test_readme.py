@@ -118,10 +118,10 @@ def test_a_marker_that_cannot_be_is_refused(results, page, message):
 
 
 def test_a_missing_record_is_one_line_and_changes_nothing(made_up):
-    (made_up / "results" / "pretrained.md").unlink()
+    (made_up / "results" / "pretrained60.md").unlink()
     before = pages_of(made_up)
     finished = run_script("-m k1.study.readme", "--root", made_up)
-    assert_one_clear_line(finished, 1, "results/pretrained.md", "make record writes")
+    assert_one_clear_line(finished, 1, "results/pretrained60.md", "make record writes")
     assert pages_of(made_up) == before
 
 
