@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from k1.errors import K1Error
 from k1.sparse import require_whole
@@ -18,7 +18,7 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def config_of(model: PreTrainedModel) -> PreTrainedConfig:
+def config_of(model: PreTrainedModel) -> PretrainedConfig:
     """The configuration of a causal language model; raises `K1Error` for any other model."""
     can_generate = getattr(model, "can_generate", lambda: False)()
     if not can_generate or model.config.is_encoder_decoder:

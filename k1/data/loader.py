@@ -224,7 +224,7 @@ def require_distinct(names: list[str]) -> None:
     """Raise `K1Error` if a dataset comes twice: results are kept by dataset name."""
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
-        raise K1Error(f"dataset '{repeated}' comes twice in the sequence; the three datasets must differ")
+        raise K1Error(f"dataset '{repeated}' comes twice in the sequence; the datasets must differ")
 
 
 def load_datasets(records: list[dict], tokenizer: Tokenizer, arguments: Arguments) -> list[TokenizedDataset]:
