@@ -204,7 +204,7 @@ test-oldest: .venv/.installed-oldest
 	PYTHONPATH=.venv/oldest $(RUN) -m pytest --numprocesses 2 --dist loadgroup \
 		tests/test_sparse.py tests/test_rehearsal.py tests/training/test_library.py
 
-.venv/.installed-oldest: requirements-oldest.txt .venv/.installed-dev
+.venv/.installed-oldest: tests/requirements-oldest.txt .venv/.installed-dev
 	rm -rf .venv/oldest
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/oldest -r $<
 	touch $@

@@ -24,7 +24,7 @@ from k1.teacher import in_mode
 REHEARSED_SHARE = 4  # one rehearsed sequence for so many new ones
 SAMPLE = 32  # sequences of each text that the report measures
 INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "labels")
-WRITTEN, SETTINGS = "written.safetensors", "settings.json"
+WRITTEN_FILE, SETTINGS_FILE = "written.safetensors", "settings.json"
 
 
 class K1Callback(TrainerCallback):
@@ -206,12 +206,12 @@ class K1Callback(TrainerCallback):
             folder = Path(folder)
             folder.mkdir(parents=True, exist_ok=True)
             written = {f"{number:03}": text for number, text in enumerate(self.rehearsal.written)}
-            save_file(written, folder / WRITTEN)
+            save_file(written, folder / WRITTEN_FILE)
             settings = {
                 "fraction": self.fraction, "policy": self.policy, "weight": self.weight,
                 "forgetting_budget": self.budget, **self.settings, "length": self.rehearsal.length,
             }  # fmt: skip
-            (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+            (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path, known: Iterable | None = None, **settings: object) -> "K1Callback":
@@ -221,8 +221,8 @@ class K1Callback(TrainerCallback):
         last. Raises `K1Error` if the files are not there or damaged.
         """
         try:
-            written = load_file(Path(folder) / WRITTEN)
-            settings = json.loads((Path(folder) / SETTINGS).read_text()) | settings
+            written = load_file(Path(folder) / WRITTEN_FILE)
+            settings = json.loads((Path(folder) / SETTINGS_FILE).read_text()) | settings
         except (OSError, SafetensorError, ValueError) as error:
             raise K1Error(f"cannot read what K1Callback.save wrote in {folder} ({error})")
         return cls(known, [written[name] for name in sorted(written)], **settings)

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from functools import partial
-from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -13,8 +12,9 @@ from typing import Any, get_args
 import torch
 from transformers.hf_argparser import string_to_bool
 
-from k1.errors import MAXIMUM, K1Error, Parser, UsageError, user_path
+from k1.errors import K1Error, Parser, UsageError, user_path
 from k1.experiment import ARM_FILES, ARM_KINDS, ARMS, STAGES, arm_of
+from k1.flag_types import POSITIVE, Bounds, at_least
 from k1.parallel import process_count
 from k1.sparse import POLICIES, UPDATE_FRACTION
 
@@ -40,15 +40,6 @@ CHANGES = {
         learning_rate=dict.fromkeys(ARMS, (6e-4, 3e-4)),
     ),
 }  # fmt: skip
-
-# In words, and as a test.
-Bounds = tuple[str, Callable[[float], bool]]
-POSITIVE: Bounds = ("a positive number", lambda value: 0 < value < inf)
-
-
-def at_least(minimum: int, maximum: int = MAXIMUM) -> Bounds:
-    """The bounds of a number that is not below `minimum` nor above `maximum`."""
-    return f"at least {minimum} and at most {maximum}", lambda value: minimum <= value <= maximum
 
 
 def available_cores() -> int:

@@ -15,8 +15,6 @@ from typing import NoReturn, TextIO
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_MEMORY = "not enough memory; lower --batch_size and raise --gradient_accumulation_steps, or choose a smaller preset"
-# The largest number that a flag takes: far above any use; a seed beyond it would overflow torch's generators.
-MAXIMUM = 2**32 - 1
 
 
 class K1Error(Exception):

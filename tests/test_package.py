@@ -46,7 +46,7 @@ def test_what_is_required_is_little_from_the_oldest_tested_versions_and_the_extr
     library = {item.name: item.specifier for item in required if item.marker is None}
     extras = {item.name: item.specifier for item in required if item.marker} | library
     assert library.keys() == {"torch", "transformers", "numpy", "tqdm"}
-    oldest = pins("requirements-oldest.txt")
+    oldest = pins("tests/requirements-oldest.txt")
     assert all(str(library[name]) == f">={oldest[name]}" for name in library.keys() - {"torch"})
     for name, version in {**pins("requirements.txt"), **pins("requirements-dev.txt")}.items():
         assert extras[name].contains(version), name

@@ -39,8 +39,8 @@ from k1.benchmark.timing import progress
 from k1.errors import K1Error, command, module_parser
 from k1.experiment import ARMS
 from k1.files import write_text
+from k1.flag_types import above_zero, file_to_write
 from k1.model import configure_torch, count_parameters, library_versions
-from k1.report.flag_types import above_zero, file_to_write
 from k1.training.rehearsal import write_rehearsal
 
 

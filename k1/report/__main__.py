@@ -7,9 +7,9 @@ from pathlib import Path
 from k1.config import resolve_device
 from k1.errors import Parser, command, user_path
 from k1.files import write_text
+from k1.flag_types import file_to_write, folder_to_write
 from k1.report.comparison import load_runs, report_of
 from k1.report.continuations import continue_all, new_words
-from k1.report.flag_types import file_to_write, folder_to_write
 from k1.report.page import format_page
 from k1.report.plots import plot_report
 from k1.report.text import format_report

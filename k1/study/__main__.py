@@ -9,7 +9,7 @@ results.md, the plot of forgetting against learning to frontier.png.
 
 from k1.config import PRESETS
 from k1.errors import command
-from k1.report.flag_types import positive
+from k1.flag_types import positive
 from k1.study.frontier import study_figure, study_tables
 from k1.study.grid import Run, execute_in_turn, open_results, recorded_settings, show, study_parser
 from k1.study.methods import METHODS, require_packages

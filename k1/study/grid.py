@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from math import inf
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from k1.config import PRESETS
 from k1.errors import Diverged, K1Error, UsageError, module_parser
 from k1.files import lock, write_text
-from k1.report.flag_types import above_zero, checked
+from k1.flag_types import above_zero, at_least, checked
 from k1.report.plots import write_figure
 from k1.report.tables import dataset_label
 from k1.study.sequence import learn_first_dataset, learn_later_datasets
@@ -48,7 +49,7 @@ def study_parser(
 ) -> argparse.ArgumentParser:
     """The command line of `module` with the flags that all of these commands have; the last two are defaults."""
     parser = module_parser(module, description)
-    seed = checked(int, lambda value: value >= 0, "at least 0")
+    seed = checked(int, at_least(0, inf))
     parser.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2])
     parser.add_argument("--preset", choices=list(PRESETS), default="study")
     parser.add_argument("--data_source", choices=["auto", "hub", "bundled"], default="bundled")

@@ -13,9 +13,9 @@ from itertools import product
 
 from matplotlib.figure import Figure
 
-from k1.config import PRESETS
+from k1.config import PRESETS, SETTINGS
 from k1.errors import command
-from k1.report.flag_types import checked, positive
+from k1.flag_types import checked, positive
 from k1.sparse import UPDATE_FRACTION
 from k1.study.frontier import frontier_figure
 from k1.study.grid import Run, execute_in_turn, open_results, recorded_settings, show, study_parser
@@ -79,8 +79,8 @@ def map_figure(cells: Cells) -> Figure:
 @command
 def main() -> None:
     parser = study_parser("k1.study.map", __doc__, "models/map")
-    share = checked(float, lambda value: 0 < value < 1, "above 0 and below 1")
-    rehearsal = checked(float, lambda value: 0 <= value < 1, "at least 0 and below 1")
+    share = checked(float, ("above 0 and below 1", lambda value: 0 < value < 1))
+    rehearsal = checked(float, SETTINGS["rehearsal"].bounds)
     parser.add_argument("--shares", nargs="+", type=share, default=FRACTIONS, help="of the parameters, besides 1")
     parser.add_argument("--rehearsals", nargs="+", type=rehearsal, default=REHEARSALS, help="shares of rehearsed text")
     parser.add_argument("--policies", nargs="+", choices=list(MAP), default=list(MAP), metavar="POLICY")

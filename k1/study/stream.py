@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from k1.config import PRESETS
 from k1.errors import command
 from k1.experiment import ARMS
-from k1.report.flag_types import positive
+from k1.flag_types import positive
 from k1.report.metrics import mean
 from k1.report.plots import STYLES, percent
 from k1.study.frontier import REFERENCE

@@ -21,7 +21,7 @@ from k1.data.corpora import package_dir, python_files
 from k1.data.docstrings import clean_docstring, object_docstrings
 from k1.errors import Parser, command
 from k1.files import write_text
-from k1.report.flag_types import folder_to_write
+from k1.flag_types import folder_to_write
 
 MIN_CHARS = 200
 

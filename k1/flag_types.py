@@ -8,14 +8,26 @@ from pathlib import Path
 from typing import TypeVar
 
 Number = TypeVar("Number", int, float)
+# What a number must be, in words, and as a test.
+Bounds = tuple[str, Callable[[float], bool]]
+# Far above any use; a seed beyond it would overflow torch's generators.
+MAXIMUM = 2**32 - 1
+POSITIVE: Bounds = ("a positive number", lambda value: 0 < value < inf)
 
 
-def checked(kind: type[Number], is_allowed: Callable[[Number], bool], words: str) -> Callable[[str], Number]:
-    """The type of a number that `is_allowed`; else the error says that it must be `words`."""
+def at_least(minimum: int, maximum: float = MAXIMUM) -> Bounds:
+    """The bounds of a number that is not below `minimum` nor above `maximum`."""
+    words = f"at least {minimum}" + (f" and at most {maximum}" if maximum < inf else "")
+    return words, lambda value: minimum <= value <= maximum
+
+
+def checked(kind: type[Number], bounds: Bounds) -> Callable[[str], Number]:
+    """The type of a flag whose number is within `bounds`; of another one the error says what it must be."""
+    words, is_within = bounds
 
     def parse(text: str) -> Number:
         value = kind(text)
-        if not is_allowed(value):
+        if not is_within(value):
             raise argparse.ArgumentTypeError(f"must be {words}, not {text}")
         return value
 
@@ -23,8 +35,8 @@ def checked(kind: type[Number], is_allowed: Callable[[Number], bool], words: str
     return parse
 
 
-above_zero = checked(int, lambda value: value >= 1, "at least 1")
-positive = checked(float, lambda value: 0 < value < inf, "a positive number")
+above_zero = checked(int, at_least(1, inf))
+positive = checked(float, POSITIVE)
 
 
 def file_to_write(text: str) -> Path:
