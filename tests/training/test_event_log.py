@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from k1.checkpoints.storage import load_checkpoint
 from k1.config import parse_training_flags
@@ -18,6 +19,12 @@ from tests.conftest import assert_one_clear_line, run_script
 from tests.training.test_resume import Killed, arguments_of, dataset_of
 
 STEPS = 13
+
+
+@pytest.fixture(autouse=True)
+def files_in_order(monkeypatch):
+    """Number the event files of a test from 0: those of one second are read in the order of names, "10" before "9"."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 def flags_of(folder, *argv):
