@@ -17,8 +17,9 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
@@ -40,7 +41,7 @@ from k1.report.tables import Table
 from k1.sparse import UPDATE_FRACTION, sparse_updates
 from k1.study.frontier import Line, interpolated, undominated
 from k1.study.grid import open_results, show, write_results
-from k1.study.methods import low_rank_adapter
+from k1.study.methods import low_rank_adapter, orthogonal_subspace
 from k1.training.history import copy_parameters
 from k1.training.optimization import warmup_and_cosine
 
@@ -50,7 +51,11 @@ LENGTH, ROWS = 128, 4
 ADAPTED = "adapted"
 # Of the change that a run made, how much is kept.
 SHARES = (1.0, 0.75, 0.5)
-LINE_MARKERS = "osv^D<>pXh"
+LINE_MARKERS = "osv^D<>pXhdP8"
+ADAPTER_RATES = (1e-4, 3e-4, 1e-3)
+lora = partial(low_rank_adapter, rank=16)
+# At a learning rate of 1e-5 one hundredth of the way in each step.
+PULL = 1000.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,9 @@ class Arm:
     `fraction` is the share of parameters that a step updates, `replay` the share of
     steps in which a row of real known text is added, `known` whether the model rehearses from a
     sample of known text (True), from its beginning-of-text token (False), or not at all
-    (None), `rank` that of an adapter (LoRA), 0 for none.
+    (None), `adapter` what it trains in place of the model's own weights (see `k1.study.methods`),
+    `pull` the share of the way to the start, per unit of the learning rate, that each step goes
+    back (L2 to the start, decoupled as AdamW's decay to zero is; arXiv:1802.01483).
     """
 
     label: str
@@ -68,18 +75,22 @@ class Arm:
     fraction: float = 1.0
     replay: float = 0.0
     known: bool | None = None
-    rank: int = 0
+    adapter: Callable[[PreTrainedModel], PreTrainedModel] | None = None
+    pull: float = 0.0
 
 
 ARMS = {
     "full": Arm("full fine-tuning"),
     "sparse": Arm("51% alone", fraction=UPDATE_FRACTION),
-    "lora": Arm("LoRA", rates=(1e-4, 3e-4, 1e-3), rank=16),
+    "lora": Arm("LoRA", ADAPTER_RATES, adapter=lora),
+    "osf": Arm("OSF", (1e-5, 2e-5, 5e-5), adapter=orthogonal_subspace),
+    "l2": Arm("L2 to the start", pull=PULL),
     "replay_5": Arm("replay of 5% (sees old text)", replay=0.2),
     "replay_25": Arm("replay of 25% (sees old text)", replay=1.0),
     "rehearsal": Arm("rehearsal", known=True),
     "rehearsal_bos": Arm("rehearsal without known text", known=False),
     "k1": Arm("K-1", fraction=UPDATE_FRACTION, known=True),
+    "k1_lora": Arm("K-1 on LoRA", ADAPTER_RATES, fraction=UPDATE_FRACTION, known=True, adapter=lora),
 }
 
 
@@ -159,6 +170,19 @@ def losses(model: PreTrainedModel, texts: dict[str, dict[str, Tensor]], precisio
     return found
 
 
+def pull_to_start(optimizer: torch.optim.Optimizer, strength: float) -> None:
+    """Let each step of `optimizer` end with its parameters `strength` x learning rate of the way back to now."""
+    start = {parameter: parameter.detach().clone() for group in optimizer.param_groups for parameter in group["params"]}
+
+    @torch.no_grad()
+    def pull(*_: object) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.lerp_(start[parameter], strength * group["lr"])
+
+    optimizer.register_step_post_hook(pull)
+
+
 def learn(
     model: PreTrainedModel, rows: Iterator[Tensor], steps: int, rate: float, precision: str, arm: Arm, seed: int,
     rehearsal: Rehearsal | None = None, weight: float = REHEARSAL_WEIGHT,
@@ -168,6 +192,8 @@ def learn(
     optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     if arm.fraction < 1:
         sparse_updates(optimizer, arm.fraction, seed)
+    if arm.pull:
+        pull_to_start(optimizer, arm.pull)
     schedule = warmup_and_cosine(optimizer, steps // 10, steps)
     for step in tqdm(range(1, steps + 1), desc=f"{arm.label}, {rate:g}", unit="step", file=sys.stderr):
         model.train()
@@ -210,21 +236,21 @@ def run(start: PreTrainedModel, texts: dict, arm: Arm, rate: float, seed: int, a
     known = torch.cat([texts[name]["train"] for name in KNOWN])
     torch.manual_seed(seed)
     begun = time.perf_counter()
+    trained = arm.adapter(model) if arm.adapter else model
     rehearsal = None
     if arm.known is not None:
         with autocast(precision):
             rehearsal = Rehearsal(
-                model, [known] if arm.known else None, sequences=64, length=LENGTH, rows=1, interval=20, seed=seed
+                trained, [known] if arm.known else None, sequences=64, length=LENGTH, rows=1, interval=20, seed=seed
             )
-    if arm.rank:
-        model = low_rank_adapter(model, arm.rank)
     rows = batches(texts[NEW]["train"], known, arm, seed)
-    learn(model, rows, arguments.steps, rate, precision, arm, seed, rehearsal, arguments.rehearsal_weight)
+    learn(trained, rows, arguments.steps, rate, precision, arm, seed, rehearsal, arguments.rehearsal_weight)
     seconds = time.perf_counter() - begun
-    if arm.rank:
-        model = model.merge_and_unload()
     with autocast(precision):
-        predicted = rehearsal.predicted_forgetting(model)[0] if rehearsal else None
+        predicted = rehearsal.predicted_forgetting(trained)[0] if rehearsal else None
+    if arm.adapter:
+        # In place: the adapter is inside `model`.
+        trained.merge_and_unload()
     return {"losses": losses_at_shares(start, model, texts, precision), "predicted": predicted, "seconds": seconds}
 
 

@@ -20,6 +20,7 @@ from k1.study.pretrained import (
     by_arm_and_rate,
     cut_vocabulary,
     known_rise,
+    pull_to_start,
     tables,
 )
 from tests.pretrained import fresh_model, train_own_tokenizer, write_model
@@ -61,12 +62,13 @@ def command(tokenizer, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_runs_are_recorded_shown_and_not_repeated(command, tmp_path, capsys, monkeypatch):
-    flags = ["--arms", "full", "k1", "lora", "--learning_rates", 1e-2]
+    arms = ["full", "k1", "lora", "osf", "k1_lora"]
+    flags = ["--arms", *arms, "--learning_rates", 1e-2]
     recorded = command(*flags)
-    assert list(recorded["runs"]) == ["full-0.01-seed0", "k1-0.01-seed0", "lora-0.01-seed0"]
-    full, k1, lora = recorded["runs"].values()
-    assert full["predicted"] is None and lora["predicted"] is None and k1["predicted"] > 0
-    for record in (full, k1, lora):
+    assert list(recorded["runs"]) == [f"{arm}-0.01-seed0" for arm in arms]
+    predicted = [record["predicted"] for record in recorded["runs"].values()]
+    assert [value is not None and value > 0 for value in predicted] == [arm.startswith("k1") for arm in arms]
+    for record in recorded["runs"].values():
         new = [record["losses"][share]["test"][NEW] for share in ("1", "0.75", "0.5")]
         assert max(new) < recorded["start"]["test"][NEW] and len(set(new)) == 3
     printed = capsys.readouterr().out
@@ -85,6 +87,16 @@ def test_without_learning_nothing_is_forgotten(command):
     assert all(scores == recorded["start"] for scores in record["losses"].values())
     assert known_rise(recorded, record["losses"]["1"], "test") == 0
     assert record["predicted"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_pull_takes_each_step_part_of_the_way_back():
+    parameter = torch.nn.Parameter(torch.tensor([2.0, -1.0]))
+    optimizer = torch.optim.SGD([parameter], lr=0.5)
+    pull_to_start(optimizer, strength=0.5)
+    parameter.grad = torch.tensor([4.0, 0.0])
+    optimizer.step()
+    # SGD takes it from 2 to 0, and the pull a quarter of the way back.
+    assert parameter.tolist() == [0.5, -1.0]
 
 
 def test_forgetting_is_the_rise_since_the_start_beside_the_line_of_full_fine_tuning():
