@@ -1,27 +1,20 @@
 """The page of the report: self-contained, escaped, the same each time, and with the texts that the scripts print."""
 
 import copy
-import io
-import os
 import re
 import tomllib
 from itertools import pairwise
-from shutil import which
 
 import pytest
-from PIL import Image
 
 from k1.checkpoints.storage import load_checkpoint
-from k1.errors import K1Error
 from k1.experiment import ARMS, FILES
 from k1.report.comparison import load_runs
 from k1.report.continuations import continue_all, new_words, words_of
 from k1.report.page import format_page
 from k1.report.text import format_report
 from tests.conftest import ROOT, VOCABULARIES, run_script
-from tests.report.chromium import NAMES, Chromium, find_chromium
 from tests.report.markup import contrast, parse
-from tests.report.screenshots import VIEWS, take
 
 pytestmark = [pytest.mark.xdist_group("page"), pytest.mark.slow]
 
@@ -209,29 +202,3 @@ def test_an_installed_package_has_the_files_of_the_page():
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["k1.report"]
     files = {path for path in (ROOT / "k1" / "report").iterdir() if path.is_file() and path.suffix != ".py"}
     assert files and files == {path for pattern in patterns for path in (ROOT / "k1" / "report").glob(pattern)}
-
-
-def test_without_a_browser_the_command_says_how_to_get_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CHROMIUM", raising=False)
-    with pytest.raises(K1Error, match="install it .* or name one in "):
-        find_chromium()
-    monkeypatch.setenv("CHROMIUM", "/a/browser")
-    assert find_chromium() == "/a/browser"
-
-
-@pytest.mark.skipif(not os.environ.get("CHROMIUM") and not any(map(which, NAMES)), reason="no Chromium is here")
-def test_in_a_browser_the_page_fits_the_screen_and_loads_nothing(html, tmp_path):
-    path = tmp_path / "report.html"
-    with Chromium() as browser:
-        path.write_text(html)
-        for view in VIEWS:
-            width, height = Image.open(io.BytesIO(take(browser, path, view))).size
-            assert width == view.width and 300 < height <= view.height
-        for planted, fault in (
-            ('<div style="width: 1300px">x</div>', "1300 pixels wide"),
-            ('<img src="other.png">', "not self-contained: it loads file://.*/other.png"),
-        ):
-            path.write_text(f'<meta name="viewport" content="width=device-width"><body style="margin: 0">{planted}')
-            with pytest.raises(K1Error, match=fault):
-                take(browser, path, VIEWS[0])
