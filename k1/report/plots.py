@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 
 from k1.experiment import ARMS
 from k1.files import write_atomically
-from k1.report.text import labels_of
+from k1.report.text import first_model, labels_of
 
 matplotlib.rcParams["axes.spines.top"] = matplotlib.rcParams["axes.spines.right"] = False
 # Line, marker and colour of each arm: any one of them tells the arms apart.
@@ -35,11 +35,6 @@ def stage_labels(report: dict, width: int) -> list[str]:
     names = [f"{stage}: {label}" for stage, label in enumerate(labels_of(report), start=1)]
     # A pair of unescaped dollar signs would be read as a formula.
     return [textwrap.fill(name, width, max_lines=3, placeholder="…").replace("$", r"\$") for name in names]
-
-
-def first_model(report: dict) -> str:
-    """What the model is called that stage 1 started from."""
-    return "pretrained" if report["start"] else "untrained"
 
 
 def percent(values: list[float | None]) -> list[float | None]:
@@ -83,7 +78,7 @@ def accuracy_figure(report: dict) -> Figure:
         axes.set_title(ARMS[arm], fontsize="medium")
     for axes in panels.flat[len(by_arm) :]:
         axes.remove()
-    figure.supxlabel(f"after stage (0: {first_model(report)}; hatched: not measured)", fontsize="medium")
+    figure.supxlabel(f"after stage (0: {first_model(report['start'])}; hatched: not measured)", fontsize="medium")
     figure.colorbar(image, ax=panels, label="next-token accuracy\non test text (%)")
     return figure
 

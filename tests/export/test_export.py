@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -11,12 +12,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from k1.checkpoints.storage import load_checkpoint, restore_model, save_checkpoint
+from k1.checkpoints.storage import load_checkpoint, restore_model
 from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer
 from k1.errors import K1Error
-from k1.export.card import accuracy_table
-from k1.export.folder import export, pretrained_tokenizer
-from k1.files import write_folder_atomically
+from k1.export import export, pretrained_tokenizer
 from k1.model import build_model
 from tests.conftest import assert_one_clear_line, run_script
 
@@ -47,6 +46,7 @@ def assert_same_logits(folder, model, vocabulary):
         expected, found = (m(input_ids=ids).logits for m in (model.eval(), opened))
     assert expected.abs().max() > 0.1
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    return opened
 
 
 def test_the_folder_is_complete_and_its_model_is_ours(exported):
@@ -108,68 +108,63 @@ def test_the_end_of_a_document_is_a_token_of_its_own_that_nothing_adds(tokenizer
     assert opened.model_max_length == 128
 
 
+SHAPE = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 LLAMA = {
-    "model_type": "llama", "hidden_size": 12, "intermediate_size": 17, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128,
-    "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
+    **SHAPE, "model_type": "llama", "hidden_size": 12, "intermediate_size": 17, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": True,
 }  # fmt: skip
-GPT2 = {"model_type": "gpt2", "n_embd": 12, "n_layer": 2, "n_head": 2, "n_positions": 128}
+GPT2 = {
+    **SHAPE, "model_type": "gpt2", "n_embd": 12, "n_layer": 2, "n_head": 2, "n_positions": 128,
+    "tie_word_embeddings": False,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("architecture", [LLAMA, GPT2], ids=["llama", "gpt2"])
-def test_models_of_other_kinds(trained, tmp_path, architecture, tied):
+@pytest.mark.parametrize("architecture", [LLAMA, GPT2], ids=["tied llama", "untied gpt2"])
+def test_models_of_other_kinds(trained, tmp_path, architecture):
     checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt")
     vocabulary = load_tokenizer(checkpoint.tokenizer).get_vocab_size()
-    checkpoint.model_config = {**architecture, "vocab_size": vocabulary, "tie_word_embeddings": tied}
+    checkpoint.model_config = {**architecture, "vocab_size": vocabulary}
     model = build_model(checkpoint.model_config, seed=0)
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
     checkpoint.model = model.state_dict()
-    save_checkpoint(tmp_path / "k1_final.pt", checkpoint)
-    export(load_checkpoint(tmp_path / "k1_final.pt"), tmp_path / "model")
-    assert_same_logits(tmp_path / "model", model, vocabulary)
-    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    assert (opened.get_output_embeddings().weight is opened.get_input_embeddings().weight) == tied
+    export(checkpoint, tmp_path / "model")
+    opened = assert_same_logits(tmp_path / "model", model, vocabulary)
+    is_tied = opened.get_output_embeddings().weight is opened.get_input_embeddings().weight
+    assert is_tied == architecture["tie_word_embeddings"]
 
 
 def test_the_card_tells_of_the_run_and_of_no_folder(exported, trained):
     checkpoint, folder = exported
     card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "transformers" and card.data.tags == ["k1", "continual-learning"]
     text = " ".join(card.text.split())
     for dataset in checkpoint.datasets:
-        assert dataset["fingerprint"] in text and f"{dataset['tokens']['train']:,}" in text
-    assert checkpoint.sha256 in text and checkpoint.versions["torch"] in text
-    for name in checkpoint.arguments:
-        assert f"| {name} |" in text
-    last = checkpoint.evaluations[-1]
-    found = {(result.dataset_name, result.metric_type): result.metric_value for result in card.data.eval_results}
-    assert found == {
-        (name.rpartition("/")[2], metric): last[name]["test"][metric]
-        for name in last
-        for metric in ("accuracy", "perplexity")
-    }
-    assert accuracy_table(checkpoint) in card.text
-    assert len(accuracy_table(checkpoint).splitlines()) == 3 + checkpoint.stage
+        assert f"| {dataset['tokens']['train']:,} | `{dataset['fingerprint']}` |" in text
+    assert f"`{checkpoint.sha256}`" in text and f"| torch | {checkpoint.versions['torch']} |" in text
+    assert all(f"| {name} | " in text for name in checkpoint.arguments)
+    shown = [re.split(r" *\| *", line) for line in card.text.splitlines() if line.startswith("| rivers.jsonl ")][0]
+    evaluations = [checkpoint.initial_evaluation, *checkpoint.evaluations]
+    scores = [row[checkpoint.datasets[0]["name"]]["test"]["accuracy"] for row in evaluations]
+    assert shown == ["", "rivers.jsonl", *(f"{100 * score:.1f}" for score in scores), ""]
     assert str(trained.corpora[0].parent) not in (folder / "README.md").read_text()
 
 
-@pytest.mark.parametrize("kind", ["file", "folder with a file", "no parent"])
-def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, kind):
-    target = tmp_path / "out"
-    if kind == "file":
-        target.write_text("mine")
-    elif kind == "folder with a file":
-        target.mkdir()
-        (target / "mine").write_text("mine")
-    else:
-        target = tmp_path / "missing" / "out"
-    before = sorted(tmp_path.rglob("*"))
-    finished = run_script("-m k1.export", tmp_path / "k1_final.pt", target)
-    is_missing = kind == "no parent"
-    fragment = "does not exist; make it first" if is_missing else "is not an empty folder; name a new one"
+@pytest.mark.parametrize(
+    ("target", "fragment"),
+    [
+        ("file", "file cannot be a folder (Not a directory); name another one"),
+        ("full", "full exists already and is not an empty folder; name a new one"),
+        ("missing/out", "missing does not exist; make it first"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, target, fragment):
+    (tmp_path / "full").mkdir()
+    for file in ("file", "full/mine"):
+        (tmp_path / file).write_text("mine")
+    finished = run_script("-m k1.export", tmp_path / "k1_final.pt", tmp_path / target)
     assert_one_clear_line(finished, 1, fragment)
-    assert sorted(tmp_path.rglob("*")) == before
+    assert {path.name for path in tmp_path.rglob("*")} == {"full", "file", "mine"}
 
 
 def test_a_checkpoint_that_cannot_be_read_is_one_line_and_leaves_nothing(tmp_path):
@@ -189,17 +184,6 @@ def test_a_failed_export_leaves_nothing(trained, tmp_path, monkeypatch):
     with pytest.raises(K1Error, match="cannot write .*No space left"):
         export(load_checkpoint(trained.models_dir / "k1_final.pt"), folder)
     assert os.listdir(tmp_path) == []
-
-
-def test_a_folder_that_fills_meanwhile_is_not_replaced(tmp_path):
-    def write(place):
-        (place / "new").write_text("new")
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "mine").write_text("mine")
-
-    with pytest.raises(K1Error, match="cannot write"):
-        write_folder_atomically(tmp_path / "out", write)
-    assert [file.name for file in tmp_path.rglob("*")] == ["out", "mine"]
 
 
 def test_an_empty_folder_is_filled(trained, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from k1.checkpoints.storage import load_checkpoint, restore_model
 from k1.config import Arguments
 from k1.data.loader import DataLoader
 from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer
-from k1.export.folder import export
+from k1.export import export
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed; make harness installs it")
 
