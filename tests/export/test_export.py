@@ -1,6 +1,5 @@
 """An exported folder opens with transformers and is the same model and the same tokenizer."""
 
-import json
 import os
 import re
 
@@ -10,12 +9,12 @@ from huggingface_hub import ModelCard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from k1.checkpoints.storage import load_checkpoint, restore_model
 from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer
 from k1.errors import K1Error
-from k1.export import export, pretrained_tokenizer
+from k1.export import export
 from k1.model import build_model
 from tests.conftest import assert_one_clear_line, run_script
 
@@ -25,14 +24,10 @@ FILES = {
 }  # fmt: skip
 
 
-def token_ids(vocabulary, rows=3, length=16):
-    return torch.randint(0, vocabulary, (rows, length), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(scope="module", params=["k1_final.pt", "baseline_dataset1.pt"])
-def exported(request, trained, tmp_path_factory):
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
     """A checkpoint, and the folder that the command line wrote of it."""
-    path, folder = trained.models_dir / request.param, tmp_path_factory.mktemp("export") / "model"
+    path, folder = trained.models_dir / "k1_final.pt", tmp_path_factory.mktemp("export") / "model"
     finished = run_script("-m k1.export", path, folder)
     assert (finished.status, finished.stdout) == (0, ""), finished.stderr
     assert finished.stderr.splitlines()[-1] == f"wrote {folder}"
@@ -41,7 +36,7 @@ def exported(request, trained, tmp_path_factory):
 
 def assert_same_logits(folder, model, vocabulary):
     opened = AutoModelForCausalLM.from_pretrained(folder).eval()
-    ids = token_ids(vocabulary)
+    ids = torch.randint(0, vocabulary, (3, 16), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected, found = (m(input_ids=ids).logits for m in (model.eval(), opened))
     assert expected.abs().max() > 0.1
@@ -57,17 +52,11 @@ def test_the_folder_is_complete_and_its_model_is_ours(exported):
     assert_same_logits(folder, restore_model(checkpoint, "cpu"), checkpoint.model_config["vocab_size"])
 
 
-def test_the_folder_generates(exported):
+@pytest.fixture(scope="module")
+def tokenizers(exported):
+    """Ours, and the same one after transformers has written and read it."""
     checkpoint, folder = exported
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    end = load_tokenizer(checkpoint.tokenizer).token_to_id(END_OF_DOCUMENT)
-    config = GenerationConfig.from_pretrained(folder)
-    assert config.eos_token_id == config.pad_token_id == config.bos_token_id == model.config.eos_token_id == end
-    # An embedding of padding would never be trained.
-    assert model.config.pad_token_id is None and model.get_input_embeddings().padding_idx is None
-    prompts = tokenizer(["River water", "Bread"], padding=True, padding_side="left", return_tensors="pt")
-    written = model.generate(**prompts, max_new_tokens=5)
-    assert written.shape[0] == 2 and written.shape[1] > prompts["input_ids"].shape[1]
+    return load_tokenizer(checkpoint.tokenizer), AutoTokenizer.from_pretrained(folder)
 
 
 def test_the_code_on_the_card_runs(exported, monkeypatch, capsys):
@@ -80,15 +69,6 @@ def test_the_code_on_the_card_runs(exported, monkeypatch, capsys):
     assert "Once" in capsys.readouterr().out
 
 
-@pytest.fixture(scope="module")
-def tokenizers(trained, tmp_path_factory):
-    """Ours, and the same one after transformers has written and read it."""
-    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt")
-    folder = tmp_path_factory.mktemp("tokenizer")
-    pretrained_tokenizer(load_tokenizer(checkpoint.tokenizer), 128).save_pretrained(folder)
-    return load_tokenizer(checkpoint.tokenizer), AutoTokenizer.from_pretrained(folder)
-
-
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(max_size=60))
 @example(text="  a<|endoftext|>b\r\n")
@@ -99,13 +79,18 @@ def test_any_text_has_the_same_tokens_and_comes_back(tokenizers, text):
     assert opened.decode(ids) == ours.decode(ids, skip_special_tokens=False) == text
 
 
-def test_the_end_of_a_document_is_a_token_of_its_own_that_nothing_adds(tokenizers):
+def test_the_end_of_a_document_is_a_token_of_its_own_that_nothing_adds(exported, tokenizers):
+    checkpoint, folder = exported
     ours, opened = tokenizers
-    end = ours.token_to_id(END_OF_DOCUMENT)
-    assert opened.eos_token_id == opened.bos_token_id == opened.pad_token_id == end
+    end, config = ours.token_to_id(END_OF_DOCUMENT), GenerationConfig.from_pretrained(folder)
+    for found in (opened, config):
+        assert found.eos_token_id == found.bos_token_id == found.pad_token_id == end
     assert end not in opened("a<|endoftext|>b")["input_ids"] and end not in opened("a")["input_ids"]
     assert opened.decode([end]) == END_OF_DOCUMENT and opened.decode([end], skip_special_tokens=True) == ""
-    assert opened.model_max_length == 128
+    assert opened.model_max_length == checkpoint.arguments["seq_length"]
+    # An embedding of padding would never be trained.
+    config = AutoConfig.from_pretrained(folder)
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (end, end, None) and config.use_cache
 
 
 SHAPE = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
@@ -190,4 +175,3 @@ def test_an_empty_folder_is_filled(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     export(load_checkpoint(trained.models_dir / "baseline_final.pt"), tmp_path)
     assert set(os.listdir(tmp_path)) == FILES
-    assert json.loads((tmp_path / "config.json").read_text())["use_cache"] is True

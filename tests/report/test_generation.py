@@ -68,11 +68,6 @@ def test_flags_out_of_range_are_usage_errors(capsys, flags):
     assert ended.value.code == 2 and capsys.readouterr().out == ""
 
 
-def test_the_other_method_is_refused(trained):
-    finished = run_script("generate_k1.py", trained.models_dir / "baseline_final.pt")
-    assert_one_clear_line(finished, 1, "of method 'baseline'")
-
-
 def test_sampling_options(tiny_model, monkeypatch):
     tokenizer = train_tokenizer(["abc"], 300)
     tiny_model.resize_token_embeddings(tokenizer.get_vocab_size())
