@@ -7,6 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -44,10 +45,7 @@ def percent(values: list[float | None]) -> list[float | None]:
 
 def heat_map(axes: Axes, rows: list[list[float | None]], labels: list[str], top: float) -> AxesImage:
     """Draw `rows` of percentages as greys, white for 0 and black for `top`, numbers in the cells, None hatched."""
-    image = axes.imshow(
-        [[float("nan") if value is None else value for value in row] for row in rows],
-        cmap="Greys", vmin=0, vmax=top, aspect="auto",
-    )  # fmt: skip
+    image = axes.imshow(np.array(rows, dtype=float), cmap="Greys", vmin=0, vmax=top, aspect="auto")
     for i, row in enumerate(rows):
         for j, value in enumerate(row):
             hatch = "////" if value is None else None
@@ -67,14 +65,14 @@ def heat_map(axes: Axes, rows: list[list[float | None]], labels: list[str], top:
 def accuracy_figure(report: dict) -> Figure:
     """Next-token accuracy on test text in %, dataset by stage, all models side by side on one scale."""
     by_arm = {arm: list(map(percent, zip(*model["accuracy_matrix"]))) for arm, model in report["models"].items()}
-    measured = [value for rows in by_arm.values() for row in rows for value in row if value is not None]
+    # A scale from 0 to 0 would have no colours.
+    top = np.nanmax(np.array(list(by_arm.values()), dtype=float)) or 1
     across = min(PANELS_ACROSS, len(by_arm))
     down = -(-len(by_arm) // across)
     figure = Figure(figsize=(7.5, 0.5 + 2.5 * down), layout="constrained")
     panels = figure.subplots(down, across, sharey=True, squeeze=False)
     for axes, (arm, rows) in zip(panels.flat, by_arm.items()):
-        # A scale from 0 to 0 would have no colours.
-        image = heat_map(axes, rows, stage_labels(report, 14), max(measured) or 1)
+        image = heat_map(axes, rows, stage_labels(report, 14), top)
         axes.set_title(ARMS[arm], fontsize="medium")
     for axes in panels.flat[len(by_arm) :]:
         axes.remove()
