@@ -15,7 +15,7 @@ RUN = .venv/bin/python
 # trained with these settings and text, and replaces what was trained with others.
 train = @echo '$(strip $(1))' >&2; $(RUN) $(1) $(SETTINGS) --overwrite && touch $@
 
-.PHONY: all report seeds unseen unseen2 pretrained study map stream model-study benchmark record screenshots
+.PHONY: all report seeds unseen unseen2 pretrained study map stream model-study benchmark record
 .PHONY: test test-fast test-oldest lint numerics harness kills clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -178,10 +178,6 @@ record: .venv/.installed
 		[ ! -e models/$${pair%:*} ] || cp models/$${pair%:*} results/$${pair#*:} || exit 1; done
 	$(RUN) -m k1.study.seeds results/seed*.json > results/seeds.md
 	$(RUN) -m k1.study.readme
-
-# What models/report.html looks like; needs Chromium (Debian: apt-get install chromium), or another one in $CHROMIUM.
-screenshots: .venv/.installed-dev
-	$(RUN) -m tests.report.screenshots models/report.html results
 
 test: .venv/.installed-dev
 	$(RUN) -m pytest --numprocesses 2 --dist loadgroup

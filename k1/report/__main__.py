@@ -8,9 +8,8 @@ from k1.config import resolve_device
 from k1.errors import Parser, command, user_path
 from k1.files import write_text
 from k1.flag_types import file_to_write, folder_to_write
-from k1.report.comparison import load_runs, report_of
-from k1.report.continuations import continue_all, new_words
-from k1.report.page import format_page
+from k1.report.comparison import datasets_of, load_runs, report_of
+from k1.report.page import continue_all, format_page
 from k1.report.plots import plot_report
 from k1.report.text import format_report
 
@@ -26,20 +25,19 @@ def main() -> None:
     parser.add_argument("--plots", type=folder_to_write, metavar="DIR", help="also draw the figures as PNG into DIR")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     arguments = parser.parse_args()
-    if arguments.json and arguments.html and arguments.json.resolve() == arguments.html.resolve():
-        parser.error(f"--json and --html are the same file, {arguments.json}; name two")
     device = resolve_device(arguments.device)
     runs = load_runs(arguments.models_dir)
+    datasets = datasets_of(runs["k1"][-1])
     # Before the report sets the number of threads: with the generate scripts' own the bits are theirs.
-    continuations = continue_all(runs, device) if arguments.html else {}
-    report = report_of(runs, device)
+    continuations = continue_all(runs, datasets, device) if arguments.html else []
+    report = report_of(runs, datasets, device)
     print(format_report(report), flush=True)
     if arguments.json:
         write_text(arguments.json, json.dumps(report, indent=2) + "\n")
     if arguments.plots:
         plot_report(report, arguments.plots)
     if arguments.html:
-        write_text(arguments.html, format_page(report, continuations, new_words(continuations, runs["k1"][-1])))
+        write_text(arguments.html, format_page(report, continuations))
         print(f"the report as a page: {arguments.html}", file=sys.stderr)
 
 

@@ -1,14 +1,16 @@
-"""K-1 and the baselines side by side: all figures of the report, as plain values."""
+"""K-1 and the baselines side by side: all figures of the report and the four success criteria, as plain values."""
 
 from pathlib import Path
 
 from k1.checkpoints.contents import Checkpoint
 from k1.checkpoints.storage import load_checkpoint
 from k1.config import Arguments
+from k1.data.loader import TokenizedDataset, load_datasets
+from k1.data.sources import dataset_labels
+from k1.data.tokenizer import load_tokenizer
 from k1.errors import K1Error
 from k1.experiment import ARM_FILES, ARM_KINDS, ARMS, FILES, SCRIPTS
 from k1.model import configure_torch, count_parameters, empty_model
-from k1.report.criteria import judge
 from k1.report.metrics import (
     accuracy_matrix,
     average_forgetting_percent,
@@ -17,8 +19,11 @@ from k1.report.metrics import (
     forward_transfer,
     mean,
 )
-from k1.report.quality import generation_quality, prepare_test
+from k1.report.quality import GenerationTest
+from k1.report.tables import SCORES
 
+MAX_FORGETTING_PERCENT = 25.0
+MIN_QUALITY_KEPT = 0.90
 # Settings in which arms may differ; all others must agree in every stage. Those of updates and of rehearsal must
 # agree with K-1's for the arm that shares them.
 FREE = {"method", "preset", "dataset_name", "data_source", "max_documents", "learning_rate", "device", "threads"}
@@ -85,7 +90,7 @@ def load_runs(models_dir: Path) -> dict[str, list[Checkpoint]]:
 
 
 def results_of(run: list[Checkpoint], generation: dict) -> dict:
-    """All figures of one method's run, as plain values; `generation` is what `generation_quality` returns."""
+    """All figures of one method's run, as plain values; `generation` is what `GenerationTest.quality` returns."""
     final, accuracy = run[-1], accuracy_matrix(run[-1])
     names = [dataset["name"] for dataset in final.datasets]
     end = {name: final.evaluations[-1][name]["test"] for name in names}
@@ -109,12 +114,58 @@ def results_of(run: list[Checkpoint], generation: dict) -> dict:
     }
 
 
-def report_of(runs: dict[str, list[Checkpoint]], device: str) -> dict:
-    """Everything the report shows of runs that `load_runs` has found comparable, as plain values."""
+def judge(k1: dict, baseline: dict) -> list[dict]:
+    """The four success criteria, each with `criterion`, `met`, `values` and `figures` (the values as text)."""
+    name = next(iter(k1["own"]))
+    ours, theirs = ((arm["forgetting_percent"][name], arm["average_forgetting_percent"]) for arm in (k1, baseline))
+    labels = dict(zip(k1["own"], dataset_labels(k1["own"])))
+    first, threshold = labels[name], f"{MAX_FORGETTING_PERCENT:g}% of {labels[name]}"
+    kept = {
+        name: {score: values["interval"][0] for score, values in scores.items()}
+        for name, scores in k1["generation"].items()
+    }
+
+    found = [
+        (
+            f"1. K-1 keeps dataset 1: it forgets at most {threshold}", ours[0] <= MAX_FORGETTING_PERCENT,
+            {"k1": ours[0], "threshold": MAX_FORGETTING_PERCENT}, f"{ours[0]:.1f}%",
+        ),
+        (
+            f"2. The baseline does not: it forgets more than {threshold}", theirs[0] > MAX_FORGETTING_PERCENT,
+            {"baseline": theirs[0], "threshold": MAX_FORGETTING_PERCENT}, f"{theirs[0]:.1f}%",
+        ),
+        (
+            f"3. K-1's generated text stays good: at least {MIN_QUALITY_KEPT:.0%} of each score is kept, "
+            "by the lower end of its 95% interval",
+            all(min(shares.values()) >= MIN_QUALITY_KEPT for shares in kept.values()),
+            {"k1": kept, "threshold": MIN_QUALITY_KEPT},
+            # Nothing follows the last dataset.
+            "; ".join(
+                f"{labels[name]} " + ", ".join(f"{SCORES[score]} {share:.0%}" for score, share in shares.items())
+                for name, shares in list(kept.items())[:-1]
+            ),
+        ),
+        (
+            f"4. K-1 forgets less than the baseline, of {first} and on average",
+            all(mine < other for mine, other in zip(ours, theirs)),
+            {"k1": list(ours), "baseline": list(theirs)},
+            f"{first} {ours[0]:.1f}% against {theirs[0]:.1f}%, average {ours[1]:.1f}% against {theirs[1]:.1f}%",
+        ),
+    ]  # fmt: skip
+    return [dict(zip(("criterion", "met", "values", "figures"), item)) for item in found]
+
+
+def datasets_of(final: Checkpoint) -> list[TokenizedDataset]:
+    """The datasets that `final` was trained on, read again; raises `K1Error` if their text is no longer the same."""
+    return load_datasets(final.datasets, load_tokenizer(final.tokenizer), Arguments(**final.arguments))
+
+
+def report_of(runs: dict[str, list[Checkpoint]], datasets: list[TokenizedDataset], device: str) -> dict:
+    """Everything the report shows of runs that `load_runs` has found comparable, on `datasets`, as plain values."""
     final = runs["k1"][-1]
     configure_torch(final.arguments["threads"])
-    test = prepare_test(final, device)
-    models = {arm: results_of(run, generation_quality(run, test, device)) for arm, run in runs.items()}
+    test = GenerationTest(datasets, load_tokenizer(final.tokenizer), final.arguments["seq_length"], final.seed)
+    models = {arm: results_of(run, test.quality(run, device)) for arm, run in runs.items()}
     return {
         "models": models,
         "criteria": judge(models["k1"], models["baseline"]),

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from tokenizers import Tokenizer
@@ -16,6 +17,7 @@ from k1.data.tokenizer import beginning_of_text, end_of_document, load_tokenizer
 from k1.errors import K1Error
 from k1.model import configure_torch, known_positions, seeded, static_cache
 from k1.rehearsal import settings_of_ours
+from k1.report.generation_arguments import NEW_TOKENS, TEMPERATURE, TOP_K
 
 PROMPTS_PER_SEED = 1_000
 # Larger batches are hardly faster, and their key-value cache grows with them.
@@ -60,21 +62,21 @@ def generate(
 
 
 def continue_prompts(
-    checkpoint: Checkpoint, prompts: list[str], arguments: argparse.Namespace, device: str
-) -> Iterator[str]:
-    """The continuation of each of `prompts` by the model of `checkpoint`, with the settings of a generate script."""
+    checkpoint: Checkpoint, prompts: list[str], device: str, max_new_tokens: int = NEW_TOKENS,
+    temperature: float = TEMPERATURE, top_k: int = TOP_K, seed: int = 0,
+) -> Iterator[str]:  # fmt: skip
+    """The continuation of each of `prompts` by the model of `checkpoint`, as a generate script prints it."""
     model = restore_model(checkpoint, device)
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     before = len(beginning_of_text(tokenizer))
     for position, prompt in enumerate(prompts):
         # An empty prompt is the beginning of a document.
         ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [end_of_document(tokenizer)]
-        check_length(before + len(ids) + arguments.max_new_tokens, checkpoint)
+        check_length(before + len(ids) + max_new_tokens, checkpoint)
         # A seed of its own for each prompt: its continuation does not depend on the prompts before it.
         (continuation,) = generate(
-            model, tokenizer, [ids], arguments.max_new_tokens, arguments.temperature, arguments.top_k,
-            seed=PROMPTS_PER_SEED * arguments.seed + position,
-        )  # fmt: skip
+            model, tokenizer, [ids], max_new_tokens, temperature, top_k, PROMPTS_PER_SEED * seed + position
+        )
         yield tokenizer.decode(continuation)
 
 
@@ -91,14 +93,21 @@ def print_continuations(method: str, arguments: argparse.Namespace) -> None:
     for number, path in enumerate(arguments.checkpoints, start=1):
         checkpoint = load_checkpoint(path, method)
         print(f"{path}: stage {checkpoint.stage}", file=sys.stderr)
+        labels = dataset_labels(dataset["name"] for dataset in checkpoint.datasets)
         if len(arguments.checkpoints) > 1:
-            labels = dataset_labels(dataset["name"] for dataset in checkpoint.datasets)
             print(f"##### checkpoint {number}, after {labels[-1]}")
-        prompts = prompts_of(checkpoint.datasets, arguments.prompt)
-        continuations = continue_prompts(checkpoint, [prompt for *_, prompt in prompts], arguments, device)
-        for (domain, index, prompt), continuation in zip(prompts, continuations):
-            print(f"=== {domain} {index}: " + prompt.replace("\n", "\\n"))
-            print(continuation, end="\n\n")
+        # Of each domain.
+        prompts = {label: dataset["prompts"] for label, dataset in zip(labels, checkpoint.datasets)}
+        if arguments.prompt:
+            prompts = {"prompt": arguments.prompt}
+        continuations = continue_prompts(
+            checkpoint, list(chain(*prompts.values())), device,
+            arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.seed,
+        )  # fmt: skip
+        for domain, texts in prompts.items():
+            for index, prompt in enumerate(texts, start=1):
+                print(f"=== {domain} {index}: " + prompt.replace("\n", "\\n"))
+                print(next(continuations), end="\n\n")
 
 
 def check_length(tokens: int, checkpoint: Checkpoint) -> None:
@@ -110,14 +119,3 @@ def check_length(tokens: int, checkpoint: Checkpoint) -> None:
         raise K1Error(f"{tokens} tokens are more than the {positions} positions of the model; lower --max_new_tokens")
     if tokens > seq_length:
         print(f"warning: {tokens} tokens are more than the {seq_length} the model was trained on", file=sys.stderr)
-
-
-def prompts_of(datasets: list[dict], given: list[str] | None) -> list[tuple[str, int, str]]:
-    """(domain, number, prompt) of the prompts given on the command line, or of each dataset's fixed ones."""
-    if given:
-        return [("prompt", index, prompt) for index, prompt in enumerate(given, start=1)]
-    return [
-        (label, index, prompt)
-        for label, dataset in zip(dataset_labels(dataset["name"] for dataset in datasets), datasets)
-        for index, prompt in enumerate(dataset["prompts"], start=1)
-    ]

@@ -5,21 +5,20 @@ from pathlib import Path
 
 from k1.errors import Parser, user_path
 from k1.experiment import FILES
-from k1.flag_types import MAXIMUM, at_least, checked
+from k1.flag_types import MAXIMUM, Bounds, at_least, checked
 
+NEW_TOKENS = 60
 TEMPERATURE = 0.8
 TOP_K = 40
 # Dividing by less overflows float32.
 MIN_TEMPERATURE = 1e-3
+TEMPERATURES: Bounds = (
+    f"0 (greedy) or at least {MIN_TEMPERATURE}", lambda value: value == 0 or MIN_TEMPERATURE <= value <= MAXIMUM,
+)  # fmt: skip
 
 
 def parse_generation_arguments(description: str, method: str, argv: list[str] | None = None) -> argparse.Namespace:
     """The command line of a generate script; exits with status 2 when a value is out of range."""
-    not_negative = checked(int, at_least(0))
-    temperature = checked(
-        float,
-        (f"0 (greedy) or at least {MIN_TEMPERATURE}", lambda value: value == 0 or MIN_TEMPERATURE <= value <= MAXIMUM),
-    )
     parser = Parser(description=description)
     parser.add_argument(
         "checkpoints", nargs="*", type=Path, help=f"checkpoint files (default: {FILES[method][-1]} in --models_dir)"
@@ -29,17 +28,14 @@ def parse_generation_arguments(description: str, method: str, argv: list[str] | 
         help=f"the checkpoints of all stages in --models_dir, one after the other: {', '.join(FILES[method])}",
     )  # fmt: skip
     parser.add_argument("--prompt", action="append", help="text to continue; may be repeated (default: fixed prompts)")
-    parser.add_argument(
-        "--max_new_tokens", type=checked(int, at_least(1)), default=60, help="tokens to generate (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--temperature", type=temperature, default=TEMPERATURE, help="0 is greedy (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--top_k", type=not_negative, default=TOP_K, help="0 is the whole vocabulary (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=not_negative, default=0, help="of the sampling (default: %(default)s)")
-    parser.add_argument("--models_dir", type=user_path, default=Path("models"), help="folder (default: %(default)s)")
+    for flag, kind, default, meaning in (
+        ("--max_new_tokens", checked(int, at_least(1)), NEW_TOKENS, "tokens to generate"),
+        ("--temperature", checked(float, TEMPERATURES), TEMPERATURE, "0 is greedy"),
+        ("--top_k", checked(int, at_least(0)), TOP_K, "0 is the whole vocabulary"),
+        ("--seed", checked(int, at_least(0)), 0, "of the sampling"),
+        ("--models_dir", user_path, Path("models"), "folder"),
+    ):
+        parser.add_argument(flag, type=kind, default=default, help=f"{meaning} (default: {default})")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="(default: auto)")
     arguments = parser.parse_args(argv)
     if any("\ud800" <= character <= "\udfff" for prompt in arguments.prompt or [] for character in prompt):

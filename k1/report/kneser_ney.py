@@ -1,12 +1,11 @@
 """An n-gram language model with interpolated Kneser-Ney smoothing, over token ids, in numpy."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 
-@dataclass(frozen=True)
-class Level:
+class Level(NamedTuple):
     """The n-grams of one length n that occur in a text, in the order of their `keys`.
 
     A key is the index of the first n - 1 tokens among the keys one level below,
@@ -30,10 +29,10 @@ class KneserNey:
     Goodman, Computer Speech and Language 1999, section 2.8) down to the uniform
     distribution: every token has a probability after any context, and they add up
     to 1. The discount of each length is n1 / (n1 + 2 n2), of the n-grams that
-    count once and twice, or `discount` if it is given.
+    count once and twice.
     """
 
-    def __init__(self, tokens: np.ndarray, vocabulary_size: int, order: int, discount: float | None = None) -> None:
+    def __init__(self, tokens: np.ndarray, vocabulary_size: int, order: int) -> None:
         self.vocabulary_size = vocabulary_size
         self.levels: list[Level] = []
         tokens = np.asarray(tokens, dtype=np.int64)
@@ -45,16 +44,15 @@ class KneserNey:
             keys, first, longer, counts = np.unique(ngrams, return_index=True, return_inverse=True, return_counts=True)
             if shorter is not None:
                 # Each different n-gram without its first token.
-                self._add_level(shorter, np.bincount(indices[first + 1], minlength=len(shorter)), discount)
+                self._add_level(shorter, np.bincount(indices[first + 1], minlength=len(shorter)))
             shorter, indices = keys, longer
-        self._add_level(shorter, counts, discount)
+        self._add_level(shorter, counts)
 
-    def _add_level(self, keys: np.ndarray, counts: np.ndarray, discount: float | None) -> None:
+    def _add_level(self, keys: np.ndarray, counts: np.ndarray) -> None:
         contexts = keys // self.vocabulary_size
         size = len(self.levels[-1].keys) if self.levels else 1
         once, twice = (int((counts == number).sum()) for number in (1, 2))
-        if discount is None:
-            discount = once / (once + 2 * twice) if once else 0.5
+        discount = once / (once + 2 * twice) if once else 0.5
         totals = np.bincount(contexts, weights=counts, minlength=size)
         kinds = np.bincount(contexts[counts > 0], minlength=size)
         self.levels.append(Level(keys, counts, totals, kinds, discount))

@@ -7,6 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -14,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 from k1.experiment import ARMS
 from k1.files import write_atomically
-from k1.report.text import labels_of
+from k1.report.text import first_model, labels_of
 
 matplotlib.rcParams["axes.spines.top"] = matplotlib.rcParams["axes.spines.right"] = False
 # Line, marker and colour of each arm: any one of them tells the arms apart.
@@ -37,11 +38,6 @@ def stage_labels(report: dict, width: int) -> list[str]:
     return [textwrap.fill(name, width, max_lines=3, placeholder="…").replace("$", r"\$") for name in names]
 
 
-def first_model(report: dict) -> str:
-    """What the model is called that stage 1 started from."""
-    return "pretrained" if report["start"] else "untrained"
-
-
 def percent(values: list[float | None]) -> list[float | None]:
     """Shares, 0 to 1, as percentages; None stays None."""
     return [None if value is None else 100 * value for value in values]
@@ -49,10 +45,7 @@ def percent(values: list[float | None]) -> list[float | None]:
 
 def heat_map(axes: Axes, rows: list[list[float | None]], labels: list[str], top: float) -> AxesImage:
     """Draw `rows` of percentages as greys, white for 0 and black for `top`, numbers in the cells, None hatched."""
-    image = axes.imshow(
-        [[float("nan") if value is None else value for value in row] for row in rows],
-        cmap="Greys", vmin=0, vmax=top, aspect="auto",
-    )  # fmt: skip
+    image = axes.imshow(np.array(rows, dtype=float), cmap="Greys", vmin=0, vmax=top, aspect="auto")
     for i, row in enumerate(rows):
         for j, value in enumerate(row):
             hatch = "////" if value is None else None
@@ -72,18 +65,18 @@ def heat_map(axes: Axes, rows: list[list[float | None]], labels: list[str], top:
 def accuracy_figure(report: dict) -> Figure:
     """Next-token accuracy on test text in %, dataset by stage, all models side by side on one scale."""
     by_arm = {arm: list(map(percent, zip(*model["accuracy_matrix"]))) for arm, model in report["models"].items()}
-    measured = [value for rows in by_arm.values() for row in rows for value in row if value is not None]
+    # A scale from 0 to 0 would have no colours.
+    top = np.nanmax(np.array(list(by_arm.values()), dtype=float)) or 1
     across = min(PANELS_ACROSS, len(by_arm))
     down = -(-len(by_arm) // across)
     figure = Figure(figsize=(7.5, 0.5 + 2.5 * down), layout="constrained")
     panels = figure.subplots(down, across, sharey=True, squeeze=False)
     for axes, (arm, rows) in zip(panels.flat, by_arm.items()):
-        # A scale from 0 to 0 would have no colours.
-        image = heat_map(axes, rows, stage_labels(report, 14), max(measured) or 1)
+        image = heat_map(axes, rows, stage_labels(report, 14), top)
         axes.set_title(ARMS[arm], fontsize="medium")
     for axes in panels.flat[len(by_arm) :]:
         axes.remove()
-    figure.supxlabel(f"after stage (0: {first_model(report)}; hatched: not measured)", fontsize="medium")
+    figure.supxlabel(f"after stage (0: {first_model(report['start'])}; hatched: not measured)", fontsize="medium")
     figure.colorbar(image, ax=panels, label="next-token accuracy\non test text (%)")
     return figure
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from k1.data.sources import dataset_labels
 from k1.experiment import ARMS
-from k1.report.metrics import SHOWN, own_to_end
+from k1.report.metrics import SHOWN, Matrix, own_to_end
 from k1.report.tables import Table, dataset_label, rows_of
 
 AT_BOTH_TIMES = "after the dataset's own stage -> at the end"
@@ -56,30 +56,46 @@ def at_both_times(score: str, labels: list[str]) -> list[tuple[str, Callable[[li
 def result_tables(report: dict) -> list[Table]:
     """Accuracy, loss, forgetting and transfer, in this order."""
 
-    def shown(key: str, form: str, scale: float = 1) -> Callable[[list[dict]], str]:
-        return lambda runs: format(scale * runs[0][key], form)
+    def column(name: str, key: str, form: str, scale: float = 1) -> tuple[str, Callable[[list[dict]], str]]:
+        return name, lambda runs: format(scale * runs[0][key], form)
 
-    models = [(ARMS[arm], [result]) for arm, result in report["models"].items()]
-    labels, average = labels_of(report), shown("average_forgetting_percent", ".1f")
-    tables = {
-        f"{SHOWN['accuracy'][0]}: {AT_BOTH_TIMES}": [*at_both_times("accuracy", labels), ("Forgetting %", average)],
+    labels = labels_of(report)
+    columns = {
+        f"{SHOWN['accuracy'][0]}: {AT_BOTH_TIMES}": [
+            *at_both_times("accuracy", labels), column("Forgetting %", "average_forgetting_percent", ".1f"),
+        ],
         f"{SHOWN['loss'][0]}: {AT_BOTH_TIMES}": [
-            *at_both_times("loss", labels), ("Mean at the end", shown("mean_final_loss", ".3f")),
+            *at_both_times("loss", labels), column("Mean at the end", "mean_final_loss", ".3f"),
         ],
         "Forgetting: share of the accuracy after the dataset's own stage that is lost at the end, in %": [
             *(
                 (label, lambda runs, name=dataset["name"]: f"{runs[0]['forgetting_percent'][name]:.1f}")
                 for label, dataset in zip(labels, report["datasets"])
             ),
-            ("Average", average),
+            column("Average", "average_forgetting_percent", ".1f"),
         ],
         "Transfer in percentage points of accuracy, and the measured share of parameters that a step changes": [
-            ("Backward transfer", shown("backward_transfer", "+.2f", 100)),
-            ("Forward transfer", shown("forward_transfer", "+.2f", 100)),
-            ("Parameters changed per step %", shown("updated_fraction", ".2f", 100)),
+            column("Backward transfer", "backward_transfer", "+.2f", 100),
+            column("Forward transfer", "forward_transfer", "+.2f", 100),
+            column("Parameters changed per step %", "updated_fraction", ".2f", 100),
         ],
     }  # fmt: skip
-    return [Table(caption, rows_of("Model", models, columns)) for caption, columns in tables.items()]
+    models = [(ARMS[arm], [result]) for arm, result in report["models"].items()]
+    return [Table(caption, rows_of("Model", models, found)) for caption, found in columns.items()]
+
+
+def first_model(start: dict | None) -> str:
+    """What the model is called that stage 1 started from; `start` describes a pretrained one."""
+    return "pretrained" if start else "untrained"
+
+
+def accuracy_rows(accuracy: Matrix, labels: list[str], start: dict | None) -> list[list[str]]:
+    """The rows of a table with the accuracy of every dataset, in %, of the first model and after every stage."""
+    head = ["Dataset", first_model(start), *(f"after stage {stage}" for stage in range(1, len(accuracy)))]
+    shown = [
+        ["not measured" if value is None else f"{100 * value:.1f}" for value in column] for column in zip(*accuracy)
+    ]
+    return [head, *([label, *cells] for label, cells in zip(labels, shown))]
 
 
 def about_generation(report: dict) -> str:

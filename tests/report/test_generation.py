@@ -31,11 +31,6 @@ def test_both_scripts_print_the_same_headings_and_never_name_the_model(trained):
     assert not re.search("baseline|k1_final", k1 + baseline)
 
 
-def test_the_same_command_prints_the_same_bytes_and_the_seed_matters(trained):
-    first, again, other = (run("generate_k1.py", trained, *SHORT, "--seed", seed).stdout for seed in (3, 3, 4))
-    assert first == again != other
-
-
 @pytest.mark.parametrize("method", FILES)
 def test_stages_are_all_checkpoints_under_each_other_and_each_reads_as_alone(trained, method):
     script, files = f"generate_{method}.py", [trained.models_dir / file for file in FILES[method]]
@@ -43,8 +38,8 @@ def test_stages_are_all_checkpoints_under_each_other_and_each_reads_as_alone(tra
     assert stages == run(script, trained, *SHORT, *files).stdout
     found = re.findall("^##### checkpoint (.*), after (.*)$", stages, re.M)
     assert found == [(str(stage), corpus.name) for stage, corpus in enumerate(trained.corpora, start=1)]
-    assert run(script, trained, *SHORT, files[1]).stdout in stages
-    assert stages.endswith(f"\n{run(script, trained, *SHORT).stdout}")
+    last = run(script, trained, *SHORT).stdout
+    assert stages.endswith(f"\n{last}") and last != run(script, trained, *SHORT, "--seed", 4).stdout
 
 
 def test_a_missing_stage_ends_the_script_before_anything_is_printed(trained, tmp_path):
@@ -71,11 +66,6 @@ def test_flags_out_of_range_are_usage_errors(capsys, flags):
     with pytest.raises(SystemExit) as ended:
         parse_generation_arguments("", "k1", flags)
     assert ended.value.code == 2 and capsys.readouterr().out == ""
-
-
-def test_the_other_method_is_refused(trained):
-    finished = run_script("generate_k1.py", trained.models_dir / "baseline_final.pt")
-    assert_one_clear_line(finished, 1, "of method 'baseline'")
 
 
 def test_sampling_options(tiny_model, monkeypatch):

@@ -1,23 +1,35 @@
 """The report: its figures are those of the checkpoints, and unfair comparisons are refused."""
 
+import copy
 import re
-import shutil
 
 import pytest
 
 from k1.checkpoints.storage import load_checkpoint, save_checkpoint
 from k1.errors import K1Error
 from k1.experiment import ARM_FILES, ARMS, FILES
-from k1.report.comparison import load_runs, report_of
-from k1.report.criteria import MAX_FORGETTING_PERCENT, MIN_QUALITY_KEPT, judge
+from k1.report.comparison import (
+    MAX_FORGETTING_PERCENT,
+    MIN_QUALITY_KEPT,
+    datasets_of,
+    judge,
+    load_runs,
+    report_of,
+    require_comparable,
+)
 from k1.report.tables import SCORES
 from k1.report.text import format_report
 from tests.conftest import assert_one_clear_line, run_script
 
 
 @pytest.fixture(scope="module")
-def report(written):
-    return written.printed.stdout, written.results
+def results(written):
+    return written.results
+
+
+@pytest.fixture(scope="module")
+def runs(trained):
+    return load_runs(trained.models_dir)
 
 
 def rows_after(text, caption):
@@ -26,49 +38,29 @@ def rows_after(text, caption):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()][2:]
 
 
-def test_the_json_has_the_numbers_of_the_checkpoints(trained, report):
-    _, results = report
-    for method, files in FILES.items():
-        final = load_checkpoint(trained.models_dir / files[-1], method)
+def test_the_json_has_the_numbers_of_the_checkpoints(runs, results):
+    for arm, (_, dataset2, final) in runs.items():
         names = [dataset["name"] for dataset in final.datasets]
         first = final.evaluations[0][names[0]]["test"]["accuracy"]
         end = final.evaluations[-1][names[0]]["test"]["accuracy"]
-        result = results["models"][method]
+        result = results["models"][arm]
         assert result["forgetting_percent"][names[0]] == pytest.approx(100 * (first - end) / first)
         assert result["final"][names[2]] == final.evaluations[-1][names[2]]["test"]
         # The whole matrix but for datasets more than one stage ahead.
         assert [[cell is not None for cell in row] for row in result["accuracy_matrix"]] == [
             [True, True, True], [True, True, False], [True, True, True], [True, True, True],
         ]  # fmt: skip
+        assert results["parameters"] == sum(value.numel() for value in dataset2.model.values())
     assert results["models"]["k1"]["updated_fraction"] == pytest.approx(0.51, abs=0.01)
-    weights = load_checkpoint(trained.models_dir / "k1_dataset2.pt", "k1").model
-    assert results["parameters"] == sum(value.numel() for value in weights.values())
     assert [len(found) for found in results["models"]["k1"]["predicted_forgetting"]] == [0, 1, 2]
 
 
-def test_the_text_shows_the_same_figures(report):
-    text, results = report
+def test_the_text_shows_the_same_figures(written, results):
+    text = written.printed.stdout
     for row, result in zip(rows_after(text, "Next-token accuracy"), results["models"].values(), strict=True):
         assert row[-1] == f"{result['average_forgetting_percent']:.1f}"
         for cell, own, final in zip(row[1:], result["own"].values(), result["final"].values()):
             assert cell == f"{100 * own['accuracy']:.1f} -> {100 * final['accuracy']:.1f}"
-    assert len(re.findall(r"^[1-4]\. .*: (met|NOT MET) \(", text, re.M)) == 4
-
-
-def test_the_scores_of_generated_text_after_the_last_stage_are_final(report):
-    _, results = report
-    for result in results["models"].values():
-        *earlier, last = result["generation"].values()
-        for values in last.values():
-            assert values["own"] == values["final"] and values["kept"] == 1 and values["interval"] == [1, 1]
-        for scores in earlier:
-            assert all(values["interval"][0] <= values["kept"] <= values["interval"][1] for values in scores.values())
-            assert scores["fluency"]["own"] != scores["fluency"]["final"]
-    assert results["judges"]["classifier_accuracy"] > 0.95
-
-
-def test_the_text_shows_the_scores_of_real_and_generated_text(report):
-    text, results = report
     first, _, third = results["judges"]["real_text"]
     for caption, score, scale, digits in (
         ("Domain: ", "domain", 100, 1), ("Fluency: ", "fluency", 1, 2), ("Distinct-2: ", "distinct_2", 100, 1),
@@ -84,15 +76,28 @@ def test_the_text_shows_the_scores_of_real_and_generated_text(report):
                 f"({100 * values['kept']:.0f}%, {100 * low:.0f} to {100 * high:.0f})",
             ]
             assert row[3] == f"{scale * result['generation'][third][score]['final']:.{digits}f}"
+    assert len(re.findall(r"^[1-4]\. .*: (met|NOT MET) \(", text, re.M)) == 4
+
+
+def test_the_scores_of_generated_text_after_the_last_stage_are_final(results):
+    for result in results["models"].values():
+        *earlier, last = result["generation"].values()
+        for values in last.values():
+            assert values["own"] == values["final"] and values["kept"] == 1 and values["interval"] == [1, 1]
+        for scores in earlier:
+            assert all(values["interval"][0] <= values["kept"] <= values["interval"][1] for values in scores.values())
+            assert scores["fluency"]["own"] != scores["fluency"]["final"]
+    assert results["judges"]["classifier_accuracy"] > 0.95
 
 
 @pytest.mark.slow
-def test_two_reports_are_the_same(trained, report):
-    assert format_report(report_of(load_runs(trained.models_dir), "cpu")) == report[0].rstrip("\n")
+def test_two_reports_are_the_same(runs, written):
+    report = report_of(runs, datasets_of(runs["k1"][-1]), "cpu")
+    assert format_report(report) == written.printed.stdout.rstrip("\n")
 
 
 def verdict(ours, theirs, average=None, **low):
-    """Which criteria are met, given forgetting in %, and if not 1 the lower ends of what is kept of dataset a."""
+    """The criteria, given forgetting in %, and if not 1 the lower ends of what is kept of dataset a."""
 
     def result(forgetting, mean_forgetting):
         kept = {score: {"kept": 1.0, "interval": [low.get(score, 1.0), 1.1]} for score in SCORES}
@@ -120,80 +125,68 @@ def test_criteria_at_their_thresholds():
         assert f"{SCORES[score]} 50%" in figures and figures.count("100%") == len(SCORES) - 1
 
 
-@pytest.fixture
-def copies(trained, tmp_path):
-    for path in trained.models_dir.glob("*.pt"):
-        shutil.copy(path, tmp_path)
-    return tmp_path
-
-
-def alter(models_dir, file, change):
-    checkpoint = load_checkpoint(models_dir / file)
-    change(checkpoint)
-    save_checkpoint(models_dir / file, checkpoint)
-
-
 DIFFERENCES = {
     "data": lambda checkpoint: checkpoint.datasets[1].update(fingerprint="0" * 64),
     "seed": lambda checkpoint: checkpoint.arguments.update(seed=7),
-    "max_steps": lambda checkpoint: checkpoint.arguments.update(max_steps=21),
     "tokens a step, gradient_accumulation_steps": lambda c: c.arguments.update(gradient_accumulation_steps=2),
+    "tokenizer": lambda checkpoint: setattr(checkpoint, "tokenizer", checkpoint.tokenizer + " "),
     "architecture": lambda checkpoint: checkpoint.model_config.update(hidden_size=34),
     "weight_decay": lambda checkpoint: checkpoint.arguments.update(weight_decay=0.3),
 }
 
 
 @pytest.mark.parametrize("named", DIFFERENCES)
-def test_runs_that_are_not_comparable_are_refused_by_name(copies, named):
-    alter(copies, "baseline_final.pt", DIFFERENCES[named])
-    with pytest.raises(K1Error, match=f"they differ in: {named};"):
-        load_runs(copies)
+def test_runs_that_are_not_comparable_are_refused_by_name(runs, named):
+    other = copy.deepcopy(runs["baseline"])
+    require_comparable(runs["k1"], other, "baseline")
+    DIFFERENCES[named](other[-1])
+    with pytest.raises(K1Error, match=f"K-1 and baseline cannot be compared, they differ in: {named};"):
+        require_comparable(runs["k1"], other, "baseline")
 
 
 @pytest.mark.parametrize(
-    ("arm", "setting"),
-    [("sparse", "update_fraction"), ("baseline_rehearsal", "rehearsal_weight")],
+    ("arm", "shared", "free"),
+    [("sparse", "update_fraction", "rehearsal"), ("baseline_rehearsal", "rehearsal_weight", "update_fraction")],
 )
-def test_all_four_arms_are_compared_if_they_share_what_they_stand_for(copies, arm, setting):
-    for other, method, like in (("sparse", "k1", "baseline"), ("baseline_rehearsal", "baseline", "k1")):
-        for stage in (1, 2):
-            checkpoint = load_checkpoint(copies / FILES[method][stage])
-            checkpoint.arguments["rehearsal"] = load_checkpoint(copies / FILES[like][stage]).arguments["rehearsal"]
-            save_checkpoint(copies / ARM_FILES[other][stage], checkpoint)
-    assert {name: run[-1].arm for name, run in load_runs(copies).items()} == {name: name for name in ARMS}
-    alter(copies, ARM_FILES[arm][-1], lambda checkpoint: checkpoint.arguments.update({setting: 0.123}))
-    with pytest.raises(K1Error, match=f"they differ in: {setting};"):
-        load_runs(copies)
+def test_an_arm_shares_with_k1_what_it_stands_for(runs, arm, shared, free):
+    other = copy.deepcopy(runs["k1"])
+    other[-1].arguments.update({free: 0.123})
+    require_comparable(runs["k1"], other, arm)
+    other[-1].arguments.update({shared: 0.123})
+    with pytest.raises(K1Error, match=f"they differ in: {shared};"):
+        require_comparable(runs["k1"], other, arm)
 
 
-def test_another_tokenizer_is_refused_by_name(copies):
-    for file in FILES["baseline"]:
-        alter(copies, file, lambda checkpoint: setattr(checkpoint, "tokenizer", checkpoint.tokenizer + " "))
-    with pytest.raises(K1Error, match="they differ in: tokenizer;"):
-        load_runs(copies)
+@pytest.fixture
+def links(trained, tmp_path):
+    """A folder with the checkpoints of the trained models, each of which may be replaced."""
+    for path in trained.models_dir.glob("*.pt"):
+        (tmp_path / path.name).symlink_to(path)
+    return tmp_path
 
 
-def test_files_of_two_runs_are_refused_in_one_line(copies):
-    def change(checkpoint):
-        next(iter(checkpoint.evaluations[0].values()))["test"]["loss"] += 0.1
+def test_other_arms_are_compared_if_they_were_trained(links):
+    assert list(load_runs(links)) == ["baseline", "k1"]
+    for file, other in zip(ARM_FILES["sparse"][1:], FILES["k1"][1:]):
+        (links / file).symlink_to(links / other)
+    assert list(load_runs(links)) == ["baseline", "sparse", "k1"]
 
-    alter(copies, "k1_dataset2.pt", change)
-    assert_one_clear_line(run_script("-m k1.report", "--models_dir", copies), 1, "does not continue", "--overwrite")
+
+def test_files_of_two_runs_are_refused_in_one_line(links):
+    checkpoint = load_checkpoint(links / "k1_dataset2.pt")
+    next(iter(checkpoint.evaluations[0].values()))["test"]["loss"] += 0.1
+    (links / "k1_dataset2.pt").unlink()
+    save_checkpoint(links / "k1_dataset2.pt", checkpoint)
+    assert_one_clear_line(run_script("-m k1.report", "--models_dir", links), 1, "does not continue", "--overwrite")
 
 
 @pytest.mark.parametrize(
-    ("file", "script"),
-    [
-        ("k1_dataset1.pt", "train_k1_dataset1.py"),
-        ("k1_dataset2.pt", "train_k1_dataset2.py"),
-        ("k1_final.pt", "train_k1_dataset3.py"),
-        ("baseline_dataset2.pt", "train_baseline_all.py"),
-    ],
+    ("file", "script"), [("k1_dataset2.pt", "train_k1_dataset2.py"), ("baseline_final.pt", "train_baseline_all.py")]
 )
-def test_a_missing_file_names_its_script(copies, file, script):
-    (copies / file).unlink()
+def test_a_missing_file_names_its_script(links, file, script):
+    (links / file).unlink()
     with pytest.raises(K1Error, match=rf"{file} does not exist; run {script} first"):
-        load_runs(copies)
+        load_runs(links)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +194,6 @@ def test_a_missing_file_names_its_script(copies, file, script):
     [
         (["--html", "."], "--html: . is not a file in a folder that can be written"),
         (["--json", "none/report.json"], "is not a file in a folder that can be written"),
-        (["--html", "report", "--json", "./report"], "--json and --html are the same file"),
         (["--plots", "file"], "--plots: file is not a folder that can be written"),
         (["--plots", "file/plots"], "is not a folder that can be written"),
     ],
