@@ -197,8 +197,8 @@ numerics: .venv/.installed-dev
 
 # The library with the oldest versions that pyproject.toml allows, torch excepted: of it there are only wheels with CUDA.
 test-oldest: .venv/.installed-oldest
-	PYTHONPATH=.venv/oldest $(RUN) -m pytest --numprocesses 2 --dist loadgroup \
-		tests/test_sparse.py tests/test_rehearsal.py tests/training/test_library.py
+	PYTHONPATH=.venv/oldest $(RUN) -m pytest --numprocesses 2 --dist loadgroup tests/training/test_library.py \
+		$(patsubst %,tests/test_%.py,sparse rehearsal callback known architectures)
 
 .venv/.installed-oldest: tests/requirements-oldest.txt .venv/.installed-dev
 	rm -rf .venv/oldest

@@ -1,6 +1,7 @@
 """K-1 in the training of others: a callback for the `Trainer` of transformers, and those that are built on it."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,8 @@ from k1.teacher import in_mode
 REHEARSED_SHARE = 4  # one rehearsed sequence for so many new ones
 SAMPLE = 32  # sequences of each text that the report measures
 INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "labels")
+# What `accelerate launch` tells its processes, and the Trainer's arguments do not say.
+UNFIT = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_MIXED_PRECISION": "fp16"}
 WRITTEN_FILE, SETTINGS_FILE = "written.safetensors", "settings.json"
 
 
@@ -80,7 +83,8 @@ class K1Callback(TrainerCallback):
         self, args: TrainingArguments, *_: object, model: PreTrainedModel, processing_class: object = None, **__: object
     ) -> None:
         """Let the model as it is now, before any checkpoint is loaded, write what it will rehearse."""
-        if args.fp16 or args.fsdp or args.deepspeed:
+        is_unfit = any(os.environ.get(name, "").lower() == value for name, value in UNFIT.items())
+        if args.fp16 or args.fsdp or args.deepspeed or is_unfit:
             raise K1Error("K1Callback fits no fp16, FSDP and DeepSpeed; train with bf16=True, in one process or DDP")
         started = time.perf_counter()
         quarter = max(1, args.train_batch_size * args.gradient_accumulation_steps // REHEARSED_SHARE)

@@ -55,9 +55,7 @@ class Step:
             parameter.data.copy_(torch.where(mask, parameter.detach(), old))
 
 
-def sparse_updates(
-    optimizer: torch.optim.Optimizer, fraction: float = UPDATE_FRACTION, seed: int = 0, policy: str = "windows"
-) -> "SparseUpdates":
+class SparseUpdates:
     """Let each step of `optimizer` change `round(fraction * parameters)` single parameters, at least 1, and no other.
 
     All others keep their bits, weight decay included; moments follow all gradients.
@@ -65,16 +63,17 @@ def sparse_updates(
     default, draws others at each step, `seed` and the number of the step alone decide,
     and takes their change times 1/fraction. The number of the step is in
     `optimizer.state_dict()`. A copy of an optimizer has no hooks, as torch has it:
-    attach again, and it resumes with the same bits. Raises `K1Error` for a fraction
+    attach again, and it resumes with the same bits; `remove` detaches. Raises `K1Error` for a fraction
     outside (0, 1], an unknown policy, an optimizer that has sparse updates already, and FSDP.
     """
-    return SparseUpdates(optimizer, fraction, seed, policy)
 
-
-class SparseUpdates:
-    """Sparse updates of one optimizer, attached by `sparse_updates`; `remove` detaches them."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, fraction: float, seed: int, policy: str) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        fraction: float = UPDATE_FRACTION,
+        seed: int = 0,
+        policy: str = "windows",
+    ) -> None:
         # accelerate wraps an optimizer in another one.
         optimizer = getattr(optimizer, "optimizer", optimizer)
         check_settings(fraction, policy)
@@ -119,6 +118,10 @@ class SparseUpdates:
             next(self._waiting, None)
             self._waiting = None
         optimizer.param_groups[0][COUNTER] += 1
+
+
+# To attach them is to make one.
+sparse_updates = SparseUpdates
 
 
 def check_settings(fraction: float, policy: str) -> None:

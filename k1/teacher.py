@@ -32,9 +32,14 @@ def teacher_of(
 ) -> PreTrainedModel:
     """A frozen copy of `model`; of one with a fresh adapter of peft itself, as it is there without the adapter.
 
-    Raises `K1Error` for a model in pieces, an adapter that is a prompt, and the `dtype` or `device` of no copy.
+    Raises `K1Error` for a model in pieces, an adapter that is a prompt, and the `dtype` or `device` of no copy;
+    and for weights that would get no gradient after the model has predicted.
     """
     require_whole(model.parameters())
+    if getattr(model, "is_loaded_in_4bit", False) and model.device.type == "cpu":
+        raise K1Error(
+            "bitsandbytes on a CPU has no gradients once a model has predicted; use a GPU, or quantize with torchao"
+        )
     if hasattr(model, "disable_adapter"):
         if model.active_peft_config.is_prompt_learning:
             raise K1Error("rehearsal does not fit an adapter that is a prompt; choose another, such as LoRA")

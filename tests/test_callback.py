@@ -12,9 +12,12 @@ import pytest
 import torch
 from datasets import Dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 import k1
+from k1.callback import UNFIT
 from k1.errors import K1Error
 from k1.rehearsal import Rehearsal, divergence_from
 from tests.conftest import PATIENCE, PRELOADED
@@ -155,7 +158,8 @@ def test_without_known_text_or_settings_the_model_begins_by_itself(tmp_path):
 RUNS = {
     "bf16": {"bf16": True},
     "accumulation": {"gradient_accumulation_steps": 2},
-    "checkpointing": {"activation_checkpointing": True},
+    # The name that the oldest transformers has, too; by itself it takes the way that does not fit an adapter.
+    "checkpointing": {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
     "best model": {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2,
                    "save_strategy": "steps"},
 }  # fmt: skip
@@ -252,20 +256,26 @@ def test_a_setting_that_cannot_be_or_does_nothing_is_one_clear_line(settings, me
         k1.K1Callback(KNOWN, **settings)
 
 
-@pytest.mark.parametrize("name", ["fp16", "fsdp", "deepspeed"])
-def test_where_it_cannot_work_it_says_so(name):
+@pytest.mark.parametrize("name", ["fp16", "fsdp", "deepspeed", *UNFIT])
+def test_where_it_cannot_work_it_says_so(name, monkeypatch):
+    """Whether the Trainer's arguments say so or `accelerate launch` does."""
     arguments = {"fp16": False, "fsdp": None, "deepspeed": None, name: True}
+    if name in UNFIT:
+        monkeypatch.setenv(name, UNFIT[name])
     with pytest.raises(K1Error, match="train with bf16=True, in one process or DDP"):
         k1.K1Callback(KNOWN).on_init_end(SimpleNamespace(**arguments), model=fresh_model())
 
 
-def test_parameters_in_pieces_are_refused():
-    """FSDP has DTensors, which have `placements`."""
-    model = fresh_model()
-    model.lm_head.weight.placements = ()
-    for use in (lambda: k1.Rehearsal(model, KNOWN), lambda: k1.sparse_updates(torch.optim.SGD(model.parameters()))):
-        with pytest.raises(K1Error, match="train with DistributedDataParallel, not FSDP"):
-            use()
+def test_parameters_in_pieces_are_refused(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = fresh_model()
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        for use in (lambda: k1.Rehearsal(model, KNOWN), lambda: k1.sparse_updates(torch.optim.SGD(model.parameters()))):
+            with pytest.raises(K1Error, match="train with DistributedDataParallel, not FSDP"):
+                use()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(
@@ -302,7 +312,11 @@ def test_with_a_fresh_adapter_the_teacher_is_the_model_itself():
     assert k1.Rehearsal(model, KNOWN, **SMALL).teacher is not model
 
 
-def test_settings_of_a_copy_that_is_not_made_and_an_adapter_that_is_a_prompt_are_refused():
+def test_a_teacher_that_cannot_be_is_one_clear_line():
+    quantized = adapted(fresh_model())
+    quantized.is_loaded_in_4bit = True
+    with pytest.raises(K1Error, match="bitsandbytes on a CPU has no gradients"):
+        k1.Rehearsal(quantized, KNOWN)
     with pytest.raises(K1Error, match="no copy: leave out its dtype and device"):
         k1.Rehearsal(adapted(fresh_model()), KNOWN, teacher_dtype=torch.bfloat16)
     prompt = peft.get_peft_model(fresh_model(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))

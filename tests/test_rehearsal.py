@@ -1,7 +1,6 @@
 """Rehearsal: what the model writes, what it predicted in it, and what holding it to that does."""
 
 import math
-from dataclasses import replace
 from types import SimpleNamespace
 
 import datasets
@@ -165,10 +164,11 @@ def test_a_stage_without_text_to_rehearse_is_refused(tiny_model):
     [
         ({"length": 1}, "a length of at least 2"),
         ({"rows": 0}, "1 row"),
+        ({"interval": 0}, "1 step or more"),
+        ({"known": torch.zeros(3, 1, dtype=torch.long)[:, :0]}, "known has fewer than 2 tokens to continue"),
         ({"length": 4096}, "4096 is more than the"),
         ({"written": [torch.zeros(3, 1, dtype=torch.int32)]}, "give every rehearsal the same length"),
     ],
-    ids=["length", "rows", "positions", "earlier text"],
 )
 def test_a_rehearsal_that_cannot_be(tiny_model, settings, message):
     with pytest.raises(K1Error, match=message):
@@ -307,50 +307,6 @@ def test_budget_keeps_all_or_nothing(tiny_model, budget, expected):
         torch.testing.assert_close(value, reference[name], rtol=0, atol=1e-6)
 
 
-def test_budget_keeps_the_largest_share_that_stays_within_it(tiny_model):
-    rehearsal = rehearsal_of(tiny_model)
-    start = {name: value.detach().clone() for name, value in tiny_model.named_parameters()}
-    other = build_model(tiny_model.config.to_dict(), seed=1)
-    all_of_it = rehearsal.predicted_forgetting(other)[0]
-    share = rehearsal.keep_within(other, start, all_of_it / 3)
-    assert 0 < share < 1 and 0 < rehearsal.predicted_forgetting(other)[0] <= all_of_it / 3
-
-
-def test_a_model_that_rehearses_stays_nearer_to_what_it_was(tiny_model):
-    """Trained on other text, it forgets less of the text that it could predict before."""
-
-    def blocks(first, last):
-        # Texts of two domains: rising letters of either half of the alphabet.
-        starts = torch.randint(first, last, (64, 1), generator=torch.Generator().manual_seed(first))
-        return dataset_of(first + (starts - first + torch.arange(16)) % (last - first))
-
-    def loss_on(model, dataset):
-        rows = dataset.blocks["train"][:]["input_ids"]
-        with torch.no_grad():
-            return model(input_ids=rows, labels=rows).loss.item()
-
-    def learn(model, dataset, written=(), **settings):
-        arguments = replace(
-            arguments_of("baseline", seq_length=16, batch_size=8, rehearsal_sequences=64),
-            learning_rate=1e-2, max_steps=60, warmup_steps=5, **settings,
-        )  # fmt: skip
-        rehearsal = begin_rehearsal(model, list(written), TOKENIZER, arguments)
-        StageTrainer(model, dataset, arguments, rehearsal).run()
-        return write_rehearsal(model, dataset, TOKENIZER, replace(arguments, stage=1))
-
-    old, new = blocks(1, 18), blocks(18, 36)
-    written = learn(tiny_model, old)
-    learned = {name: value.clone() for name, value in tiny_model.state_dict().items()}
-    before, after = loss_on(tiny_model, old), {}
-    for share in (0.0, 0.5):
-        tiny_model.load_state_dict(learned)
-        learn(tiny_model, new, written, rehearsal=share)
-        after[share] = loss_on(tiny_model, old)
-        assert loss_on(tiny_model, new) < 1
-    assert before < 1
-    assert after[0.5] - before < 0.5 * (after[0.0] - before)
-
-
 @pytest.mark.parametrize(
     ("changes", "new", "old"),
     [({}, 3, 1), ({"rehearsal": 0.5}, 2, 2), ({"rehearsal": 0.0}, 4, 0), ({"rehearsal_on_top": True}, 4, 1)],
@@ -366,13 +322,8 @@ def test_rehearsed_rows_take_the_place_of_new_ones_unless_on_top(changes, new, o
     ("changes", "message"),
     [
         ({"rehearsal": 1.0}, "--rehearsal must be at least 0 and below 1"),
-        ({"rehearsal": -0.1}, "--rehearsal must be at least 0 and below 1"),
         ({"rehearsal": 0.01}, "no whole sequence"),
         ({"rehearsal": 0.99}, "no whole sequence"),
-        ({"rehearsal_sequences": 0}, "--rehearsal_sequences must be at least 1"),
-        ({"rehearsal_interval": 0}, "--rehearsal_interval must be at least 1"),
-        ({"rehearsal_weight": -1.0}, "--rehearsal_weight must be at least 0"),
-        ({"forgetting_budget": -1.0}, "--forgetting_budget must be at least 0"),
     ],
 )
 def test_a_rehearsal_that_cannot_be_is_refused(changes, message):
