@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from k1.config import settings_of
 from k1.data.batches import batches_in_order, batches_of_blocks
 from k1.data.cache import SPLITS
-from k1.data.loader import DataLoader, batches_of_text, load_datasets, require_distinct, split_documents
+from k1.data.loader import DataLoader, load_datasets, require_distinct, split_documents
 from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer, train_tokenizer
 from k1.errors import K1Error
 
@@ -183,9 +183,3 @@ def test_any_text_survives_the_tokenizer():
     round_trip()
     ids = load_tokenizer(tokenizer.to_str()).encode(END_OF_DOCUMENT).ids
     assert tokenizer.token_to_id(END_OF_DOCUMENT) not in ids
-
-
-def test_text_is_tokenized_in_lists_of_bounded_length(monkeypatch):
-    monkeypatch.setattr("k1.data.loader.CHARACTERS_AT_ONCE", 5)
-    assert list(batches_of_text(["ab", "c", "", "defgh", "i" * 9, "j"])) == [["ab", "c", "", "defgh"], ["i" * 9], ["j"]]
-    assert list(batches_of_text(iter(()))) == []
