@@ -45,7 +45,7 @@ class HubSource:
     rows_to_documents: Callable[[Iterable[str]], Iterable[str]] = iter
 
     def splits(self, max_documents: int) -> dict[str, datasets.Dataset]:
-        """Load the splits, or the copies that `datasets` keeps; raises what that does, or `ValueError` without train."""
+        """Load the splits, or the copies that `datasets` keeps; raises what that does, `ValueError` without train."""
         # The prefix keeps a folder of the same name in the working directory out.
         loaded = datasets.load_dataset(f"hf://datasets/{self.id}", self.config, streaming=self.is_streamed)
         if "train" not in loaded:
