@@ -10,7 +10,7 @@ import datasets
 
 from k1.data.cache import SPLITS
 from k1.data.messages import refusals, say_once
-from k1.data.readers import choose_text, file_documents, file_format, rows
+from k1.data.readers import file_documents, file_format, rows
 from k1.errors import K1Error
 
 SECTION_CHARACTERS = 4_000
@@ -37,10 +37,8 @@ def local_splits(path: Path, max_documents: int) -> dict[str, Iterable[str]]:
     else:
         files = files_by_split(path, [path] if path.is_file() else folder_files(path))
         splits, is_one = {split: documents_of(files[split], path) for split in files}, len(files["train"]) == 1
-    texts = {
-        split: with_text(splits[split], path, max_documents if split == "train" and is_one else None)
-        for split in splits
-    }
+    first = {"train": max_documents} if is_one else {}
+    texts = {split: with_text(splits[split], path, first.get(split)) for split in splits}
     if not is_one:
         total = sum(1 for _ in with_text(documents_of(files["train"], path), path))
         texts["train"] = evenly(texts["train"], total, max_documents, path)
@@ -54,11 +52,7 @@ def saved_splits(path: Path) -> dict[str, Iterator[str | None]]:
     splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
     if "train" not in splits:
         raise K1Error(f"{path}: there is no split train; it has {', '.join(splits)}; rename one to train")
-    return {
-        name: rows(splits[name], (choose_text(splits[name].features.arrow_schema, path),))
-        for name in SPLITS
-        if name in splits
-    }
+    return {name: rows(splits[name], path) for name in SPLITS if name in splits}
 
 
 def files_by_split(path: Path, files: list[Path]) -> dict[str, list[Path]]:

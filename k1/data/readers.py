@@ -212,9 +212,12 @@ def arrow_kind(kind: pa.DataType) -> str:
     return "text" if is_text else "" if pa.types.is_null(kind) else str(kind)
 
 
-def rows(dataset: datasets.Dataset | datasets.IterableDataset, columns: tuple[str, ...]) -> Iterator[str | None]:
-    """Read the text of each row: that of one column, or the texts of several, joined by blank lines."""
-    for batch in dataset.select_columns(list(columns)).iter(batch_size=100):
-        for parts in zip(*(batch[column] for column in columns)):
+def rows(
+    dataset: datasets.Dataset | datasets.IterableDataset, where: object, columns: tuple[str, ...] = ()
+) -> Iterator[str | None]:
+    """Read the text of each row: the texts of `columns`, joined by blank lines, or that of `choose_text`'s column."""
+    names = list(columns) or [choose_text(dataset.features.arrow_schema, where)]
+    for batch in dataset.select_columns(names).iter(batch_size=100):
+        for parts in zip(*(batch[name] for name in names)):
             # A single column stays as it is: code may start with an indent.
             yield parts[0] if len(parts) == 1 else "\n\n".join(part.strip() for part in parts if part)

@@ -17,7 +17,7 @@ from k1.data.cache import SPLITS, stored
 from k1.data.corpora import BUNDLED_CORPORA, bundled_documents, bundled_version
 from k1.data.local_files import local_splits
 from k1.data.messages import refusals, say_once
-from k1.data.readers import COMPRESSIONS, FORMATS, choose_text, rows
+from k1.data.readers import COMPRESSIONS, FORMATS, rows
 from k1.errors import K1Error
 
 
@@ -40,7 +40,7 @@ class HubSource:
 
     id: str
     config: str | None = None
-    columns: tuple[str, ...] = ()  # empty: chosen by `choose_text`
+    columns: tuple[str, ...] = ()  # empty: that of `choose_text`
     is_streamed: bool = False  # too large to download whole
     rows_to_documents: Callable[[Iterable[str]], Iterable[str]] = iter
 
@@ -50,15 +50,13 @@ class HubSource:
         loaded = datasets.load_dataset(f"hf://datasets/{self.id}", self.config, streaming=self.is_streamed)
         if "train" not in loaded:
             raise ValueError(f"it has no split train, only {', '.join(loaded)}")
-        columns = self.columns or (choose_text(loaded["train"].features.arrow_schema, self.id),)
         splits = {}
         for split in ("train",) if self.is_streamed else SPLITS:
             if split in loaded:
-                documents = self.rows_to_documents(rows(loaded[split], columns))
+                documents = self.rows_to_documents(rows(loaded[split], self.id, self.columns))
                 documents = (document for document in documents if document and not document.isspace())
-                splits[split] = stored(
-                    "text", pa.string(), islice(documents, max_documents if split == "train" else None)
-                )
+                most = max_documents if split == "train" else None
+                splits[split] = stored("text", pa.string(), islice(documents, most))
         return splits
 
 
