@@ -1,12 +1,10 @@
-"""Arrow files of the cache: whole or absent, written again if they cannot be read, clear lines if the disk refuses."""
+"""Arrow files of the cache: whole or absent, written again if cut, a clear line if they cannot be written."""
 
-import errno
 import os
 
 import pyarrow as pa
 import pytest
 
-from k1.data import cache
 from k1.data.cache import stored
 from k1.errors import K1Error
 
@@ -60,13 +58,3 @@ def test_a_cache_folder_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
     with pytest.raises(K1Error, match="home directory.*; set K1_CACHE to another"):
         store("key")
-
-
-def test_a_full_disk_is_told_as_one(folder, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(cache.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        store("key")
-    assert os.listdir(folder) == []
