@@ -27,7 +27,7 @@ MODULES = {name: module for module, names in PUBLIC.items() for name in names}
 
 __all__ = ["command", *MODULES]
 
-if sys.argv[:1] == ["-m"]:  # as long as Python looks for the module of `python3 -m k1.report`
+if " -m k1." in " ".join(sys.orig_argv):  # their imports may fail before `command` is reached
     sys.excepthook = quiet_excepthook
 
 
