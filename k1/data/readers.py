@@ -6,7 +6,6 @@ import gzip
 import json
 import lzma
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from io import TextIOWrapper
 from itertools import chain, islice
@@ -31,10 +30,6 @@ COMPRESSIONS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 ARCHIVES = (".zip", ".zst", ".tar", ".tgz", ".7z", ".rar")
 NUMBER = re.compile(r"[-+.:/%\dTZeE ]*\d[-+.:/%\dTZeE ]*|true|false|nan", re.IGNORECASE)
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-# What the libraries raise on bad data.
-DATA_ERRORS = (
-    OSError, ValueError, EOFError, RuntimeError, zlib.error, lzma.LZMAError, csv.Error, pa.ArrowException,
-)  # fmt: skip
 
 
 def file_format(path: Path) -> str:
@@ -59,12 +54,14 @@ def file_documents(path: Path) -> Iterator[str | None]:
                 raise K1Error(f"{path}: a binary file, no text; remove it, or save it as text in UTF-8")
             if head:
                 yield from READERS[kind](file, path)
+    except K1Error:
+        raise
     except PermissionError as error:
         raise K1Error(f"{path}: permission denied; make the file readable") from error
     except UnicodeDecodeError as error:
         where = f" at byte {error.start}" if kind == "text" else ""
         raise K1Error(f"{path}: not valid UTF-8: {error.reason}{where}; save it as UTF-8") from error
-    except DATA_ERRORS as error:
+    except Exception as error:  # what it is depends on where the damage is
         raise K1Error(f"{path}: cannot be read as {kind}: {reason(error)}; mend or remove the file") from error
 
 
