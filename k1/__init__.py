@@ -1,9 +1,10 @@
 """k1: does a language model that updates 51% of its parameters per step forget less than one that updates all?"""
 
+import sys
 from contextlib import nullcontext
 from importlib import import_module
 
-from k1.errors import command, quiet_interrupts
+from k1.errors import command, quiet_excepthook, quiet_imports
 
 # Where the public names live, in the order in which data flows.
 PUBLIC = {
@@ -26,12 +27,15 @@ MODULES = {name: module for module, names in PUBLIC.items() for name in names}
 
 __all__ = ["command", *MODULES]
 
+if " -m k1." in " ".join(sys.orig_argv):  # their imports may fail before `command` is reached
+    sys.excepthook = quiet_excepthook
+
 
 def __getattr__(name: str) -> object:
     """A public name, imported when it is first asked for: the libraries behind some of them take seconds."""
     if name not in MODULES:
         raise AttributeError(f"module 'k1' has no attribute '{name}'")
-    with nullcontext() if name in LIBRARY else quiet_interrupts():
+    with nullcontext() if name in LIBRARY else quiet_imports():
         value = getattr(import_module(MODULES[name]), name)
     globals()[name] = value
     return value

@@ -5,12 +5,14 @@ import atexit
 import errno
 import functools
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn, TextIO
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -49,25 +51,30 @@ def may_handle(number: int) -> bool:
 
 
 class Interruption:
-    """Context in which Ctrl-C and SIGTERM only set `requested`, until the training loop is between two steps.
+    """Context in which Ctrl-C and SIGTERM only set `requested`; they come at its end, unless that is an error.
 
-    A second signal is not held back, and one that the process ignores stays ignored.
+    For training, which ends between two steps, and for writing: an exception in the middle of torch.save becomes
+    another one there, or aborts the process. A second signal comes at once, unless `waits` says that all wait.
     """
 
     HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: raise_terminated}
 
-    def __enter__(self) -> "Interruption":
+    def __init__(self, waits: bool = False) -> None:
         self.requested: int | None = None
-        self._before = handle_by(self._note)
+        self._waits = waits
+
+    def __enter__(self) -> "Interruption":
+        self._before = {number: signal.signal(number, self._note) for number in self.HANDLERS if may_handle(number)}
         return self
 
     def _note(self, number: int, frame: object) -> None:
-        self.requested = number
-        signal.signal(number, self.HANDLERS[number])
+        self.requested = self.requested or number
+        if not self._waits:
+            signal.signal(number, self.HANDLERS[number])
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        handle_as(self._before)
-        # One that came when nobody looked any more, such as while the last step was saved.
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
         if self.requested is not None and kind is None:
             signal.raise_signal(self.requested)
 
@@ -76,42 +83,24 @@ class Interruption:
         raise KeyboardInterrupt(message) if self.requested == signal.SIGINT else Terminated(message)
 
 
-def handle_by(handler: Callable) -> dict[int, object]:
-    """Let `handler` handle Ctrl-C and SIGTERM, each where it may be; returns what handled them before."""
-    return {number: signal.signal(number, handler) for number in Interruption.HANDLERS if may_handle(number)}
-
-
-def handle_as(before: dict[int, object]) -> None:
-    """Let signals be handled as `handle_by` found them."""
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @contextmanager
-def signals_wait() -> Iterator[None]:
-    """Context in which Ctrl-C and SIGTERM wait for its end; if it ends in an error, that is told and they are not.
-
-    For writing: an exception in the middle of torch.save becomes another one there, or aborts the process.
-    """
-    came: list[int] = []
-    before = handle_by(lambda number, frame: came.append(number))
-    try:
-        yield
-    finally:
-        handle_as(before)
-    if came:
-        signal.raise_signal(came[0])
-
-
-@contextmanager
-def quiet_interrupts() -> Iterator[None]:
-    """Let Ctrl-C end the process at once and without a traceback: for imports, which take seconds."""
+def quiet_imports() -> Iterator[None]:
+    """Let Ctrl-C and a missing package end the process without a traceback: for imports of commands."""
     before = signal.signal(signal.SIGINT, signal.SIG_DFL) if may_handle(signal.SIGINT) else None
     try:
         yield
+    except ModuleNotFoundError as error:
+        end_if_clear(error)
+        raise
     finally:
         if before is not None:
             signal.signal(signal.SIGINT, before)
+
+
+def quiet_excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The `sys.excepthook` of `python3 -m` a module whose imports may fail before `command` is reached."""
+    end_if_clear(error)
+    sys.__excepthook__(kind, error, trace)
 
 
 def user_path(text: str) -> Path:
@@ -159,37 +148,12 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
                 signal.signal(signal.SIGTERM, raise_terminated)
             main()
             sys.stdout.flush()
-        except K1Error as error:
-            fail_if_interrupted(error)
-            fail(str(error), error.exit_status)
-        except KeyboardInterrupt as error:
-            fail(str(error) or "interrupted", 130)
-        except Terminated as error:
-            fail(str(error) or "terminated", 143)
-        except MemoryError:
-            fail(NO_MEMORY, 1)
-        except RuntimeError as error:
-            fail_if_interrupted(error)
-            # torch's own words for it, on the CPU and on a GPU.
-            if "allocate memory" in str(error) or "out of memory" in str(error):
-                fail(NO_MEMORY, 1)
-            if "TORCHELASTIC_RUN_ID" not in os.environ:
-                raise
-            # What the collective operations of torch raise when another process is gone.
-            reason = str(error).strip().splitlines()[0]
-            fail(f"another process of the training ended ({reason}); start the same command again to go on", 1)
         except BrokenPipeError:
             let_go(sys.stdout)
             sys.exit(141)
-        except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-            let_go(sys.stdout)
-            fail(
-                f"cannot write the results ({error.strerror}); free some space and repeat the command, which prints "
-                "them again: a checkpoint that was written is whole, and is not trained a second time",
-                1,
-            )
+        except (Exception, KeyboardInterrupt, Terminated) as error:
+            end_if_clear(error)
+            raise
         finally:
             sys.stderr = stderr
             # All is written; a signal while the interpreter shuts down would only add a traceback.
@@ -197,6 +161,36 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
                 atexit.register(signal.signal, number, signal.SIG_IGN)
 
     return wrapper
+
+
+def end_if_clear(error: BaseException) -> None:
+    """End the process with one line that says all of an error; returns if that is a mistake of the program."""
+    cause: BaseException | None = error
+    while cause:  # libraries make other errors of a signal
+        if isinstance(cause, KeyboardInterrupt):
+            fail(str(cause) or "interrupted", 130)
+        if isinstance(cause, Terminated):
+            fail(str(cause) or "terminated", 143)
+        cause = cause.__context__
+    if isinstance(error, K1Error):
+        fail(str(error), error.exit_status)
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "k1").startswith("k1"):
+        fail(f"the package {error.name} is missing; run: pip install 'k1[experiment]'", 1)
+    # torch's own words for it, on the CPU and on a GPU.
+    is_memory = isinstance(error, RuntimeError) and re.search("allocate memory|out of memory", str(error))
+    if is_memory or isinstance(error, MemoryError):
+        fail(NO_MEMORY, 1)
+    if isinstance(error, RuntimeError) and "TORCHELASTIC_RUN_ID" in os.environ:
+        # What the collective operations of torch raise when another process is gone.
+        reason = str(error).strip().splitlines()[0]
+        fail(f"another process of the training ended ({reason}); start the same command again to resume", 1)
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        let_go(sys.stdout)
+        fail(
+            f"cannot write the results ({error.strerror}); free some space and repeat the command, which prints "
+            "them again: a checkpoint that was written is whole, and is not trained a second time",
+            1,
+        )
 
 
 def let_go(stream: TextIO) -> None:
@@ -211,15 +205,8 @@ class Stderr:
         self._stream = stream
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> None:
-        """Write `text`, or let the stream go."""
-        self._guarded(self._stream.write, text)
-
-    def flush(self) -> None:
-        """Flush, or let the stream go."""
-        self._guarded(self._stream.flush)
+        value = getattr(self._stream, name)
+        return functools.partial(self._guarded, value) if name in ("write", "flush") else value
 
     def _guarded(self, do: Callable, *arguments: str) -> None:
         try:
@@ -230,16 +217,7 @@ class Stderr:
             let_go(self._stream)
 
 
-def fail_if_interrupted(error: BaseException) -> None:
-    """End the process as Ctrl-C or SIGTERM does, where one of them is behind `error`: libraries make others of it."""
-    while error := error.__context__:
-        if isinstance(error, KeyboardInterrupt):
-            fail("interrupted", 130)
-        if isinstance(error, Terminated):
-            fail("terminated", 143)
-
-
-def fail(message: str, status: int) -> None:
+def fail(message: str, status: int) -> NoReturn:
     """End the process with `message` as one line on stderr; of several processes each names itself."""
     process = f"process {os.environ['RANK']}: " if "TORCHELASTIC_RUN_ID" in os.environ else ""
     print(f"error: {process}{' '.join(message.split())}", file=sys.stderr)

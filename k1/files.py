@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
-from k1.errors import DISK_FULL, K1Error, signals_wait
+from k1.errors import DISK_FULL, Interruption, K1Error
 
 locks: list[FileLock] = []  # held until the process ends, however it ends
 
@@ -44,71 +44,58 @@ def remove_leftovers(path: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk and give it the name `path`.
-
-    Of a link it is the file that the link names; a device or a pipe is written to. Raises
-    `K1Error` when the disk does not take it; a file that was at `path` before is then intact.
-    """
-    target = path.resolve()
-    is_file = target.is_file() or not target.exists()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with signals_wait():
-            with open(temporary if is_file else target, "wb") as file:
-                write(file)
-                file.flush()
-                if is_file:
-                    os.fsync(file.fileno())
-            if is_file:
-                os.replace(temporary, target)
-                flush_folder(target.parent)
-    except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as an error of its archive, which says less.
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise K1Error(f"cannot write {path} ({reason}); {advice_on(reason)}")
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    """Let `write` fill the file at `path`; see `writing`."""
+    with writing(path) as place, open(place, "wb") as file:
+        write(file)
 
 
 def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a new folder beside `folder`, flush it to the disk and give it the name `folder`.
+    """Let `write` fill a new folder, that is to be at `folder`; see `writing`."""
+    with writing(folder) as place:
+        place.mkdir()
+        write(place)
 
-    `folder` may exist if it is empty. Raises `K1Error` when the disk does not take
-    it or something has come to lie at `folder`, which is then as it was.
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path`; what is there at the end is flushed to the disk and takes its place.
+
+    Of a link it is the place of the file that the link names; of a device or a pipe it is the thing itself. A folder
+    takes that of an empty one only. Signals wait until the end. Raises `K1Error` when the disk does not take it or
+    something has come to lie at `path`, which is then as it was.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    target = path.resolve()
+    is_device = target.exists() and not target.is_file() and not target.is_dir()
+    place = target if is_device else target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with signals_wait():
-            temporary.mkdir()
-            write(temporary)
-            for file in temporary.iterdir():
-                with open(file, "rb") as written:
-                    os.fsync(written.fileno())
-            flush_folder(temporary)
-            os.replace(temporary, folder)
-            flush_folder(folder.parent)
-    except (OSError, SafetensorError) as error:
-        raise K1Error(f"cannot write {folder} ({error}); {advice_on(error)}")
+        with Interruption(waits=True):
+            yield place
+            if not is_device:
+                for written in [*(place.iterdir() if place.is_dir() else []), place]:
+                    flush(written)
+                os.replace(place, target)
+                with contextlib.suppress(OSError):  # not every system can
+                    flush(target.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch.save reports a full disk as an error of its archive, which says less.
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        # safetensors and torch tell the reason of the system in words alone.
+        is_full = any(os.strerror(number) in str(reason) for number in DISK_FULL)
+        raise K1Error(f"cannot write {path} ({reason}); {'free some space or ' * is_full}choose another place")
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if not is_device:
+            shutil.rmtree(place, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                place.unlink()
 
 
-def advice_on(error: Exception, other: str = "choose another place") -> str:
-    """What to do about a file that cannot be written: something `other`, or free some space if the disk is full."""
-    # safetensors and torch tell the reason of the system in words alone.
-    is_full = any(os.strerror(number) in str(error) for number in DISK_FULL)
-    return f"free some space or {other}" if is_full else other
-
-
-def flush_folder(folder: Path) -> None:
-    """Let a new name in `folder` outlast a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def flush(path: Path) -> None:
+    """Let a file, or the names in a folder, outlast a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

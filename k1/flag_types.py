@@ -40,9 +40,10 @@ positive = checked(float, POSITIVE)
 
 
 def file_to_write(text: str) -> Path:
-    """The path of a file in a folder that exists and can be written."""
+    """The path of a file in a folder that exists and can be written, or of a device that can be."""
     path = Path(text)
-    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+    is_device = path.exists() and not path.is_file()
+    if path.is_dir() or not os.access(path if is_device else path.absolute().parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"{path} is not a file in a folder that can be written")
     return path
 

@@ -20,7 +20,6 @@ import pytest
 import torch
 from filelock import FileLock
 
-from k1.data.cache import scratch_folder
 from k1.files import content_digest
 from tests.processes import ServerProcess
 
@@ -148,18 +147,15 @@ def be_script(script: str, flags: list[str], cwd: Path, cache: str, prepare: Cal
         prepare()
     os.chdir(cwd)
     os.environ["K1_CACHE"] = cache
-    try:
-        if script.startswith("-m"):
-            sys.argv, module = [script, *flags], script.removeprefix("-m ")
-            # It runs as __main__; that what it needs was imported with it is enough.
-            for name in {module, f"{module}.__main__"}.intersection(PRELOADED):
-                del sys.modules[name]
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-        else:
-            sys.argv = [str(ROOT / script), *flags]
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-    finally:
-        scratch_folder().cleanup()
+    if script.startswith("-m"):
+        sys.argv, module = [script, *flags], script.removeprefix("-m ")
+        # It runs as __main__; that what it needs was imported with it is enough.
+        for name in {module, f"{module}.__main__"}.intersection(PRELOADED):
+            del sys.modules[name]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [str(ROOT / script), *flags]
+        runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
 def assert_one_clear_line(finished: Finished, status: int, *fragments: str) -> None:

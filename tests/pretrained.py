@@ -104,7 +104,7 @@ def code_beside(folder: Path) -> None:
 
 # What is done to the folder of a Llama, and what the error then says.
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no configuration": (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
+    "no configuration": (lambda folder: (folder / "config.json").unlink(), "No such file or directory"),
     "code": (code_beside, "cannot be used as a pretrained model"),
     "a quantization": (in_config(quantization_config={"quant_method": "bitsandbytes"}), "quantiz"),
     "no causal model": (in_config(model_type="t5"), "no causal language model"),
@@ -117,7 +117,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a weight that is not finite": (
         in_weights(lambda weights: weights["model.norm.weight"].fill_(float("nan"))), "a weight is not finite",
     ),
-    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "it has no tokenizer.json"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "No such file or directory"),
     "no end": (
         lambda folder: [
             in_json("tokenizer_config.json", lambda content: content.pop("eos_token"))(folder),

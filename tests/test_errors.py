@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from k1.errors import Interruption, K1Error, Terminated, UsageError, command, signals_wait, user_path
-from k1.files import advice_on, read_content, write_atomically, write_content
-from tests.conftest import ROOT
+from k1.errors import Interruption, K1Error, Terminated, UsageError, command, user_path
+from k1.files import read_content, write_atomically, write_content
+from tests.conftest import ROOT, assert_one_clear_line, run_script
 
 RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -43,7 +43,7 @@ def test_a_signal_waits_until_a_file_is_written(tmp_path, number):
 
 @pytest.mark.parametrize("number", RAISED)
 def test_a_checkpoint_in_the_midst_of_which_a_signal_comes_is_whole(tmp_path, number, monkeypatch):
-    """Without `signals_wait` torch makes a RuntimeError of it, which is taken for a full disk."""
+    """If the signal does not wait, torch makes a RuntimeError of it, which is taken for a full disk."""
     content = {"format": 1, "weights": torch.zeros(300_000)}
     path, save = tmp_path / "checkpoint.pt", torch.save
 
@@ -66,7 +66,7 @@ def test_a_checkpoint_in_the_midst_of_which_a_signal_comes_is_whole(tmp_path, nu
 
 
 def test_an_error_of_the_write_is_told_before_a_signal():
-    with pytest.raises(ValueError, match="full"), signals_wait():
+    with pytest.raises(ValueError, match="full"), Interruption(waits=True):
         signal.raise_signal(signal.SIGINT)
         raise ValueError("full")
 
@@ -138,6 +138,15 @@ def test_a_full_disk_below_stderr_ends_nothing():
     assert finished.returncode == 0 and finished.stdout == "results\n"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["-m k1.report", "-m k1.study.pretrained", "train_k1_dataset1.py"])
+def test_a_package_that_is_not_installed_is_one_clear_line(tmp_path, target):
+    for name in ("datasets", "matplotlib"):
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module', name={name!r})")
+    finished = run_script(target, "--help", environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert_one_clear_line(finished, 1, " is missing; run: pip install 'k1[experiment]'")
+
+
 def test_without_a_home_folder_a_path_below_it_is_a_usage_error(monkeypatch):
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
@@ -157,5 +166,11 @@ def test_without_a_home_folder_a_path_below_it_is_a_usage_error(monkeypatch):
     ],
     ids=["full", "full for safetensors", "denied"],
 )
-def test_free_some_space_is_said_of_a_full_disk_alone(error, advice):
-    assert advice_on(error) == advice
+def test_free_some_space_is_said_of_a_full_disk_alone(tmp_path, error, advice):
+    def fail(file):
+        raise error
+
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(K1Error, match=rf"\); {advice}$"):
+        write_atomically(tmp_path / "file", fail)
+    assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1

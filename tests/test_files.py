@@ -1,11 +1,13 @@
 """Files of tensors: the SHA-256 sees every change, and reading takes neither code nor more memory than the file."""
 
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
 import torch
 
 from k1.files import content_digest, read_content, write_content, write_text
+from k1.flag_types import file_to_write
 
 CONTENT = {
     "format": 1, "names": ["a", "b"], "nested": {"x": 1, "y": 2.5, "z": None, "w": True},
@@ -61,3 +63,11 @@ def test_a_link_stays_a_link_and_a_device_a_device(tmp_path):
     write_text(Path("/dev/null"), "text")
     assert Path("/dev/null").is_char_device()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_a_device_in_a_folder_that_cannot_be_written_is_a_file_to_write(monkeypatch, tmp_path):
+    """Of the mode of /dev, as modes do not bind root."""
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != Path("/dev"))
+    assert file_to_write("/dev/null") == Path("/dev/null")
+    with pytest.raises(ArgumentTypeError, match="/dev/report.json is not a file in a folder that can be written"):
+        file_to_write("/dev/report.json")

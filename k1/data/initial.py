@@ -5,21 +5,34 @@ import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
+import huggingface_hub
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from k1.config import Arguments
-from k1.data.hub import download_model
-from k1.data.pretrained import read_model, read_tokenizer
-from k1.data.tokenizer import beginning_of_text, train_tokenizer, vocabulary_size
+from k1.data.messages import refusals, say_once
+from k1.data.tokenizer import beginning_of_text, pretrained_tokenizer, train_tokenizer, vocabulary_size
 from k1.errors import K1Error, user_path
 from k1.files import content_digest
 from k1.model import build_model, known_positions, model_config
 from k1.parallel import is_main_process, main_process_first
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# Of a model on the hub; none of them could hold code.
+MODEL_FILES = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "model*.safetensors*",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,7 @@ class InitialModel:
 def initial_model(init_from: str | None, arguments: Arguments, text: Iterable[str]) -> InitialModel:
     """What stage 1 starts from: the pretrained model `init_from`, or fresh weights and a tokenizer trained on `text`.
 
-    Raises `K1Error` if the pretrained model cannot be had, is refused (see `k1.data.pretrained`), or does not
+    Raises `K1Error` if the pretrained model cannot be had, is refused (see `load_pretrained`), or does not
     know sequences as long as `arguments.seq_length`.
     """
     if init_from is None:
@@ -67,28 +80,89 @@ def initial_model(init_from: str | None, arguments: Arguments, text: Iterable[st
 
 
 def load_pretrained(name: str, seed: int, revision: str = "") -> InitialModel:
-    """The pretrained model in the folder `name`, or of that name on the hub, at `revision` if one is given.
+    """Read the model of transformers in the folder `name`, or of that name on the hub, at `revision` if one is given.
 
-    Raises `K1Error` if it cannot be had or is refused, see `k1.data.pretrained`.
+    No code of it is run. Its weights are float32, and dropout is switched off, as training must be repeatable to the
+    bit. Raises `K1Error` if it cannot be had, if it is no causal language model, if its files are not what they
+    should be, or if it has no tokenizer.json or no token that ends a text.
     """
     folder = user_path(name)
     if folder.is_dir() and not revision:
         folder = folder.resolve()
         name = str(folder)
     elif HUB_NAME.fullmatch(name):
-        with main_process_first():
-            folder = download_model(name, revision or None)
+        with main_process_first(), refusals(f"the model {name} cannot be had", "mend this, or name a folder"):
+            found = huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=MODEL_FILES)
+        folder = Path(found)
         revision = folder.name
     else:
         raise K1Error(f"there is no folder {name}, and it is no name on the hub (owner/name); name another --init_from")
-    config, weights, settings = read_model(folder, name)
-    tokenizer = read_tokenizer(folder, name, settings)
-    if vocabulary_size(tokenizer) > config["vocab_size"]:
-        raise K1Error(
-            f"{name} cannot be used: its tokenizer has {vocabulary_size(tokenizer)} tokens, its model knows "
-            f"{config['vocab_size']}"
-        )
-    config["bos_token_id"] = next(iter(beginning_of_text(tokenizer)), None)
+    with refusals(f"{name} cannot be used as a pretrained model", "name another --init_from"):
+        settings = json.loads((folder / "config.json").read_bytes())
+        config, dropout = training_config(folder)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True,
+        )  # fmt: skip
+        if found["missing_keys"]:
+            raise ValueError(f"its weights lack {', '.join(sorted(found['missing_keys']))}")
+        if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
+            raise ValueError("a weight is not finite")
+        require_causal(model)
+        tokenizer = read_tokenizer(folder, settings)
+        if (size := vocabulary_size(tokenizer)) > config.vocab_size:
+            raise ValueError(f"its tokenizer has {size} tokens, its model knows {config.vocab_size}")
+    if found["unexpected_keys"]:
+        say_once(f"warning: no layer of {name} takes {', '.join(sorted(found['unexpected_keys'])):.200}")
+    if dropout:
+        say_once(f"dropout of {name} is switched off: {', '.join(dropout)}")
+    config.bos_token_id = next(iter(beginning_of_text(tokenizer)), None)
+    weights = model.state_dict()
     # Of the settings as they are in the file: other versions of transformers add others.
     sha256 = content_digest({"config": json.dumps(settings), "tokenizer": tokenizer.to_str(), "weights": weights})
-    return InitialModel(config, tokenizer, seed, weights, {"name": name, "revision": revision, "sha256": sha256})
+    start = {"name": name, "revision": revision, "sha256": sha256}
+    return InitialModel(json.loads(config.to_json_string(use_diff=False)), tokenizer, seed, weights, start)
+
+
+def training_config(folder: Path) -> tuple[PretrainedConfig, list[str]]:
+    """The configuration to train with, float32 and without dropout, and the settings of dropout that it switches off.
+
+    Raises `ValueError` for what is no causal language model.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
+        raise ValueError(f"a model of type {config.model_type} is no causal language model")
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError("its weights are quantized; save it without quantization_config")
+    if not isinstance(getattr(config, "vocab_size", None), int):
+        raise ValueError("its configuration states no vocab_size; models of several kinds of input are not known")
+    dropout = [key for key, value in config.to_dict().items() if "drop" in key and isinstance(value, float) and value]
+    # Tokens that end a text would end generation before its end.
+    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    rest = {"dtype": "float32", "use_cache": False, "return_dict": True}
+    for key, value in {**dict.fromkeys(dropout, 0.0), **tokens, **rest}.items():
+        setattr(config, key, value)
+    return config, dropout
+
+
+@torch.no_grad()
+def require_causal(model: PreTrainedModel) -> None:
+    """Raise `ValueError` unless the logits that `model` gives a position do not depend on later tokens."""
+    first, second = (model.eval()(input_ids=torch.tensor([[0, 1, 0, last]])).logits[0] for last in (0, 1))
+    if not torch.allclose(first[:-1], second[:-1], rtol=1e-3, atol=1e-4):
+        raise ValueError("its predictions depend on later tokens, so it is no causal language model")
+
+
+def read_tokenizer(folder: Path, settings: dict) -> Tokenizer:
+    """The tokenizer in `folder`; a document ends with the token that ends a text by its files, or by `settings`.
+
+    Raises `ValueError` if no such token is named, and what the libraries raise if it cannot be read.
+    """
+    content = (folder / "tokenizer.json").read_text("utf-8")
+    named = PreTrainedTokenizerFast.from_pretrained(folder)
+    number = settings.get("eos_token_id")
+    number = number[0] if isinstance(number, list) and number else number
+    end = named.eos_token or (isinstance(number, int) and named.convert_ids_to_tokens(number))
+    if not end:
+        raise ValueError("its tokenizer names no token that ends a text (eos_token)")
+    return pretrained_tokenizer(content, end)

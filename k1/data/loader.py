@@ -1,17 +1,17 @@
 """From a dataset's name to blocks of tokens: split by document, fingerprinted, cached as Arrow files."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import datasets
 import pyarrow as pa
+from datasets import Dataset
 from tokenizers import Tokenizer
 
 from k1.config import Arguments
-from k1.data.cache import SPLITS, cached, write_dataset
+from k1.data.cache import SPLITS, stored
 from k1.data.messages import say_once
 from k1.data.sources import load_documents
 from k1.data.tokenizer import beginning_of_text, end_of_document
@@ -20,7 +20,6 @@ from k1.parallel import main_process_first
 
 HELD_OUT_SHARE = 0.05  # of the documents
 LARGE_SHARE = 0.1  # of the characters
-CHARACTERS_AT_ONCE = 2**20  # tokenized side by side
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,8 @@ class TokenizedDataset:
     name: str
     source: str
     fingerprint: str
-    documents: dict[str, datasets.Dataset]
-    blocks: dict[str, datasets.Dataset]
+    documents: dict[str, Dataset]
+    blocks: dict[str, Dataset]
     tokens: dict[str, int]
     prompts: list[str]
     max_documents: int
@@ -44,14 +43,8 @@ class TokenizedDataset:
 
     def record(self) -> dict:
         """What a checkpoint keeps of the dataset: plain values, no text but the prompts."""
-        return {
-            "name": self.name,
-            "source": self.source,
-            "fingerprint": self.fingerprint,
-            "tokens": self.tokens,
-            "prompts": self.prompts,
-            "max_documents": self.max_documents,
-        }
+        names = ("name", "source", "fingerprint", "tokens", "prompts", "max_documents")
+        return {name: getattr(self, name) for name in names}
 
 
 class DataLoader:
@@ -84,7 +77,7 @@ class DataLoader:
         digest = hashlib.sha256()
         for split in SPLITS:
             for text in self.text(split):
-                encoded = text.encode("utf-8", "surrogatepass")
+                encoded = text.encode()
                 digest.update(f"{split} {len(encoded)}\n".encode())
                 digest.update(encoded)
         return digest.hexdigest()
@@ -100,15 +93,22 @@ class DataLoader:
         identity = f"{self.fingerprint} {self.seq_length} {tokenizer.to_str()}"
         key = hashlib.sha256(identity.encode()).hexdigest()[:32]
         with main_process_first():
-            blocks = cached("blocks", key, lambda: self._pack(tokenizer))
-        tokens = {split: tokens_in(blocks[split]) for split in SPLITS}
+            blocks = {
+                split: stored("input_ids", pa.list_(pa.int32()), self._blocks(split, tokenizer), f"{key}-{split}")
+                for split in SPLITS
+            }
+        if not len(blocks["train"]):
+            raise K1Error(
+                f"dataset '{self.name}' has fewer than {self.seq_length} tokens of training text, "
+                f"which is one block; give it more text or lower --seq_length"
+            )
         return TokenizedDataset(
             name=self.name,
             source=self.source,
             fingerprint=self.fingerprint,
             documents=self.documents,
             blocks={split: blocks[split].with_format("torch", columns=["input_ids"]) for split in SPLITS},
-            tokens=tokens,
+            tokens={split: tokens_in(blocks[split]) for split in SPLITS},
             prompts=self.prompts(),
             max_documents=self.max_documents,
             has_beginnings=bool(beginning_of_text(tokenizer)),
@@ -116,62 +116,39 @@ class DataLoader:
 
     def prompts(self) -> list[str]:
         """Three prompts for the generate scripts: fixed for presets, else openings of test documents."""
-        if self.name in PROMPTS:
-            return PROMPTS[self.name]
-        openings = (" ".join(text.split()[:8]) for text in self.documents["test"][:3]["text"])
-        return list(openings)
+        openings = [" ".join(text.split()[:8]) for text in self.documents["test"][:3]["text"]]
+        return PROMPTS.get(self.name, openings)
 
-    def _pack(self, tokenizer: Tokenizer) -> datasets.DatasetDict:
+    def _blocks(self, split: str, tokenizer: Tokenizer) -> Iterator[list[int]]:
+        """The token ids of each block of a split."""
         end, front = end_of_document(tokenizer), beginning_of_text(tokenizer)
         length = self.seq_length - len(front)
-
-        def blocks(split: str) -> Iterator[list[int]]:
-            buffer: list[int] = []
-            for texts in batches_of_text(self.text(split)):
-                for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
-                    buffer += [*encoding.ids, end]
-                full = len(buffer) // length * length
-                for start in range(0, full, length):
-                    yield front + buffer[start : start + length]
-                del buffer[:full]
-            # Held-out text counts to its last token; training batches need blocks of one length.
-            if split != "train" and len(buffer) > 1:
-                yield front + buffer
-
-        packed = {split: write_dataset("input_ids", pa.list_(pa.int32()), blocks(split)) for split in SPLITS}
-        if not len(packed["train"]):
-            raise K1Error(
-                f"dataset '{self.name}' has fewer than {self.seq_length} tokens of training text, "
-                f"which is one block; give it more text or lower --seq_length"
-            )
-        return datasets.DatasetDict(packed)
+        buffer: list[int] = []
+        # Few at once, as a text takes a hundred times its memory while it is tokenized.
+        for batch in self.documents[split].iter(batch_size=16):
+            for encoding in tokenizer.encode_batch_fast(batch["text"], add_special_tokens=False):
+                buffer += [*encoding.ids, end]
+            full = len(buffer) // length * length
+            for start in range(0, full, length):
+                yield front + buffer[start : start + length]
+            del buffer[:full]
+        # Held-out text counts to its last token; training batches need blocks of one length.
+        if split != "train" and len(buffer) > 1:
+            yield front + buffer
 
 
-def tokens_in(blocks: datasets.Dataset) -> int:
+def tokens_in(blocks: Dataset) -> int:
     """Number of tokens in blocks of which only the last may be shorter than the first."""
     return (len(blocks) - 1) * len(blocks[0]["input_ids"]) + len(blocks[len(blocks) - 1]["input_ids"])
 
 
-def iterate_text(documents: datasets.Dataset) -> Iterator[str]:
+def iterate_text(documents: Dataset) -> Iterator[str]:
     """The documents one by one, read in batches so that memory does not grow with the corpus."""
     for batch in documents.iter(batch_size=100):
         yield from batch["text"]
 
 
-def batches_of_text(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Successive `texts` together, each list of about a million characters or one text, so that memory is bounded."""
-    batch, characters = [], 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= CHARACTERS_AT_ONCE:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def split_documents(documents: datasets.DatasetDict, name: str) -> dict[str, datasets.Dataset]:
+def split_documents(documents: dict[str, Dataset], name: str) -> dict[str, Dataset]:
     """Divide documents into train, validation and test so that no text is in two of them.
 
     Splits the source already has are kept. A missing validation or test split is
@@ -186,7 +163,7 @@ def split_documents(documents: datasets.DatasetDict, name: str) -> dict[str, dat
     for split in reversed(SPLITS):
         chosen[split] = []
         for index, text in enumerate(iterate_text(documents[split]) if split in documents else ()):
-            digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
+            digest = hashlib.sha256(text.encode()).digest()[:16]
             if digest not in lengths:
                 lengths[digest] = len(text)
                 chosen[split].append((digest, index))

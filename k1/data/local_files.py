@@ -8,9 +8,9 @@ from pathlib import Path
 
 import datasets
 
-from k1.data.cache import SPLITS, write_splits
-from k1.data.messages import say_once
-from k1.data.readers import DATA_ERRORS, choose_text, file_documents, file_format, reason, rows
+from k1.data.cache import SPLITS
+from k1.data.messages import refusals, say_once
+from k1.data.readers import file_documents, file_format, rows
 from k1.errors import K1Error
 
 SECTION_CHARACTERS = 4_000
@@ -26,42 +26,33 @@ MISSING_SHARE = 0.01  # of the rows may have no text
 SPLIT_NAME = re.compile(r"(train|validation|valid|val|dev|test)(-\d+-of-\d+)?(\.(?!py$)[\w.]+)?", re.IGNORECASE)
 
 
-def local_splits(path: Path, max_documents: int | None) -> dict[str, datasets.Dataset]:
+def local_splits(path: Path, max_documents: int) -> dict[str, Iterable[str]]:
     """Read the documents of a local dataset by split, at most `max_documents` of split train.
 
     One file is read from its start; of several files the documents are taken evenly over all of them.
     Raises `K1Error` if a file cannot be read, or more than `MISSING_SHARE` of the rows have no text.
     """
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return write_splits(saved_splits(path, max_documents), None)
-    files = files_by_split(path, [path] if path.is_file() else folder_files(path))
-    splits = {split: with_text(documents_of(files[split], path), path) for split in files}
-    if max_documents and len(files["train"]) == 1:
-        splits["train"] = with_text(documents_of(files["train"], path), path, max_documents)
-    elif max_documents:
-        total = sum(1 for _ in splits["train"])
-        splits["train"] = evenly(with_text(documents_of(files["train"], path), path), total, max_documents, path)
-    return write_splits(splits, None)
+        splits, is_one = saved_splits(path), True
+    else:
+        files = files_by_split(path, [path] if path.is_file() else folder_files(path))
+        splits, is_one = {split: documents_of(files[split], path) for split in files}, len(files["train"]) == 1
+    first = {"train": max_documents} if is_one else {}
+    texts = {split: with_text(splits[split], path, first.get(split)) for split in splits}
+    if not is_one:
+        total = sum(1 for _ in with_text(documents_of(files["train"], path), path))
+        texts["train"] = evenly(texts["train"], total, max_documents, path)
+    return texts
 
 
-def saved_splits(path: Path, max_documents: int | None) -> dict[str, Iterator[str]]:
+def saved_splits(path: Path) -> dict[str, Iterator[str | None]]:
     """Read the splits of a folder written by `save_to_disk`; raises `K1Error` if it is damaged or has no train."""
-    try:
+    with refusals(f"{path}: cannot be read as a saved dataset", "save it again"):
         saved = datasets.load_from_disk(str(path))
-    except (*DATA_ERRORS, KeyError, TypeError) as error:
-        raise K1Error(f"{path}: cannot be read as a saved dataset: {reason(error)}; save it again") from error
     splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
     if "train" not in splits:
         raise K1Error(f"{path}: there is no split train; it has {', '.join(splits)}; rename one to train")
-    return {
-        name: with_text(
-            rows(splits[name], (choose_text(splits[name].features.arrow_schema, path),)),
-            path,
-            max_documents if name == "train" else None,
-        )
-        for name in SPLITS
-        if name in splits
-    }
+    return {name: rows(splits[name], path) for name in SPLITS if name in splits}
 
 
 def files_by_split(path: Path, files: list[Path]) -> dict[str, list[Path]]:
@@ -125,20 +116,16 @@ def sections_of(texts: list[str]) -> list[str]:
     return sections
 
 
-def cut_into_sections(text: str) -> Iterator[str]:
+def cut_into_sections(text: str) -> list[str]:
     """Cut a text into sections of about `SECTION_CHARACTERS`: whole paragraphs, or lines if no line is blank."""
-    pieces = re.split(r"(\n(?:[ \t]*\n)+)", text)  # paragraph, blank lines, paragraph, ...
-    if not any(map(str.strip, pieces[2::2])):
-        yield from cut_at_lines(text)
-        return
-    section = pieces[0]
-    for blank, paragraph in zip(pieces[1::2], pieces[2::2]):
-        if section and len(section) + len(paragraph) > SECTION_CHARACTERS:
-            yield section
-            section = paragraph
+    first, *rest = re.split(r"(\n(?:[ \t]*\n)+)", text)  # paragraph, blank lines, paragraph, ...
+    sections = [first]
+    for blank, paragraph in zip(rest[::2], rest[1::2]):
+        if sections[-1] and len(sections[-1]) + len(paragraph) > SECTION_CHARACTERS:
+            sections.append(paragraph)
         else:
-            section += blank + paragraph
-    yield section
+            sections[-1] += blank + paragraph
+    return sections if any(map(str.strip, rest[1::2])) else cut_at_lines(text)
 
 
 def cut_at_lines(text: str) -> list[str]:
@@ -147,9 +134,9 @@ def cut_at_lines(text: str) -> list[str]:
     return [piece.strip("\r\n\f\xa0") for piece in pieces] if len(pieces) > 1 else pieces
 
 
-def cut(text: str, most: int, ends: tuple[str, ...]) -> list[str]:
+def cut(text: str | None, most: int, ends: tuple[str, ...]) -> list[str | None]:
     """Cut a text that is longer than `most` characters before the last match of the first of `ends` that there is."""
-    if len(text) <= most:
+    if text is None or len(text) <= most:
         return [text]
     before_end = [rf".{{1,{most - 1}}}{end}" for end in ends]
     pattern = "|".join([rf".{{1,{most}}}\Z", *before_end, rf".{{1,{most}}}"])
@@ -162,17 +149,17 @@ def with_text(documents: Iterable[str | None], path: Path, most: int | None = No
     Raises `K1Error` if more than `MISSING_SHARE` of the rows have no text.
     """
     read = missing = blank = kept = 0
-    for document in documents:
+    for piece in (piece for document in documents for piece in cut(document, LONG_DOCUMENT, LONG_ENDS)):
         if kept == most:
             say_once(f"{path}: the first {most:,} documents are read (--max_documents)")
             break
         read += 1
-        missing += document is None
-        blank += document is not None and not document.strip()
-        pieces = [piece for piece in cut(document or "", LONG_DOCUMENT, LONG_ENDS) if piece.strip()]
-        for piece in pieces if most is None else pieces[: most - kept]:
+        if piece and not piece.isspace():
             kept += 1
             yield piece
+        else:
+            missing += piece is None
+            blank += piece is not None
     if missing > MISSING_SHARE * read:
         advice = "give each its text, in the same column, or remove them"
         raise K1Error(f"{path}: {missing:,} of {read:,} rows have no text; {advice}")

@@ -1,14 +1,15 @@
-"""What a user reads on stderr while data is read: each line once, and none of the libraries' own."""
+"""What a user reads on stderr while data is read: each line once, one line for an error, and none of the libraries'."""
 
+import logging
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import cache
 
-import datasets
-import huggingface_hub
-import transformers
+from datasets.exceptions import DatasetGenerationError
 
+from k1.errors import K1Error
 from k1.parallel import is_main_process
 
 
@@ -21,24 +22,29 @@ def say_once(line: str) -> None:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries of Hugging Face from logging and showing progress; as before afterwards."""
-    libraries = (datasets.utils, huggingface_hub.utils)
-    loggers = [library.logging for library in (*libraries, transformers.utils)]
-    levels = [logger.get_verbosity() for logger in loggers]
-    had_bars = [not library.are_progress_bars_disabled() for library in libraries]
-    models_had_bars = transformers.utils.logging.is_progress_bar_enabled()
-    for logger in loggers:
-        logger.set_verbosity(logger.CRITICAL)
-    for library in libraries:
-        library.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
+    """Keep libraries from logging, warning and showing progress; as before afterwards."""
+    before = logging.root.manager.disable
+    logging.disable()
     try:
-        yield
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+            yield
     finally:
-        for logger, level in zip(loggers, levels):
-            logger.set_verbosity(level)
-        # First, as it is a switch of huggingface_hub as well.
-        if models_had_bars:
-            transformers.utils.logging.enable_progress_bar()
-        for library, had in zip(libraries, had_bars):
-            library.enable_progress_bars() if had else library.disable_progress_bars()
+        logging.disable(before)
+
+
+@contextmanager
+def refusals(problem: str, advice: str) -> Iterator[None]:
+    """Make of whatever libraries raise a `K1Error`, "problem: reason; advice", and keep them quiet."""
+    try:
+        with quiet_libraries():
+            yield
+    except (K1Error, MemoryError):
+        raise
+    except Exception as error:  # what it is depends on where the damage is
+        raise K1Error(f"{problem}: {reason(error)}; {advice}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Say in one line what an error is; what is behind a `DatasetGenerationError`, which itself says nothing."""
+    error = error.__cause__ or error if isinstance(error, DatasetGenerationError) else error
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

@@ -6,9 +6,7 @@ import gzip
 import json
 import lzma
 import re
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
@@ -17,26 +15,21 @@ from typing import BinaryIO
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets.exceptions import DatasetGenerationError
 
+from k1.data.messages import reason
 from k1.errors import K1Error
 
 INSPECTED_ROWS = 1_000  # the column with the documents is chosen by these
 HEAD_BYTES = 2**20  # what is no text is recognized by these
 KNOWN_COLUMNS = ("text", "content")
 FORMATS = {
-    ".jsonl": "json", ".ndjson": "json", ".ldjson": "json", ".jsonlines": "json", ".json": "json",
-    ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow",
-    ".txt": "text", ".md": "text", ".rst": "text", ".tex": "text", ".py": "text",
+    ".jsonl": "json", ".ndjson": "json", ".ldjson": "json", ".jsonlines": "json", ".json": "json", ".txt": "text",
+    ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow",
 }  # fmt: skip
 COMPRESSIONS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 ARCHIVES = (".zip", ".zst", ".tar", ".tgz", ".7z", ".rar")
 NUMBER = re.compile(r"[-+.:/%\dTZeE ]*\d[-+.:/%\dTZeE ]*|true|false|nan", re.IGNORECASE)
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-# What the libraries raise on bad data.
-DATA_ERRORS = (
-    OSError, ValueError, EOFError, RuntimeError, zlib.error, lzma.LZMAError, csv.Error, pa.ArrowException,
-)  # fmt: skip
 
 
 def file_format(path: Path) -> str:
@@ -61,12 +54,14 @@ def file_documents(path: Path) -> Iterator[str | None]:
                 raise K1Error(f"{path}: a binary file, no text; remove it, or save it as text in UTF-8")
             if head:
                 yield from READERS[kind](file, path)
+    except K1Error:
+        raise
     except PermissionError as error:
         raise K1Error(f"{path}: permission denied; make the file readable") from error
     except UnicodeDecodeError as error:
         where = f" at byte {error.start}" if kind == "text" else ""
         raise K1Error(f"{path}: not valid UTF-8: {error.reason}{where}; save it as UTF-8") from error
-    except DATA_ERRORS as error:
+    except Exception as error:  # what it is depends on where the damage is
         raise K1Error(f"{path}: cannot be read as {kind}: {reason(error)}; mend or remove the file") from error
 
 
@@ -77,16 +72,14 @@ def read_text(file: BinaryIO, where: Path) -> Iterator[str]:
 
 def read_json(file: BinaryIO, where: Path) -> Iterator[str | None]:
     """Read the documents of JSON Lines, or of one list of objects or of texts."""
-    records = json_records(file)
+    records = json_records(TextIOWrapper(file, "utf-8-sig"))
     first = list(islice(records, INSPECTED_ROWS))
     types: dict[str, set[str]] = {}
     for _, record in first:
         for name, value in record.items():
             types.setdefault(name, set()).update([] if value is None else [type(value).__name__])
-    if not types:
-        return
     kinds = {name: "text" if found == {"str"} else " and ".join(sorted(found)) for name, found in types.items()}
-    column = choose_column(kinds, where)
+    column = choose_column(kinds, where) if first else ""
     for number, record in chain(first, records):
         text = record.get(column)
         if not isinstance(text, str | None):
@@ -95,95 +88,77 @@ def read_json(file: BinaryIO, where: Path) -> Iterator[str | None]:
         yield text
 
 
-def json_records(file: BinaryIO) -> Iterator[tuple[int, dict]]:
+def json_records(lines: TextIOWrapper) -> Iterator[tuple[int, dict]]:
     """Read objects and the lines they are on; raises `ValueError` that names the line that is none."""
-    lines = ((number, line) for number, line in enumerate(TextIOWrapper(file, "utf-8-sig"), 1) if not line.isspace())
-    number, line = next(lines, (0, ""))
-    following = next(lines, None)
-    if number and (following is None or not is_json(line)):
-        # One value, perhaps over all lines.
-        rest = "".join(text for _, text in chain([following] if following else [], lines))
-        yield from objects_of(unwrapped(parsed(line + rest, number)), number)
-        return
-    for place, text in chain([(number, line), following], lines) if number else ():
-        yield from objects_of(parsed(text.rstrip(), place), place)
-
-
-def parsed(text: str, number: int) -> object:
-    """Parse JSON that begins on the line `number`; raises `ValueError` that names the line of an error."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"line {number + error.lineno - 1}: {error.msg}") from error
-
-
-def is_json(text: str) -> bool:
-    """Whether `text` is a whole JSON value."""
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
-
-
-def unwrapped(value: object) -> object:
-    """Return the list in {"data": [...]}, or `value` itself if it is something else."""
-    if isinstance(value, dict) and isinstance(value.get("data"), list) and not value.keys() & set(KNOWN_COLUMNS):
-        return value["data"]
-    return value
-
-
-def objects_of(value: object, number: int) -> Iterator[tuple[int, dict]]:
-    """Yield the objects, or the texts as objects, of a list, or `value` itself; raises `ValueError` for others."""
-    for record in value if isinstance(value, list) else [value]:
-        record = {"text": record} if isinstance(record, str) and isinstance(value, list) else record
+    values = json_values(lines)
+    first = list(islice(values, 2))
+    if len(first) == 1:
+        # It may hold all of them: [...] or {"data": [...]}.
+        [(number, value)] = first
+        if isinstance(value, dict) and isinstance(value.get("data"), list) and not value.keys() & set(KNOWN_COLUMNS):
+            value = value["data"]
+        items = value if isinstance(value, list) else [value]
+        first = [(number, {"text": item} if isinstance(item, str) and items is value else item) for item in items]
+    for number, record in chain(first, values):
         if not isinstance(record, dict):
             raise ValueError(f"line {number}: a {type(record).__name__} where an object should be")
         yield number, record
 
 
-def read_csv(file: BinaryIO, where: Path, delimiter: str = ",") -> Iterator[str | None]:
-    """Read one column of a table with a header; raises `K1Error` if the first row does not look like one."""
-    table = csv_rows(TextIOWrapper(file, "utf-8-sig", newline=""), delimiter)
-    header = [name.strip() for name in next(table, [])]
-    first = list(islice(table, INSPECTED_ROWS))
-    if not first:
-        return
-    kinds = {name: csv_kind(row[place] for row in first if place < len(row)) for place, name in enumerate(header)}
-    column = choose_column(kinds, where)
-    # Numbers, and what is no plain name, may be the first row of a table without a header.
-    is_name = re.fullmatch(r"[^\W\d][\w-]*", column) and not any(map(NUMBER.fullmatch, header))
-    if column not in KNOWN_COLUMNS and not is_name:
-        raise K1Error(f'{where}: columns are {", ".join(header)}; write a header that names one of them "text"')
-    place = header.index(column)
-    for row in chain(first, table):
-        yield row[place] or None if place < len(row) else None
-
-
-def csv_rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
-    """Read the rows that are not empty; raises `ValueError` that names the line of a row that is none."""
-    # Strict, as a lone quotation mark makes one field of many rows otherwise.
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    width = 0
-    while True:
-        limit = csv.field_size_limit(2**31 - 1)
+def json_values(lines: TextIOWrapper) -> Iterator[tuple[int, object]]:
+    """Read the value on each line, or the one over all lines, and the line it begins on; raises `ValueError`."""
+    is_first = True
+    for number, line in enumerate(lines, 1):
+        if line.isspace():
+            continue
         try:
-            row = next(reader, None)
-        except csv.Error as error:
-            advice = "a quotation mark inside a text must be doubled, and the text be quoted"
-            raise ValueError(f"line {reader.line_num}: {error} ({advice})") from error
-        finally:
-            csv.field_size_limit(limit)
-        if row is None:
+            value = json.loads(line)
+        except json.JSONDecodeError:
+            try:
+                value = json.loads((line + (lines.read() if is_first else "")).rstrip())
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number + error.lineno - 1}: {error.msg}") from error
+        yield number, value
+        is_first = False
+
+
+def read_csv(file: BinaryIO, where: Path) -> Iterator[str | None]:
+    """Read one column of a table with a header; raises `K1Error` if the first row does not look like one."""
+    # Strict, as a lone quotation mark makes one field of many rows otherwise.
+    delimiter = "\t" if ".tsv" in where.name.lower() else ","
+    table = csv.DictReader(TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+    header = table.fieldnames = [name.strip() for name in table.fieldnames or []]
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        rows = csv_rows(table)
+        first = list(islice(rows, INSPECTED_ROWS))
+        if not first:
             return
-        width = width or len(row)
-        if any(row[width:]):
-            raise ValueError(f"line {reader.line_num}: {len(row)} fields under {width} names of columns")
-        if row:
+        column = choose_column({name: csv_kind([row[name] for row in first]) for name in header}, where)
+        # Numbers, and what is no plain name, may be the first row of a table without a header.
+        is_name = re.fullmatch(r"[^\W\d][\w-]*", column) and not any(map(NUMBER.fullmatch, header))
+        if column not in KNOWN_COLUMNS and not is_name:
+            raise K1Error(f'{where}: columns are {", ".join(header)}; write a header that names one of them "text"')
+        for row in chain(first, rows):
+            yield row[column] or None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def csv_rows(table: csv.DictReader) -> Iterator[dict]:
+    """Read the rows; raises `ValueError` that names the line of one that is none or has too many fields."""
+    try:
+        for row in table:
+            if any(more := row.get(None, [])):
+                width = len(table.fieldnames)
+                raise ValueError(f"line {table.line_num}: {width + len(more)} fields under {width} names of columns")
             yield row
+    except csv.Error as error:
+        advice = "a quotation mark inside a text must be doubled, and the text be quoted"
+        raise ValueError(f"line {table.reader.line_num}: {error} ({advice})") from error
 
 
-def csv_kind(values: Iterable[str]) -> str:
+def csv_kind(values: list[str | None]) -> str:
     """Return what a column holds: "text", "numbers" (or dates, or truth values), or "" for nothing."""
     values = list(filter(None, values))
     return "" if not values else "numbers" if all(map(NUMBER.fullmatch, values)) else "text"
@@ -208,10 +183,7 @@ def read_arrow(file: BinaryIO, where: Path) -> Iterator[str | None]:
         yield from chunk.to_pylist()
 
 
-READERS = {
-    "text": read_text, "json": read_json, "csv": read_csv, "tsv": partial(read_csv, delimiter="\t"),
-    "parquet": read_parquet, "arrow": read_arrow,
-}  # fmt: skip
+READERS = {"text": read_text, "json": read_json, "csv": read_csv, "parquet": read_parquet, "arrow": read_arrow}
 
 
 def choose_column(kinds: Mapping[str, str], where: object) -> str:
@@ -237,15 +209,12 @@ def arrow_kind(kind: pa.DataType) -> str:
     return "text" if is_text else "" if pa.types.is_null(kind) else str(kind)
 
 
-def rows(dataset: datasets.Dataset | datasets.IterableDataset, columns: tuple[str, ...]) -> Iterator[str | None]:
-    """Read the text of each row: that of one column, or the texts of several, joined by blank lines."""
-    for batch in dataset.select_columns(list(columns)).iter(batch_size=100):
-        for parts in zip(*(batch[column] for column in columns)):
+def rows(
+    dataset: datasets.Dataset | datasets.IterableDataset, where: object, columns: tuple[str, ...] = ()
+) -> Iterator[str | None]:
+    """Read the text of each row: the texts of `columns`, joined by blank lines, or that of `choose_text`'s column."""
+    names = list(columns) or [choose_text(dataset.features.arrow_schema, where)]
+    for batch in dataset.select_columns(names).iter(batch_size=100):
+        for parts in zip(*(batch[name] for name in names)):
             # A single column stays as it is: code may start with an indent.
             yield parts[0] if len(parts) == 1 else "\n\n".join(part.strip() for part in parts if part)
-
-
-def reason(error: BaseException) -> str:
-    """Say in one line what an error is; what is behind a `DatasetGenerationError`, which itself says nothing."""
-    error = error.__cause__ or error if isinstance(error, DatasetGenerationError) else error
-    return " ".join(str(error).split())[:300] or type(error).__name__

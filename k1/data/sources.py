@@ -1,23 +1,23 @@
 """Where the text comes from: a preset, a dataset on the Hugging Face hub, or a local path."""
 
-import functools
 import hashlib
 import inspect
 import os
 import re
-from collections.abc import Iterable, Iterator
-from itertools import count
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 
 from k1.data import corpora, docstrings, wiki_markup
-from k1.data.cache import cached, write_splits
+from k1.data.cache import SPLITS, stored
 from k1.data.corpora import BUNDLED_CORPORA, bundled_documents, bundled_version
-from k1.data.hub import HubError, HubSource, hub_splits
 from k1.data.local_files import local_splits
-from k1.data.messages import say_once
-from k1.data.readers import COMPRESSIONS, FORMATS
+from k1.data.messages import refusals, say_once
+from k1.data.readers import COMPRESSIONS, FORMATS, rows
 from k1.errors import K1Error
 
 
@@ -34,19 +34,45 @@ def wikitext_articles(lines: Iterable[str]) -> Iterator[str]:
     yield "\n".join(article)
 
 
+@dataclass(frozen=True)
+class HubSource:
+    """A dataset on the hub; the `columns` of a row, joined by a blank line, are its text."""
+
+    id: str
+    config: str | None = None
+    columns: tuple[str, ...] = ()  # empty: that of `choose_text`
+    is_streamed: bool = False  # too large to download whole
+    rows_to_documents: Callable[[Iterable[str]], Iterable[str]] = iter
+
+    def splits(self, max_documents: int) -> dict[str, datasets.Dataset]:
+        """Load the splits, or the copies that `datasets` keeps; raises what that does, `ValueError` without train."""
+        # The prefix keeps a folder of the same name in the working directory out.
+        loaded = datasets.load_dataset(f"hf://datasets/{self.id}", self.config, streaming=self.is_streamed)
+        if "train" not in loaded:
+            raise ValueError(f"it has no split train, only {', '.join(loaded)}")
+        splits = {}
+        for split in ("train",) if self.is_streamed else SPLITS:
+            if split in loaded:
+                documents = self.rows_to_documents(rows(loaded[split], self.id, self.columns))
+                documents = (document for document in documents if document and not document.isspace())
+                most = max_documents if split == "train" else None
+                splits[split] = stored("text", pa.string(), islice(documents, most))
+        return splits
+
+
 PRESETS = {
     "wikitext": HubSource("Salesforce/wikitext", "wikitext-2-raw-v1", ("text",), False, wikitext_articles),
     "code": HubSource("codeparrot/codeparrot-clean-valid", columns=("content",)),
     "science": HubSource("CShorten/ML-ArXiv-Papers", columns=("title", "abstract")),
-    "openwebtext": HubSource("Skylion007/openwebtext", columns=("text",), streamed=True),
-    "math": HubSource("open-web-math/open-web-math", columns=("text",), streamed=True),
-    "stories": HubSource("roneneldan/TinyStories", columns=("text",), streamed=True),
+    "openwebtext": HubSource("Skylion007/openwebtext", columns=("text",), is_streamed=True),
+    "math": HubSource("open-web-math/open-web-math", columns=("text",), is_streamed=True),
+    "stories": HubSource("roneneldan/TinyStories", columns=("text",), is_streamed=True),
 }
 
 
 def load_documents(
-    dataset_name: str, data_source: str = "auto", max_documents: int | None = None
-) -> tuple[datasets.DatasetDict, str]:
+    dataset_name: str, data_source: str = "auto", max_documents: int = 20_000
+) -> tuple[dict[str, datasets.Dataset], str]:
     """Load the documents of a preset, a local file or folder, or a hub dataset `owner/name[:config]`.
 
     Returns `(documents, source)`. `documents` has the split "train" and, if the
@@ -54,20 +80,16 @@ def load_documents(
     row a document, none blank. `source` is "hub", "bundled" or "local". `data_source`
     is "hub" (or its local cache), "bundled" (a preset's stand-in), or "auto": the hub,
     else the stand-in with a warning on stderr; local paths ignore it. `max_documents`
-    limits the training documents; a streamed preset gives 20,000 if it is None.
+    limits the training documents.
 
     Raises `K1Error` for an unknown name or missing path, for text that cannot be had
     from the hub, and for a file that is unreadable, malformed or without text.
     """
-    if data_source not in ("auto", "hub", "bundled"):
-        raise K1Error(f'data source "{data_source}" is unknown; use auto, hub or bundled')
-    if max_documents is not None and max_documents < 1:
-        raise K1Error(f"max_documents is {max_documents}; use 1 or more")
-
     if dataset_name in PRESETS:
         splits, source = hub_or_bundled(dataset_name, PRESETS[dataset_name], data_source, max_documents)
     elif os.path.exists(path := os.path.expanduser(dataset_name)):
-        splits, source = local_splits(Path(path), max_documents), "local"
+        texts, source = local_splits(Path(path), max_documents), "local"
+        splits = {split: stored("text", pa.string(), texts[split]) for split in texts}
     elif dataset_name.startswith((".", "~", "/")) or dataset_name.lower().endswith((*FORMATS, *COMPRESSIONS)):
         raise K1Error(f"{dataset_name}: no such file or folder; check the path")
     elif re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", dataset_name):
@@ -77,9 +99,10 @@ def load_documents(
             f'unknown dataset "{dataset_name}": no such path exists; use one of the presets '
             f"{', '.join(PRESETS)}, a path, or a hub id of the form owner/name"
         )
+    splits = {split: documents for split, documents in splits.items() if len(documents)}
     if "train" not in splits:
         raise K1Error(f"{dataset_name}: there is no non-empty document in it; use a source with text")
-    return datasets.DatasetDict(splits), source
+    return splits, source
 
 
 def dataset_labels(names: Iterable[str]) -> list[str]:
@@ -100,26 +123,23 @@ def dataset_labels(names: Iterable[str]) -> list[str]:
 
 
 def hub_or_bundled(
-    name: str, hub: HubSource, data_source: str, max_documents: int | None
+    name: str, hub: HubSource, data_source: str, max_documents: int
 ) -> tuple[dict[str, datasets.Dataset], str]:
+    """Load a dataset from the hub, or the bundled text if that is asked for or, with "auto", if the hub fails."""
+    has_bundled = name in BUNDLED_CORPORA
     if data_source != "bundled":
+        advice = f"mend this or use {'--data_source bundled' if has_bundled else 'a local path'}"
         try:
-            return hub_splits(hub, max_documents), "hub"
-        except HubError as error:
-            if data_source == "hub" or name not in BUNDLED_CORPORA:
-                advice = "use --data_source bundled" if name in BUNDLED_CORPORA else "use a local path"
-                raise K1Error(f"{name} cannot be loaded from the hub: {error}; mend this or {advice}") from error
-            say_once(f"warning: {name}: using the bundled stand-in text, as the hub failed: {error}")
-    elif name not in BUNDLED_CORPORA:
+            with refusals(f"{name} cannot be loaded from the hub", advice):
+                return hub.splits(max_documents), "hub"
+        except K1Error as error:
+            if data_source == "hub" or not has_bundled:
+                raise
+            say_once(f"warning: the bundled text is used, as {error}")
+    elif not has_bundled:
         raise K1Error(f"{name} has no bundled text; use --data_source hub or a local path")
-    documents = bundled_corpus(name)
-    return {"train": documents.select(range(min(max_documents or len(documents), len(documents))))}, "bundled"
-
-
-def bundled_corpus(name: str) -> datasets.Dataset:
-    """A bundled corpus, read from its package once and then from the cache."""
+    # Read from its package once and then from the cache.
     code = "".join(map(inspect.getsource, (corpora, wiki_markup, docstrings)))
-    identity = f"{name}, {bundled_version(name)}, {code}"
-    key = f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    build = functools.partial(write_splits, {"train": bundled_documents(name)}, None)
-    return cached("documents", key, lambda: datasets.DatasetDict(build()))["train"]
+    identity = hashlib.sha256(f"{name}, {bundled_version(name)}, {code}".encode()).hexdigest()
+    documents = stored("text", pa.string(), bundled_documents(name), f"documents-{name}-{identity[:16]}")
+    return {"train": documents.select(range(min(max_documents, len(documents))))}, "bundled"

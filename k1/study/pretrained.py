@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from k1.data.batches import shuffled
 from k1.data.corpora import bundled_documents, package_dir, python_files
-from k1.data.pretrained import refusals
+from k1.data.messages import refusals
 from k1.errors import K1Error, command, module_parser
 from k1.files import write_atomically
 from k1.rehearsal import REHEARSAL_WEIGHT, Rehearsal, keep_share
@@ -373,7 +373,7 @@ def frontier_figure(results: dict) -> Figure:
 def prepare(arguments: argparse.Namespace) -> tuple[PreTrainedModel, dict, dict]:
     """The model that all runs start from, the texts in its vocabulary, and what is recorded so far."""
     adapted = arguments.out / f"{ADAPTED}.pt"
-    with refusals(arguments.model):
+    with refusals(f"{arguments.model} cannot be used as a pretrained model", "name another"):
         tokenizer = AutoTokenizer.from_pretrained(arguments.model)
         model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
     texts = cut_vocabulary(model, read_texts(tokenizer, arguments.steps, arguments.evaluated))

@@ -46,15 +46,11 @@ REPOSITORIES: dict[str, dict[str, bytes]] = {
     "open-web-math/open-web-math": {"data/train-0.parquet": parquet(words=["no text column"])},
     "owner/columns": {"data/train-0.parquet": parquet(a=["x"], b=["y"])},
     "owner/held-out": {"data/test-0.parquet": parquet(text=["only a test"])},
-    "owner/script": {"script.py": b"raise SystemExit"},
-    "owner/gated": {"data/train-0.parquet": b"", "config.json": b"{}"},
-    "owner/private": {},
-    "owner/broken": {"data/train-0.parquet": parquet(text=[str(number) for number in range(1000)])},
 }
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers as the hub does: 401 for owner/private, 403 for owner/gated, half of the file for owner/broken."""
+    """Answers as the hub does."""
 
     def log_message(self, *_: object) -> None:
         pass
@@ -72,18 +68,22 @@ class Handler(BaseHTTPRequestHandler):
         address = r"/(api/)?(?:datasets/|models/)?([^/]+/[^/]+)/?(revision|tree|resolve)?(?:/[^/]+/?(.*))?"
         found = re.fullmatch(address, path)
         files = REPOSITORIES.get(found[2]) if found else None
-        if files is None or found[2] == "owner/private":
-            return self.answer(404 if files is None else 401, X_Error_Code="RepoNotFound")
+        if files is None:
+            return self.answer(404, X_Error_Code="RepoNotFound")
         if found[3] == "tree":
             return self.answer(200, json.dumps(self.tree(files, found[4] + "/" if found[4] else "")).encode())
         if found[1]:
             siblings = [{"rfilename": name} for name in files]
             return self.answer(200, json.dumps({"id": found[2], "sha": COMMIT, "siblings": siblings}).encode())
-        if found[2] == "owner/gated":
-            return self.answer(403, X_Error_Code="GatedRepo")
         if found[4] not in files:
             return self.answer(404, X_Error_Code="EntryNotFound")
-        self.send_file(files[found[4]], is_cut=found[2] == "owner/broken")
+        body = files[found[4]]
+        headers = {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "Accept_Ranges": "bytes"}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked:
+            start, end = int(asked[1]), min(int(asked[2] or len(body)) + 1, len(body))
+            return self.answer(206, body[start:end], Content_Range=f"bytes {start}-{end - 1}/{len(body)}", **headers)
+        self.answer(200, body, **headers)
 
     do_HEAD = do_GET
 
@@ -95,16 +95,6 @@ class Handler(BaseHTTPRequestHandler):
                 kind = {"type": "directory"} if below else {"type": "file", "size": len(body)}
                 entries[name] = {"path": folder + name, "oid": hashlib.sha1(body).hexdigest(), **kind}
         return list(entries.values())
-
-    def send_file(self, body: bytes, is_cut: bool) -> None:
-        headers = {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "Accept_Ranges": "bytes"}
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if asked:
-            start, end = int(asked[1]), min(int(asked[2] or len(body)) + 1, len(body))
-            return self.answer(206, body[start:end], Content_Range=f"bytes {start}-{end - 1}/{len(body)}", **headers)
-        if is_cut and self.command == "GET":
-            return self.answer(200, body[: len(body) // 2], **headers, Content_Length=len(body))
-        self.answer(200, body, **headers)
 
 
 @contextmanager

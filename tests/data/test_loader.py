@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from k1.config import settings_of
 from k1.data.batches import batches_in_order, batches_of_blocks
 from k1.data.cache import SPLITS
-from k1.data.loader import DataLoader, batches_of_text, load_datasets, require_distinct, split_documents
+from k1.data.loader import DataLoader, load_datasets, require_distinct, split_documents
 from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer, train_tokenizer
 from k1.errors import K1Error
 
@@ -50,18 +50,20 @@ def test_no_document_is_in_two_splits_and_none_is_lost(documents, random):
     assert again["validation"] == texts["validation"] and again["test"] == texts["test"]
 
 
-def test_splits_of_the_source_are_kept_and_cleaned_of_what_is_held_out():
-    splits = as_splits(train=["a", "b", "c", "c"], validation=["b", "v"], test=["v", "t"])
-    texts = texts_of(split_documents(splits, "x"))
-    assert {split: sorted(found) for split, found in texts.items()} == {
-        "train": ["a", "c"], "validation": ["b"], "test": ["t", "v"],
-    }  # fmt: skip
-
-
-def test_a_missing_test_split_is_taken_from_training_text():
-    texts = texts_of(split_documents(as_splits(train=[f"d{i}" for i in range(100)], validation=["v"]), "x"))
-    assert texts["validation"] == ["v"]
-    assert len(texts["test"]) == 5 and len(texts["train"]) == 95
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (
+            dict(train=["a", "b", "c", "c"], validation=["b", "v"], test=["v", "t"]),
+            dict(train=["a", "c"], validation=["b"], test=["t", "v"]),
+        ),
+        (dict(train=["a", "b"], validation=["v"]), dict(train=["a"], validation=["v"], test=["b"])),
+    ],
+    ids=["all", "no test"],
+)
+def test_splits_of_the_source_are_kept_cleaned_of_what_is_held_out_and_filled(source, expected):
+    texts = texts_of(split_documents(as_splits(**source), "x"))
+    assert {split: sorted(found) for split, found in texts.items()} == expected
 
 
 def test_a_split_that_holds_out_much_of_the_text_is_said(capsys):
@@ -77,12 +79,8 @@ def test_text_of_only_held_out_documents_is_refused():
         split_documents(as_splits(train=["v", "t"], validation=["v"], test=["t", "u"]), "x")
 
 
-def load(path, arguments):
-    return DataLoader(str(path), arguments)
-
-
 def test_blocks_hold_every_token_of_the_documents_in_order(corpora, arguments):
-    loader = load(corpora[0], arguments)
+    loader = DataLoader(str(corpora[0]), arguments)
     tokenizer = train_tokenizer(loader.text("train"), 300)
     dataset = loader.tokenize(tokenizer)
     end = tokenizer.token_to_id(END_OF_DOCUMENT)
@@ -98,28 +96,21 @@ def test_blocks_hold_every_token_of_the_documents_in_order(corpora, arguments):
         assert dataset.tokens[split] == len(packed)
 
 
-def test_the_cache_gives_the_same_blocks_and_a_changed_text_does_not(tmp_path, arguments):
+def test_a_changed_text_is_not_the_one_that_a_checkpoint_was_trained_with(tmp_path, arguments):
     path = tmp_path / "data.jsonl"
     lines = [json.dumps({"text": f"Document {i} says something about {i * i}."}) for i in range(40)]
     path.write_text("\n".join(lines))
-    first = load(path, arguments)
+    first = DataLoader(str(path), arguments)
     tokenizer = train_tokenizer(first.text("train"), 300)
-    blocks = first.tokenize(tokenizer).blocks["train"][:]["input_ids"]
-    second = load(path, arguments)
-    assert second.fingerprint == first.fingerprint
-    assert torch.equal(
-        torch.stack(list(second.tokenize(tokenizer).blocks["train"][:]["input_ids"])), torch.stack(list(blocks))
-    )
-    path.write_text("\n".join([*lines[:-1], json.dumps({"text": "Something else."})]))
-    third = load(path, arguments)
-    assert third.fingerprint != first.fingerprint
     record = first.tokenize(tokenizer).record()
+    assert DataLoader(str(path), arguments).fingerprint == first.fingerprint
+    path.write_text("\n".join([*lines[:-1], json.dumps({"text": "Something else."})]))
     with pytest.raises(K1Error, match="not the one the checkpoint was trained with"):
         load_datasets([record], tokenizer, arguments)
 
 
 def test_recorded_datasets_load_again(corpora, arguments):
-    dataset = load(corpora[0], arguments)
+    dataset = DataLoader(str(corpora[0]), arguments)
     tokenizer = train_tokenizer(dataset.text("train"), 300)
     record = dataset.tokenize(tokenizer).record()
     (again,) = load_datasets([record], tokenizer, replace(arguments, dataset_name="something else"))
@@ -129,7 +120,7 @@ def test_recorded_datasets_load_again(corpora, arguments):
 def test_too_little_training_text_for_one_block(tmp_path, arguments):
     path = tmp_path / "short.jsonl"
     path.write_text("\n".join(json.dumps({"text": text}) for text in ("one", "two", "three")))
-    loader = load(path, replace(arguments, seq_length=128))
+    loader = DataLoader(str(path), replace(arguments, seq_length=128))
     with pytest.raises(K1Error, match="fewer than 128 tokens"):
         loader.tokenize(train_tokenizer(loader.text("train"), 300))
 
@@ -183,9 +174,3 @@ def test_any_text_survives_the_tokenizer():
     round_trip()
     ids = load_tokenizer(tokenizer.to_str()).encode(END_OF_DOCUMENT).ids
     assert tokenizer.token_to_id(END_OF_DOCUMENT) not in ids
-
-
-def test_text_is_tokenized_in_lists_of_bounded_length(monkeypatch):
-    monkeypatch.setattr("k1.data.loader.CHARACTERS_AT_ONCE", 5)
-    assert list(batches_of_text(["ab", "c", "", "defgh", "i" * 9, "j"])) == [["ab", "c", "", "defgh"], ["i" * 9], ["j"]]
-    assert list(batches_of_text(iter(()))) == []

@@ -19,24 +19,18 @@ from k1.errors import K1Error
 from k1.model import count_parameters
 from k1.report.generation import generate
 from k1.report.quality import token_stream
-from k1.training.history import changed_fraction, copy_parameters
-from k1.training.losses import accumulate_gradients
-from k1.training.optimization import build_optimizer
 from tests.pretrained import (
     CONFIGS,
     DAMAGES,
     END,
     LENGTH,
     ROWS,
-    TIED,
     VOCABULARY,
     fresh_model,
     in_config,
     train_own_tokenizer,
     write_model,
 )
-
-every_model = pytest.mark.parametrize("kind", CONFIGS)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +64,7 @@ def arguments_with(length=LENGTH):
     return settings_of("k1", "smoke", seq_length=length, threads=1)
 
 
-@every_model
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_a_pretrained_model_is_read_as_transformers_reads_it(kind, folders):
     theirs = AutoModelForCausalLM.from_pretrained(folders[kind]).eval()
     initial = load_pretrained(str(folders[kind]), seed=0)
@@ -83,19 +77,6 @@ def test_a_pretrained_model_is_read_as_transformers_reads_it(kind, folders):
     assert initial.start == {"name": str(folders[kind]), "revision": "", "sha256": initial.start["sha256"]}
     assert load_pretrained(str(folders[kind]), seed=5).start == initial.start
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), initial.build("cpu").parameters()))
-
-
-@every_model
-def test_a_step_changes_an_exact_share_of_any_model(kind, folders):
-    model = load_pretrained(str(folders[kind]), seed=0).build("cpu")
-    optimizer = build_optimizer(model, arguments_with())
-    start, size = copy_parameters(model), count_parameters(model)
-    accumulate_gradients(model.train(), iter([(ids(), [])]), arguments_with())
-    optimizer.step()
-    changed = round(changed_fraction(start, model) * size)
-    # An update below half a unit in the last place is rounded away, and a row of the embedding without a token stays.
-    assert 0.4 * size < changed <= round(0.51 * size)
-    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == (kind in TIED)
 
 
 def test_weights_in_bfloat16_in_shards_and_under_old_names_are_read(folders, tmp_path, tokenizer):
@@ -112,13 +93,6 @@ def test_weights_in_bfloat16_in_shards_and_under_old_names_are_read(folders, tmp
     weights = {name.removeprefix("transformer."): v for name, v in load_file(old / "model.safetensors").items()}
     save_file(weights | {"h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8)}, old / "model.safetensors")
     assert torch.equal(logits_of(load_pretrained(str(old), seed=0).build("cpu")), logits_of(whole))
-
-
-def test_files_may_be_links(folders, tmp_path):
-    for file in folders["llama"].iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    found = load_pretrained(str(tmp_path), seed=0).start
-    assert found["sha256"] == load_pretrained(str(folders["llama"]), seed=0).start["sha256"]
 
 
 def test_text_is_read_whole_and_ends_with_the_end_of_the_model_s_own_tokenizer(folders, corpora, tokenizer):

@@ -43,13 +43,8 @@ def test_no_bundled_text(name):
     assert failure(name, "bundled").startswith(f"{name} has no bundled text")
 
 
-def test_bad_arguments():
-    assert "auto, hub or bundled" in failure("wikitext", "web")
-    assert "max_documents is 0" in failure("wikitext", "bundled", 0)
-
-
 def test_bundled(monkeypatch):
-    monkeypatch.setattr(sources, "bundled_documents", lambda name: iter([f"{name} {n}" for n in range(9)] + [" "]))
+    monkeypatch.setattr(sources, "bundled_documents", lambda name: (f"{name} {n}" for n in range(9)))
     documents, source = load_documents("code", "bundled", 2)
     assert source == "bundled" and documents["train"]["text"][:] == ["code 0", "code 1"]
     assert len(load_documents("code", "bundled")[0]["train"]) == 9
