@@ -12,6 +12,7 @@ by the file results/NAME.md. The same results give the same pages, however often
 import json
 import re
 import textwrap
+from functools import partial
 from pathlib import Path
 
 from k1.config import PRESETS
@@ -52,57 +53,54 @@ def format_answer(report: dict, seeds: list[dict]) -> str:
     return f"{paragraph(caption)}\n\n{format_table(rows)}"
 
 
-def tokens_per_step(report: dict) -> int:
-    """Tokens of a step of the recorded run."""
-    preset = PRESETS[report["preset"]]
-    return preset.batch_size * preset.gradient_accumulation_steps * preset.seq_length
-
-
-def format_time(report: dict, seeds: list[dict]) -> str:
-    """How long the trainings of `make` take, from their recorded speed."""
-    max_steps, seconds = PRESETS[report["preset"]].max_steps, 0.0
-    for arm, model in report["models"].items():
-        # Two arms share each first stage.
-        steps = max_steps if arm in FILES else max_steps[1:]
-        seconds += sum(steps) * tokens_per_step(report) / model["tokens_per_second"]
-    return paragraph(
-        f"At the speed of the recorded run, training takes about {seconds / 60 / CORES:.0f} minutes on {CORES} CPU "
-        "cores; tokenizing, evaluation and the report come on top."
-    )
-
-
 def format_model(report: dict, seeds: list[dict]) -> str:
     """Size of the model, steps and text of the recorded run."""
-    preset = PRESETS[report["preset"]]
-    steps = ", ".join(f"{count:,} on dataset {stage}" for stage, count in enumerate(preset.max_steps, start=1))
     rows = [["Dataset", "Source", "Training tokens", "Test tokens"]]
     for dataset in report["datasets"]:
         counts = [f"{dataset['tokens'][split]:,}" for split in ("train", "test")]
         rows.append([dataset_label(dataset["name"]), dataset["source"], *counts])
-    text = (
-        f"Preset `{report['preset']}`, the recorded run: a Llama-style transformer with {report['parameters']:,} "
-        f"parameters ({preset.layers} layers, width {preset.hidden_size}, vocabulary {preset.vocabulary_size:,}, "
-        f"sequences of {preset.seq_length} tokens). It takes steps of {tokens_per_step(report):,} tokens: {steps}."
+    return f"{format_prose(MODEL, report, seeds)}\n\n{format_table(rows)}"
+
+
+def format_prose(text: str, report: dict, seeds: list[dict]) -> str:
+    """`text`, with the figures of the recorded run in it, wrapped; it may be a list."""
+    preset, tokens = PRESETS[report["preset"]], [own["tokens"] for own in report["models"]["k1"]["own"].values()]
+    step = preset.batch_size * preset.gradient_accumulation_steps * preset.seq_length
+    seconds = sum(
+        # Two arms share each first stage.
+        sum(preset.max_steps[0 if arm in FILES else 1 :]) * step / model["tokens_per_second"]
+        for arm, model in report["models"].items()
     )
-    return f"{paragraph(text)}\n\n{format_table(rows)}"
+    found = text.format(
+        **report, preset_=preset, seeds=len(seeds), minutes=seconds / 60 / CORES, cores=CORES, step=step,
+        stages=", ".join(f"{count:,} on dataset {stage}" for stage, count in enumerate(preset.max_steps, start=1)),
+        first=tokens[0], others=" and ".join(f"{count:,}" for count in dict.fromkeys(tokens[1:])),
+    )  # fmt: skip
+    return "\n".join(paragraph(line, "  " * line.startswith("- ")) for line in found.splitlines())
 
 
-def format_limits(report: dict, seeds: list[dict]) -> str:
-    """What the recorded figures rest on, the first of the limits."""
-    first, *others = (scores["tokens"] for scores in report["models"]["k1"]["own"].values())
-    rest = " and ".join(f"{count:,}" for count in dict.fromkeys(others))
-    limits = [
-        f"Small models on small text: {report['parameters']:,} parameters, {len(seeds)} seeds. "
-        "The figures show the method, not a law. Repeat it with other seeds, larger presets and your data.",
-        f"The test text of dataset 1 is small ({first:,} predicted tokens; the others have {rest}).",
-        "The bundled code is the standard library of the Python that runs it, so other Python versions give other "
-        "numbers; the fingerprint in the report tells. The recorded run used Python "
-        f"{report['versions']['python']}.",
-    ]
-    return "\n".join(paragraph(f"- {limit}", indent="  ") for limit in limits)
-
-
-BLOCKS = {"answer": format_answer, "time": format_time, "limits": format_limits, "model": format_model}
+TIME = (
+    "At the speed of the recorded run, training takes about {minutes:.0f} minutes on {cores} CPU cores; tokenizing, "
+    "evaluation and the report come on top."
+)
+MODEL = (
+    "Preset `{preset}`, the recorded run: a Llama-style transformer with {parameters:,} parameters ({preset_.layers} "
+    "layers, width {preset_.hidden_size}, vocabulary {preset_.vocabulary_size:,}, sequences of {preset_.seq_length} "
+    "tokens). It takes steps of {step:,} tokens: {stages}."
+)
+LIMITS = (
+    "- Small models on small text: {parameters:,} parameters, {seeds} seeds. The figures show the method, not a law. "
+    "Repeat it with other seeds, larger presets and your data.\n"
+    "- The test text of dataset 1 is small ({first:,} predicted tokens; the others have {others}).\n"
+    "- The bundled code is the standard library of the Python that runs it, so other Python versions give other "
+    "numbers; the fingerprint in the report tells. The recorded run used Python {versions[python]}."
+)
+BLOCKS = {
+    "answer": format_answer,
+    "model": format_model,
+    "time": partial(format_prose, TIME),
+    "limits": partial(format_prose, LIMITS),
+}
 
 
 def render(root: Path) -> dict[str, str]:

@@ -48,9 +48,8 @@ def test_other_ways_to_train_learn():
 
 
 def test_the_tables_have_medians_and_quartiles_of_ratios_in_the_same_round():
-    assert (
-        with_spread([5.0, 1.0, 4.0, 2.0, 3.0], 1) == "3.0 (2.0 to 4.0)" and with_spread([7.0]) == "7.00 (7.00 to 7.00)"
-    )
+    assert with_spread([5.0, 1.0, 4.0, 2.0, 3.0], 1) == "3.0 (2.0 to 4.0)"
+    assert with_spread([7.0]) == "7.00 (7.00 to 7.00)"
     seconds = {name: [1.0, 10.0, 1.0] for name in CONTESTANTS}
     seconds |= {K1: [2.0, 20.0, 8.0], ADAMW: [0.004] * 3, SPARSE: [0.005, 0.006, 0.007]}
     stage = {BASELINE: {"training": [50.0] * 3}, K1: {"training": [60.0] * 3, "writing": [5.0, 15.0, 40.0]}}
@@ -61,7 +60,7 @@ def test_the_tables_have_medians_and_quartiles_of_ratios_in_the_same_round():
     alone = found | {"stage": {}, "seconds": {name: seconds[name] for name in (ADAMW, SPARSE)}}
     text = format_benchmark({"threads": 1, "cores": 2, "versions": {}, "shapes": {"quick": found, "full": alone}})
     steps, stages, shapes = (rows_of(text, [head]) for head in ("Training", "Later stage, seconds", "Shape"))
-    assert list(steps) == ["Training", *CONTESTANTS]
+    assert list(steps)[2:] == [*CONTESTANTS]
     assert steps[BASELINE] == ["5,120", "1.00 (1.00 to 1.00)"] and steps[K1] == ["640", "2.00 (2.00 to 5.00)"]
     assert stages[BASELINE] == ["50.00", "", "50.00", "", "5.00"]
     assert stages[K1] == ["60.00", "15.00", "75.00", "1.50 (1.40 to 1.75)", "5.25"]
