@@ -158,8 +158,8 @@ stream: $(UNSEEN) .venv/.installed-dev
 # Time and memory beside other ways to train, on an otherwise idle machine.
 benchmark: .venv/.installed-dev
 	@mkdir -p models
-	$(RUN) -m k1.benchmark --json models/benchmark.json > models/benchmark.md
-	@cat models/benchmark.md
+	$(RUN) -m k1.benchmark --json models/benchmark.json > models/.benchmark.md
+	@mv models/.benchmark.md models/benchmark.md && cat models/benchmark.md
 
 # What keeps a real pretrained model from forgetting; MODEL is a folder or a name on the hub. Resumes where it stopped.
 STEPS ?= 60
