@@ -36,9 +36,7 @@ from tests.study.records import record
 pytestmark = [pytest.mark.xdist_group("study"), pytest.mark.slow]
 
 # Methods of all three grids.
-STUDIED = (
-    "baseline", "k1", "sparse", "baseline_rehearsal", "ewc", "wise_ft", "lora", "replay", "joint", "momentum_0.1_0.25",
-)  # fmt: skip
+STUDIED = ("baseline", "k1", "baseline_rehearsal", "ewc", "lora", "replay", "joint", "momentum_0.1_0.25")
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +56,8 @@ def runs(study):
 
 def test_every_run_is_recorded_and_shown(study, runs, corpora):
     _, out, finished = study
-    dials = {"ewc": ["-strength1.7", "-strength5"], "wise_ft": ["-keep0.6", "-keep0.8"], "lora": ["-rank4", "-rank16"]}
-    assert list(runs) == [f"{name}-seed0-0.01{dial}" for name in STUDIED for dial in dials.get(name, [""])]
+    dials = {"ewc": ["-strength1.7", "-strength5"], "lora": ["-rank4", "-rank16"]}
+    assert set(runs) == {f"{name}-seed0-0.01{dial}" for name in STUDIED for dial in dials.get(name, [""])}
     for method in STUDIED:
         run = next(run for run in runs.values() if run["method"] == method)
         fraction = METHODS[method].flags.get("update_fraction", 1.0 if METHODS[method].script == "baseline" else 0.51)
@@ -75,7 +73,7 @@ def test_what_holds_the_model_makes_it_forget_less(runs):
     forgotten = {name.replace("-seed0-0.01", ""): backward_transfer(run["loss_matrix"]) for name, run in runs.items()}
     dense = forgotten["baseline"]
     assert max(forgotten[name] for name in ("k1", "baseline_rehearsal", "momentum_0.1_0.25")) < dense / 2
-    assert max(forgotten[name] for name in ("replay", "ewc-strength5", "ewc-strength1.7", "wise_ft-keep0.6")) < dense
+    assert max(forgotten[name] for name in ("replay", "ewc-strength5", "ewc-strength1.7")) < dense
     assert forgotten["joint"] == 0
 
 
