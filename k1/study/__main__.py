@@ -53,6 +53,7 @@ def main() -> None:
         raise UsageError("--dataset_names takes at least two names: nothing is forgotten if nothing follows")
     methods = arguments.methods or GRIDS[arguments.grid]
     require_packages(methods)
+    require_distinct(arguments.dataset_names)
     preset = vars(PRESETS[arguments.preset])
     settings = {**preset, "preset": arguments.preset, "data_source": arguments.data_source}
     # All texts now: a name that is wrong should not show after hours of training.
