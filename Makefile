@@ -145,19 +145,21 @@ models/pretrained/%: ALL = $(FIRST) $(LATER_STEPS) $(LATER_STEPS)
 
 # All methods over learning rates and seeds, at preset study; stopped and started again, it resumes.
 study: .venv/.installed-dev
-	$(RUN) -m k1.study --first_learning_rates 4e-3 8e-3 --out models/study
+	$(RUN) -m k1.study
 
 # Shares of updated parameters, shares of rehearsal and policies, at preset study.
 map: .venv/.installed-dev
-	$(RUN) -m k1.study.map --out models/map
+	$(RUN) -m k1.study --grid map
 
 # Six datasets, the three of unseen among them, learned one after another; resumes where it was stopped.
 stream: $(UNSEEN) .venv/.installed-dev
-	$(RUN) -m k1.study.stream --out models/stream
+	$(RUN) -m k1.study --grid stream --dataset_names wikitext code science $(UNSEEN)
 
 # Time and memory beside other ways to train, on an otherwise idle machine.
 benchmark: .venv/.installed-dev
-	$(RUN) -m k1.benchmark --json models/benchmark.json
+	@mkdir -p models
+	$(RUN) -m k1.benchmark --json models/benchmark.json > models/.benchmark.md
+	@mv models/.benchmark.md models/benchmark.md && cat models/benchmark.md
 
 # What keeps a real pretrained model from forgetting; MODEL is a folder or a name on the hub. Resumes where it stopped.
 STEPS ?= 60
@@ -166,12 +168,13 @@ model-study: .venv/.installed-dev
 
 # What the pages show, from make, make seeds and all other commands that train; a test compares them with results/.
 # Of what was not run here the record stays as it is.
-RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) benchmark.json:benchmark.json \
+RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) \
+	$(foreach end,json md,benchmark.$(end):benchmark.$(end)) \
 	$(foreach steps,60 240,$(foreach end,results.json results.md frontier.png, \
 		model_study$(steps)/$(end):pretrained$(steps)$(suffix $(end)))) \
 	$(foreach name,unseen unseen2,$(name)/report.json:$(name).json $(name)/report.md:$(name).md) \
 	$(foreach name,study stream map,$(name)/results.json:$(name).json $(name)/results.md:$(name).md) \
-	study/frontier.png:study.png stream/stream.png:stream.png map/map.png:map.png
+	study/frontier.png:study.png stream/accuracy.png:stream.png map/frontier.png:map.png
 record: .venv/.installed
 	$(RUN) -m k1.report --json results/report.json --plots results > results/report.md
 	@for pair in $(RECORDED); do \

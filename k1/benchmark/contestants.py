@@ -1,136 +1,203 @@
-"""The contestants: the arms of the experiment, and other ways to train the same model, one step at a time."""
+"""What takes turns: training steps of the arms and of other ways to train, parts of a later stage, the optimizer."""
 
-import time
+import re
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
-from tempfile import TemporaryDirectory
+from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from k1.benchmark.gpt import GPT
-from k1.benchmark.setting import Shape
-from k1.benchmark.timing import WARM_UP, alternate, ratio, spread
+from k1.checkpoints.contents import stage_checkpoint
+from k1.checkpoints.storage import save_checkpoint
+from k1.config import Arguments, settings_of
 from k1.data.batches import batches_of_blocks
-from k1.data.loader import TokenizedDataset
+from k1.data.loader import DataLoader, TokenizedDataset
+from k1.data.tokenizer import train_tokenizer
+from k1.errors import K1Error
 from k1.experiment import ARMS
-from k1.model import count_parameters
-from k1.training.rehearsal import begin_rehearsal
+from k1.model import build_model, configure_torch, model_config
+from k1.sparse import sparse_updates
+from k1.training.evaluation import evaluate
+from k1.training.optimization import build_optimizer
+from k1.training.rehearsal import begin_rehearsal, predicted_forgetting, write_rehearsal
 from k1.training.trainer import StageTrainer
 
-REFERENCE, K1 = ARMS["baseline"], ARMS["k1"]
-TRAINER = "Hugging Face Trainer"
-BETAS = 0.9, 0.95
+BASELINE, K1 = ARMS["baseline"], ARMS["k1"]
+ADAMW, SPARSE = "AdamW", "AdamW with sparse updates"
+STEPS = 5  # timed together, so that little depends on a single one
+DATASETS = 2  # learned at the end of the second stage, which is the one measured
+OTHER_WAYS = "bare PyTorch loop", "LoRA (peft)"
+CONTESTANTS = (*ARMS.values(), *OTHER_WAYS)
 LORA_RANK = 16
+MEMORY_STEPS = 10  # each copies other windows, which may not fit into the memory of those before
 
 
-def stage_trainer(
-    shape: Shape, arm: str, tokenizer: Tokenizer, dataset: TokenizedDataset, written: list[Tensor]
-) -> StageTrainer:
-    """A later stage of `arm`, which rehearses what is `written`, if it does; its `optimize` takes a step."""
-    arguments, model = shape.arguments(arm), shape.model()
-    rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
-    if rehearsal:
-        rehearsal.rewrite(model, 1)
-    return StageTrainer(model, dataset, arguments, rehearsal)
+@dataclass(frozen=True)
+class Shape:
+    """A size of the model: `preset` with all widths times `width`, measured in `rounds`.
+
+    If it does not train, the optimizer alone is measured.
+    """
+
+    preset: str
+    rounds: int
+    width: int = 1
+    trains: bool = True
+
+    def arguments(self, arm: str) -> Arguments:
+        """The settings of a later stage of `arm`."""
+        arguments = settings_of(arm, self.preset, stage=2, device="cpu", data_source="bundled")
+        widths = ("hidden_size", "intermediate_size", "heads")
+        return replace(arguments, **{name: self.width * getattr(arguments, name) for name in widths})
+
+    def model(self) -> PreTrainedModel:
+        """A model with fresh weights, the same each time; no time depends on what a model has learned."""
+        arguments = self.arguments("baseline")
+        return build_model(model_config(arguments, arguments.vocabulary_size), seed=0)
 
 
-def bare_loop(
-    shape: Shape, dataset: TokenizedDataset, model: nn.Module, loss_of: Callable[[Tensor], Tensor]
-) -> Callable[[], float]:
-    """A step as one writes it by hand in PyTorch: the loss, its gradients, clipping, and fused AdamW."""
+SHAPES = {
+    "smoke": Shape("smoke", rounds=3),
+    "quick": Shape("quick", rounds=9),
+    "wide": Shape("quick", rounds=5, width=4),
+    "full": Shape("full", rounds=9, trains=False),
+}
+
+
+def optimizer_steps(shape: Shape) -> dict[str, Callable[[], object]]:
+    """A step of the optimizer alone, without and with sparse updates, on random gradients."""
+    model = shape.model()
+    draw_gradients(model)
+    arms = {ADAMW: "baseline", SPARSE: "sparse"}
+    return {name: build_optimizer(model, shape.arguments(arm)).step for name, arm in arms.items()}
+
+
+def draw_gradients(model: nn.Module) -> None:
+    """Give every parameter a random gradient."""
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+
+
+def by_hand(shape: Shape, dataset: TokenizedDataset, model: nn.Module) -> Callable[[], Tensor]:
+    """A step as one writes it in PyTorch: the loss, which it returns, its gradients, clipping, and fused AdamW."""
     arguments = shape.arguments("baseline")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        trained, lr=arguments.learning_rate, betas=BETAS, weight_decay=arguments.weight_decay, fused=True
+        trained, lr=arguments.learning_rate, betas=(0.9, 0.95), weight_decay=arguments.weight_decay, fused=True
     )
     batches = batches_of_blocks(dataset.blocks["train"], arguments.batch_size, seed=0)
 
-    def step() -> float:
-        loss = loss_of(next(batches))
+    def step() -> Tensor:
+        ids = next(batches)
+        loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         nn.utils.clip_grad_norm_(trained, arguments.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        return loss.item()
+        return loss.detach()
 
     return step
 
 
-def other_ways(shape: Shape, dataset: TokenizedDataset) -> dict[str, Callable[[], float]]:
-    """A step of each way to train the baseline's model that is not this project's, but the `Trainer`'s."""
+def other_ways(shape: Shape, dataset: TokenizedDataset) -> dict[str, Callable[[], Tensor]]:
+    """A step of ways to train the baseline's model that are not this project's."""
     from peft import LoraConfig, get_peft_model
 
-    arguments, plain = shape.arguments("baseline"), shape.model()
     adapters = LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules="all-linear")
-    adapted = get_peft_model(shape.model(), adapters)
-    gpt = GPT(
-        arguments.vocabulary_size, arguments.hidden_size, arguments.layers, arguments.heads, arguments.seq_length,
-        count_parameters(plain),
-    )  # fmt: skip
-    return {
-        "bare PyTorch loop": bare_loop(shape, dataset, plain, lambda ids: plain(input_ids=ids, labels=ids).loss),
-        "LoRA (peft)": bare_loop(shape, dataset, adapted, lambda ids: adapted(input_ids=ids, labels=ids).loss),
-        "plain GPT": bare_loop(shape, dataset, gpt, lambda ids: gpt(ids, ids)),
-    }
+    models = shape.model(), get_peft_model(shape.model(), adapters)
+    return {name: by_hand(shape, dataset, model) for name, model in zip(OTHER_WAYS, models)}
 
 
-def trainer_seconds(
-    shape: Shape, dataset: TokenizedDataset, baseline_step: Callable[[], object], rounds: int
-) -> tuple[list[float], list[float]]:
-    """Seconds of `rounds` steps of the `Trainer` of transformers, and of a step of the baseline after each of them.
+def trainings(shape: Shape, files: dict[str, Path]) -> tuple[dict[str, Callable[[], object]], dict[str, dict]]:
+    """What takes turns at a shape that trains: `STEPS` steps of each contestant, and the parts of a later stage.
 
-    A `Trainer` runs to its end, so that the baseline takes its turns in a callback.
+    With it, for the arms in `files`, where their checkpoints are written: of what the second stage of the arm consists,
+    as part -> (what takes turns, how often the stage has it).
     """
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+    arguments = shape.arguments("k1")
+    text = DataLoader("wikitext", arguments)
+    tokenizer = train_tokenizer(text.text("train"), arguments.vocabulary_size)
+    dataset = text.tokenize(tokenizer)
+    written = write_rehearsal(shape.model(), dataset, tokenizer, arguments)
+    stages = {}
+    for arm, label in ARMS.items():
+        model = shape.model()
+        rehearsal = begin_rehearsal(model, written, tokenizer, shape.arguments(arm))
+        stages[label] = StageTrainer(model, dataset, shape.arguments(arm), rehearsal)
+        if rehearsal:
+            rehearsal.rewrite(model, 1)
+    model, rehearsal = stages[K1].model, stages[K1].rehearsal
+    scores = evaluate(model, [dataset], arguments)
 
-    arguments, marks = shape.arguments("baseline"), []
+    def evaluate_one() -> None:
+        # Both datasets after the stage; before it test text alone, of the new one, by this and by the initial model.
+        evaluate(model, [dataset], arguments)
+        evaluate(model, [dataset], arguments, ("test",))
 
-    class Turn(TrainerCallback):
-        def on_step_end(self, *_: object, **__: object) -> None:
-            marks.append(time.perf_counter())
-            baseline_step()
-            marks.append(time.perf_counter())
-
-    def collate(rows: list[dict]) -> dict:
-        ids = torch.stack([row["input_ids"] for row in rows]).long()
-        return {"input_ids": ids, "labels": ids}
-
-    with TemporaryDirectory() as folder:
-        settings = TrainingArguments(
-            folder, max_steps=WARM_UP + rounds, per_device_train_batch_size=arguments.batch_size,
-            learning_rate=arguments.learning_rate, weight_decay=arguments.weight_decay, adam_beta2=BETAS[1],
-            max_grad_norm=arguments.max_grad_norm, optim="adamw_torch_fused", use_cpu=True, report_to="none",
-            save_strategy="no", logging_strategy="no", disable_tqdm=True,
+    def save(arm: str) -> None:
+        stage = stages[arm]
+        checkpoint = stage_checkpoint(
+            stage.model, tokenizer, dataset, stage.arguments, untrained=scores, before=scores, after=scores,
+            history=[], written=DATASETS * written if stage.rehearsal else [],
         )  # fmt: skip
-        trainer = Trainer(
-            shape.model(), settings, train_dataset=dataset.blocks["train"], data_collator=collate, callbacks=[Turn()]
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    between = [after - before for before, after in pairwise(marks)]
-    return between[1::2][-rounds:], between[::2][-rounds:]
+        save_checkpoint(files[arm], checkpoint)
+
+    steps = {name: stage.optimize for name, stage in stages.items()} | other_ways(shape, dataset)
+    things = {
+        **{name: partial(repeat, step) for name, step in steps.items()},
+        **{f"checkpoint of {arm}": partial(save, arm) for arm in files},
+        "evaluation": evaluate_one,
+        "rewriting": partial(rehearsal.rewrite, model, 1),
+        "teacher": partial(begin_rehearsal, model, written, tokenizer, arguments),
+        "writing": partial(write_rehearsal, model, dataset, tokenizer, arguments),
+        "predicted forgetting": partial(predicted_forgetting, model, rehearsal),
+    }
+    rewritings = sum(map(rehearsal.is_due, range(1, arguments.max_steps + 1)))
+    parts = {
+        arm: {
+            "training": (arm, arguments.max_steps / STEPS),
+            "checkpoint": (f"checkpoint of {arm}", 1),
+            "evaluation": ("evaluation", DATASETS),
+        }
+        for arm in files
+    }
+    parts[K1] |= {"rewriting": ("rewriting", rewritings)}
+    parts[K1] |= {part: (part, 1) for part in ("teacher", "writing", "predicted forgetting")}
+    return things, parts
 
 
-def rewriting_of(stage: StageTrainer) -> Callable[[], None]:
-    """What lets the model write the sequences that it rehearses until they are regenerated."""
-    return partial(stage.rehearsal.rewrite, stage.model, 1)
+def repeat(step: Callable[[], object]) -> None:
+    """Take `STEPS` steps."""
+    for _ in range(STEPS):
+        step()
 
 
-def measure_steps(
-    shape: Shape, stages: dict[str, StageTrainer], dataset: TokenizedDataset, rounds: int
-) -> dict[str, dict]:
-    """Steps of the `stages` by arm and of all other ways in turn; the keys are those of `steps`, see `__main__`."""
-    things = {ARMS[arm]: stage.optimize for arm, stage in stages.items()} | other_ways(shape, dataset)
-    seconds = alternate({**things, "rewriting": rewriting_of(stages["k1"])}, rounds)
-    interval, reference = stages["k1"].arguments.rehearsal_interval, seconds[REFERENCE]
-    rewriting = [value / interval for value in seconds.pop("rewriting")]
-    found = {name: {"seconds": spread(values), "ratio": ratio(values, reference)} for name, values in seconds.items()}
-    for arm, stage in stages.items():
-        if stage.rehearsal:
-            summed = [sum(both) for both in zip(seconds[ARMS[arm]], rewriting)]
-            found[ARMS[arm]] |= {"rewriting": ratio(rewriting, reference), "in_sum": ratio(summed, reference)}
-    theirs, ours = trainer_seconds(shape, dataset, stages["baseline"].optimize, rounds)
-    return found | {TRAINER: {"seconds": spread(theirs), "ratio": ratio(theirs, ours)}}
+def additional_bytes(shape: Shape, threads: int) -> int:
+    """How far the peak of this process's memory rises when AdamW on the model of `shape` gets sparse updates.
+
+    For a new process: what this one has freed would be used again and seem to be no memory.
+    """
+    configure_torch(threads)
+    # With the first, tiny model the code is loaded, which is not to count.
+    for model in (nn.Linear(8, 8), shape.model()):
+        draw_gradients(model)
+        optimizer = build_optimizer(model, shape.arguments("baseline"))
+        peaks = []
+        for attach in (lambda _: None, sparse_updates):
+            attach(optimizer)
+            for _ in range(MEMORY_STEPS):
+                optimizer.step()
+            peaks.append(peak_bytes())
+    return peaks[1] - peaks[0]
+
+
+def peak_bytes() -> int:
+    """The peak of this process's memory so far; raises `K1Error` on systems other than Linux."""
+    # getrusage begins with the peak of the process that started this one.
+    try:
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    except OSError as error:
+        raise K1Error("memory can be measured on Linux only") from error

@@ -77,7 +77,7 @@ def accuracy_figure(report: dict) -> Figure:
     for axes in panels.flat[len(by_arm) :]:
         axes.remove()
     figure.supxlabel(f"after stage (0: {first_model(report['start'])}; hatched: not measured)", fontsize="medium")
-    figure.colorbar(image, ax=panels, label="next-token accuracy\non test text (%)")
+    figure.colorbar(image, ax=figure.axes, label="next-token accuracy\non test text (%)")
     return figure
 
 

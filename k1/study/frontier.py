@@ -1,31 +1,58 @@
-"""Forgetting at equal learning: a method that changes less forgets less and learns less.
+"""What a study recorded, as tables and a picture: what each method learned and forgot.
 
-So a method is compared with the dense model at the same loss on the new datasets, read
-off the dense model's line over its learning rates by linear interpolation.
+A method that changes less forgets less and learns less. So a method is compared with its reference, the baseline,
+at the same loss on the new datasets, read off the reference's line over its learning rates by linear interpolation.
 """
+
+from collections import defaultdict
+from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
 from k1.experiment import ARMS
-from k1.report.metrics import half_interval, mean, mean_and_interval
-from k1.report.plots import STYLES
-from k1.report.tables import Table
-from k1.study.methods import METHODS
-from k1.study.points import (
-    SETTING,
-    Point,
-    averages_table,
-    best_point,
-    dataset_tables,
-    forgotten_nats,
+from k1.report.metrics import (
+    SHOWN,
+    average_forgetting_percent,
+    backward_transfer,
+    half_interval,
+    mean,
+    mean_and_interval,
     new_dataset_loss,
-    points_of,
 )
+from k1.report.plots import STYLES
+from k1.report.tables import Table, rows_of
+from k1.report.text import AT_BOTH_TIMES, at_both_times
+from k1.study.methods import METHODS
+from k1.study.seeds import mean_of
 
-REFERENCE = "baseline"
+# A setting of a method: the records of its runs, one a seed.
+Point = list[dict]
+Line = list[tuple[float, float]]
 # Of what is no arm of the experiment, which are drawn heavier and in colour.
 OTHER_MARKERS = "v^<>DpPX*hd8sH"
-Line = list[tuple[float, float]]
+TEST, VALIDATION = "loss_matrix", "validation_loss_matrix"
+
+
+def points_of(records: list[dict]) -> dict[str, list[Point]]:
+    """The settings of each method, in the order of `METHODS`."""
+    found = defaultdict(list)
+    for record in sorted(records, key=lambda record: record["seed"]):
+        found[record["method"], tuple(record["setting"].items()), record["learning_rate"]].append(record)
+    return {
+        method: points
+        for method in METHODS
+        if (points := [point for (name, *_), point in sorted(found.items()) if name == method])
+    }
+
+
+def final_loss(loss: list) -> float:
+    """Mean nats per token of all datasets at the end."""
+    return mean(loss[-1])
+
+
+def best_point(points: list[Point]) -> Point:
+    """The one with the lowest mean loss over all datasets at the end, on validation text."""
+    return min(points, key=lambda point: mean([final_loss(record[VALIDATION]) for record in point]))
 
 
 def interpolated(line: Line, x: float) -> float | None:
@@ -46,76 +73,128 @@ def undominated(positions: Line) -> Line:
     return kept
 
 
-def position(records: list[dict], split: str) -> tuple[float, float]:
-    """(loss on new datasets, forgetting), means over `records`, in nats per token."""
-    return tuple(mean([metric(record, split) for record in records]) for metric in (new_dataset_loss, forgotten_nats))
+def position(point: Point, text: str) -> tuple[float, float]:
+    """(loss on new datasets, forgetting), means over seeds, in nats per token, of `TEST` or `VALIDATION` text."""
+    return tuple(mean([metric(record[text]) for record in point]) for metric in (new_dataset_loss, backward_transfer))
 
 
-def ratios_at_equal_learning(point: Point, dense: list[Point], split: str) -> list[float | None]:
-    """Forgetting of each run of `point` over that of the dense model of its seed at the same new-dataset loss.
+def ratios_at_equal_learning(point: Point, reference: list[Point], text: str) -> list[float | None]:
+    """Forgetting of each run over that of the `reference` of its seed at the same new-dataset loss.
 
     None if that is out of its range.
     """
     ratios = []
-    for record in point.records:
-        line = [position([run], split) for other in dense for run in other.records if run["seed"] == record["seed"]]
-        learned, forgotten = position([record], split)
-        reference = interpolated(line, learned)
-        ratios.append(None if reference is None else forgotten / reference)
+    for record in point:
+        line = [position([run], text) for other in reference for run in other if run["seed"] == record["seed"]]
+        learned, forgotten = position([record], text)
+        level = interpolated(line, learned)
+        ratios.append(None if level is None else forgotten / level)
     return ratios
+
+
+# The first columns of a table of points, behind the method.
+SETTING: list[tuple[str, Callable[[Point], str]]] = [
+    ("Rehearsal %", lambda point: f"{100 * METHODS[point[0]['method']].rehearsal:g}"),
+    ("Setting", lambda point: ", ".join(
+        [f"{point[0]['learning_rate']:g}", *(f"{name} {value:g}" for name, value in point[0]["setting"].items())]
+    )),
+    ("Seeds", lambda point: str(len(point))),
+]  # fmt: skip
 
 
 def equal_learning_table(points: dict[str, list[Point]]) -> Table:
     """Of each method the point that forgets least at equal learning, on validation text, and its share on test text."""
     rows = [["Method", *(name for name, _ in SETTING), "Share"]]
-    for method in (method for method in points if method != REFERENCE):
-        ratios = [(ratios_at_equal_learning(point, points[REFERENCE], "validation"), point) for point in points[method]]
-        in_range = [(mean(found), point) for found, point in ratios if None not in found]
-        if not in_range:
+    for name, found in points.items():
+        reference = points.get(METHODS[name].reference, [])
+        ratios = [(ratios_at_equal_learning(point, reference, VALIDATION), point) for point in found]
+        in_range = [(mean(shares), point) for shares, point in ratios if None not in shares]
+        if found is reference or not in_range:
             continue
         _, point = min(in_range, key=lambda pair: pair[0])
-        shares = ratios_at_equal_learning(point, points[REFERENCE], "test")
+        shares = ratios_at_equal_learning(point, reference, TEST)
         share = "out of range" if None in shares else mean_and_interval(shares, 2)
-        rows.append([METHODS[method].label, *(cell(point) for _, cell in SETTING), share])
+        rows.append([METHODS[name].label, *(cell(point) for _, cell in SETTING), share])
     caption = (
-        "Forgetting at equal learning, as a share of what the baseline forgets at the same loss on the new datasets; "
-        "each method at its best setting, without those that learn more or less than any baseline"
+        "Forgetting at equal learning, as a share of what the reference forgets at the same loss on the new datasets; "
+        "each method at its best setting, without those that learn more or less than any reference"
     )
     return Table(caption, rows)
 
 
-def study_tables(records: dict[str, dict]) -> str:
+def averages_table(best: dict[str, Point]) -> Table:
+    """What each method forgot and learned on average, and that less what its reference did."""
+    nats = {"Forgetting": backward_transfer, "New-dataset loss": new_dataset_loss, "Loss at the end": final_loss}
+
+    def less(metric: Callable[[list], float]) -> Callable[[Point], str]:
+        def cell(point: Point) -> str:
+            reference = best.get(METHODS[point[0]["method"]].reference, [])
+            theirs = {record["seed"]: metric(record[TEST]) for record in reference if reference is not point}
+            values = [metric(record[TEST]) - theirs[record["seed"]] for record in point if record["seed"] in theirs]
+            return mean_and_interval(values) if values else "-"
+
+        return cell
+
+    columns = [
+        *SETTING,
+        *(mean_of(name, lambda record, metric=metric: metric(record[TEST])) for name, metric in nats.items()),
+        *((f"{name} - reference's", less(metric)) for name, metric in nats.items()),
+        mean_of("Forgetting %", lambda record: average_forgetting_percent(record["accuracy_matrix"]), 1),
+        ("Changed per step %", lambda point: f"{100 * mean([run['updated_fraction'] for run in point]):.1f}"),
+        ("Seconds", lambda point: f"{mean([run['seconds'] for run in point]):.0f}"),
+    ]
+    caption = (
+        "Averages on test text: forgetting of all datasets but the last, loss of all but the first after their own "
+        "stage, and of all at the end, in nats per token; the same less the reference's, seed by seed: of the "
+        "baseline, or of 100% with the same rehearsal; forgetting in % of the accuracy after the dataset's own stage"
+    )
+    return Table(caption, rows_of("Method", [(METHODS[name].label, point) for name, point in best.items()], columns))
+
+
+def study_tables(records: list[dict]) -> str:
     """The tables of the study as Markdown: each method at its best setting on validation text, then equal learning."""
     points = points_of(records)
     best = {name: best_point(found) for name, found in points.items()}
     rows = [(METHODS[name].label, point) for name, point in best.items()]
-    tables = [*dataset_tables(rows), averages_table(rows, lambda _: best.get(REFERENCE), "the baseline")]
-    if len(points.get(REFERENCE, [])) > 1:
-        tables.append(equal_learning_table(points))
-    return "\n\n".join(map(str, tables))
+    tables = [
+        Table(
+            f"{title}: {AT_BOTH_TIMES}",
+            rows_of("Method", rows, [*SETTING, *at_both_times(score, records[0]["datasets"])]),
+        )
+        for score, (title, _, _) in SHOWN.items()
+    ]
+    tables.append(averages_table(best))
+    equal = equal_learning_table(points)
+    return "\n\n".join(map(str, [*tables, equal] if len(equal.rows) > 1 else tables))
 
 
-def frontier_figure(panels: dict[str, dict[str, list[Point]]]) -> Figure:
-    """Forgetting against the loss on new datasets, means over seeds with intervals; down and left is better.
+def study_figure(records: list[dict]) -> Figure:
+    """Forgetting against the loss on new datasets, a panel a share of rehearsal; down and left is better.
 
-    Nats per token on test text. `panels` are lines of points by title and label.
+    Nats per token on test text, means over seeds with intervals: of every method the settings that no other one of it
+    beats in both, on validation text.
     """
-    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    points = points_of(records)
+    labels = list(dict.fromkeys(METHODS[name].label for name in points))
     # 100% is how the map calls the baseline's way to update.
-    styles = {"100%": STYLES[REFERENCE], **{ARMS[arm]: style for arm, style in STYLES.items()}}
-    figure = Figure(figsize=(max(7.5, 1 + 3 * len(panels)), 5), layout="constrained")
-    columns = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, (title, lines) in zip(columns, panels.items()):
-        for label, points in lines.items():
-            other = ":", OTHER_MARKERS[labels.index(label) % len(OTHER_MARKERS)], "0.45"
-            line, marker, color = styles.get(label, other)
-            x, y = zip(*(position(point.records, "test") for point in points))
-            intervals = [half_interval(point.values(forgotten_nats)) for point in points]
-            axes.errorbar(
-                x, y, yerr=intervals, marker=marker, linestyle=line, color=color, label=label, capsize=3,
-                linewidth=2 if label in styles else 1, markerfacecolor=color if label in styles else "white",
-            )  # fmt: skip
-        axes.set_title(title, fontsize="medium")
+    styles = {"100%": STYLES["baseline"], **{ARMS[arm]: style for arm, style in STYLES.items()}}
+    shares = sorted({METHODS[name].rehearsal for name in points})
+    figure = Figure(figsize=(max(7.5, 1 + 3 * len(shares)), 5), layout="constrained")
+    panels = dict(zip(shares, figure.subplots(1, len(shares), sharex=True, sharey=True, squeeze=False)[0]))
+    for share, axes in panels.items():
+        axes.set_title(f"{share:.4g} of the text rehearsed" if share else "no rehearsal", fontsize="medium")
+    for name, found in points.items():
+        method, places = METHODS[name], {position(point, VALIDATION): point for point in found}
+        kept = [places[place] for place in undominated(list(places))]
+        other = ":", OTHER_MARKERS[labels.index(method.label) % len(OTHER_MARKERS)], "0.45"
+        line, marker, color = styles.get(method.label, other)
+        x, y = zip(*(position(point, TEST) for point in kept))
+        panels[method.rehearsal].errorbar(
+            x, y, yerr=[half_interval([backward_transfer(record[TEST]) for record in point]) for point in kept],
+            marker=marker, linestyle=line, color=color, label=method.label, capsize=3,
+            linewidth=2 if method.label in styles else 1,
+            markerfacecolor=color if method.label in styles else "white",
+        )  # fmt: skip
     figure.supxlabel("loss on new datasets (nats per token)", fontsize="medium")
     figure.supylabel("forgetting (nats per token)", fontsize="medium")
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
@@ -123,10 +202,16 @@ def frontier_figure(panels: dict[str, dict[str, list[Point]]]) -> Figure:
     return figure
 
 
-def study_figure(records: dict[str, dict]) -> Figure:
-    """The frontier of every method: those of its settings that no other one of it beats in both, on validation text."""
-    lines = {}
-    for name, points in points_of(records).items():
-        places = {position(point.records, "validation"): point for point in points}
-        lines[METHODS[name].label] = [places[place] for place in undominated(list(places))]
-    return frontier_figure({"": lines})
+def accuracies(records: list[dict]) -> dict:
+    """The arms among the methods, each at its best setting, as `k1.report.plots.accuracy_figure` takes them."""
+    best = {arm: best_point(found) for arm, found in points_of(records).items() if arm in ARMS}
+
+    def means(point: Point) -> list:
+        return [
+            [None if None in cells else mean(cells) for cells in zip(*rows)]
+            for rows in zip(*(record["accuracy_matrix"] for record in point))
+        ]
+
+    datasets = [{"name": label} for label in records[0]["datasets"]]
+    models = {arm: {"accuracy_matrix": means(point)} for arm, point in best.items()}
+    return {"models": models, "datasets": datasets, "start": None} if models else {}

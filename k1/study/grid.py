@@ -1,88 +1,24 @@
-"""Runs that are recorded and not repeated: the flags, the folder and the execution that the studies share."""
+"""Runs that are recorded and not repeated: the folder of a study, and the execution of what it lacks."""
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from math import inf
-from multiprocessing import get_all_start_methods, get_context
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from k1.config import PRESETS
-from k1.errors import Diverged, K1Error, UsageError, module_parser
+from k1.errors import Diverged, K1Error
 from k1.files import lock, write_text
-from k1.flag_types import above_zero, at_least, checked
 from k1.report.plots import write_figure
-from k1.report.tables import dataset_label
+from k1.study.methods import METHODS
 from k1.study.sequence import learn_first_dataset, learn_later_datasets
 
-
-@dataclass(frozen=True)
-class Run:
-    """One training: a method at one seed, learning rate and setting of its dial.
-
-    A run whose `method` is `first-baseline` or `first-k1` learns dataset 1 alone.
-    """
-
-    method: str
-    seed: int
-    learning_rate: float
-    setting: tuple[tuple[str, float], ...] = ()
-
-    @property
-    def name(self) -> str:
-        setting = "".join(f"-{name}{value:g}" for name, value in self.setting)
-        return f"{self.method}-seed{self.seed}-{self.learning_rate:g}{setting}"
-
-    def model_path(self, out: Path) -> Path:
-        """Where the model of dataset 1 that this run learns is kept."""
-        return out / "first" / f"{self.name}.pt"
-
-
-def study_parser(
-    module: str, description: str, out: str, dataset_names: Sequence[str] = ("wikitext", "code", "science")
-) -> argparse.ArgumentParser:
-    """The command line of `module` with the flags that all of these commands have; the last two are defaults."""
-    parser = module_parser(module, description)
-    seed = checked(int, at_least(0, inf))
-    parser.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2])
-    parser.add_argument("--preset", choices=list(PRESETS), default="study")
-    parser.add_argument("--data_source", choices=["auto", "hub", "bundled"], default="bundled")
-    parser.add_argument(
-        "--dataset_names", nargs="+", default=dataset_names, metavar="NAME",
-        help="two or more: preset names, hub ids or local paths, in order (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--jobs", type=above_zero, default=2, help="trainings at a time (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path(out), help="folder (default: %(default)s)")
-    return parser
-
-
-def label_of(name: str) -> str:
-    """How the dataset that a user calls `name` is called in records and tables: a local one by its file name."""
-    path = Path(name).expanduser()
-    return dataset_label(str(path.resolve())) if path.exists() else name
-
-
-def recorded_settings(arguments: argparse.Namespace) -> dict:
-    """What all runs of a command share, as plain values: the preset's shape, the datasets and where they come from.
-
-    Learning rates are not in it: they belong to the runs. Raises `UsageError` if there are not two datasets, or two
-    have the same name.
-    """
-    if len(arguments.dataset_names) < 2:
-        raise UsageError("--dataset_names takes at least two names: nothing is forgotten if nothing follows")
-    labels = [label_of(name) for name in arguments.dataset_names]
-    if repeated := [label for label in labels if labels.count(label) > 1]:
-        raise UsageError(f"--dataset_names has {repeated[0]} twice; name different datasets, files by different names")
-    shape = vars(PRESETS[arguments.preset]).copy()
-    del shape["learning_rate"]
-    chosen = {name: getattr(arguments, name) for name in ("dataset_names", "data_source")}
-    return json.loads(json.dumps({"preset": arguments.preset, **shape, **chosen}))
+Key, Result = TypeVar("Key"), TypeVar("Result")
 
 
 def open_results(out: Path, settings: dict) -> dict:
@@ -117,80 +53,59 @@ def show(out: Path, tables: str, picture: str, figure: Figure) -> None:
     print(tables)
 
 
-def execute(run: Run, first: Run | None, out: Path, settings: dict) -> dict:
-    """Train and evaluate `run` in this process, from the model that the run `first` left; returns its record.
-
-    A training that diverges is recorded as such; raises `K1Error` for any other failure.
-    """
-    identity = {**asdict(run), "setting": dict(run.setting)}
-    try:
-        if first is None:
-            kind = run.method.removeprefix("first-")
-            return identity | learn_first_dataset(kind, run.seed, run.learning_rate, run.model_path(out), settings)
-        return identity | learn_later_datasets(
-            run.method, run.learning_rate, dict(run.setting), first.model_path(out), settings
-        )
-    except Diverged as error:
-        return identity | {"failed": str(error)}
-    except K1Error as error:
-        raise K1Error(f"run {run.name} failed: {error}")
+def name_of(run: dict) -> str:
+    """How a run, a method at one `seed`, `learning_rate` and `setting` of its dial, is called."""
+    setting = "".join(f"-{name}{value:g}" for name, value in run["setting"].items())
+    return f"{run['method']}-seed{run['seed']}-{run['learning_rate']:g}{setting}"
 
 
-def execute_all(runs: dict[Run, Run | None], results: dict, out: Path, jobs: int) -> None:
-    """Execute the runs that `results` lacks, `jobs` at a time, and record each as it ends.
-
-    `runs` maps each run to the one whose model it continues. A model of dataset 1 that is gone is trained again.
-    """
-    (out / "first").mkdir(exist_ok=True)
-    waiting = {
-        run: first
-        for run, first in runs.items()
-        if run.name not in results["runs"] or first is None and not run.model_path(out).exists()
-    }
-    # A fork of this process would inherit its threads; one of a server that has only imported the libraries does not.
-    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-    context.set_forkserver_preload(["k1.study.grid"])
-    pool = ProcessPoolExecutor(jobs, mp_context=context)
-    with tqdm(total=len(runs), initial=len(runs) - len(waiting), unit="run", file=sys.stderr) as bar:
-        futures = {pool.submit(execute, run, first, out, results["settings"]): run for run, first in waiting.items()}
+def in_processes(jobs: int, tasks: dict[Key, Callable[[], Result]]) -> Iterator[tuple[Key, Result]]:
+    """What the `tasks` return, each with its key and as it ends; `jobs` are done at a time."""
+    # A fork would inherit the threads of this process.
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(task): key for key, task in tasks.items()}
         try:
             for future in as_completed(futures):
-                results["runs"][futures[future].name] = future.result()
-                write_results(results, out)
-                bar.update()
+                yield futures[future], future.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def execute_in_turn(
-    later: dict[Run, str], first_rates: dict[str, list[float]], results: dict, arguments: argparse.Namespace
-) -> dict[str, dict]:
-    """Execute the runs on dataset 1, then those of `later`, each from the best model of dataset 1 of its seed.
+def execute(run: dict, first: Path, settings: dict) -> dict:
+    """The record of `run`; a training that diverges is recorded as such, any other `K1Error` names the run."""
+    try:
+        return run | learn_later_datasets(run, first, settings)
+    except Diverged as error:
+        return run | {"failed": str(error)}
+    except K1Error as error:
+        raise K1Error(f"run {name_of(run)} failed: {error}")
 
-    `later` maps each run to the method, `k1` or `baseline`, that learns dataset 1 for it, at each of its `first_rates`.
-    Returns the records of those of `later` that finished, and names the others on stderr; raises `K1Error` if none did.
+
+def execute_all(runs: list[dict], results: dict, out: Path, jobs: int) -> list[dict]:
+    """Execute the `runs` that `results` lacks, and record each as it ends; before them what they continue.
+
+    That are models of dataset 1, one a seed and script, at the preset's learning rate. Returns the records of the
+    runs that finished, and names the others on stderr; raises `K1Error` if none did.
     """
-    records = results["runs"]
-    firsts = {
-        (seed, script): [Run(f"first-{script}", seed, rate) for rate in first_rates[script]]
-        for seed, script in dict.fromkeys((run.seed, script) for run, script in later.items())
-    }
-    execute_all(dict.fromkeys(run for runs in firsts.values() for run in runs), results, arguments.out, arguments.jobs)
-    best = {key: min(runs, key=lambda run: validation_loss(records[run.name])) for key, runs in firsts.items()}
-    for run in best.values():
-        if "failed" in records[run.name]:
-            raise K1Error(f"no training on dataset 1 finished: {records[run.name]['failed']}")
-    execute_all({run: best[run.seed, script] for run, script in later.items()}, results, arguments.out, arguments.jobs)
-    for run in later:
-        if "failed" in records[run.name]:
-            print(f"warning: {run.name} is left out: {records[run.name]['failed']}", file=sys.stderr)
-    if finished := {run.name: records[run.name] for run in later if "failed" not in records[run.name]}:
+    settings, records, names = results["settings"], results["runs"], list(map(name_of, runs))
+    waiting, firsts = {}, {}
+    for name, run in zip(names, runs):
+        if name not in records:
+            script, seed = METHODS[run["method"]].script, run["seed"]
+            first = out / "first" / f"{script}-seed{seed}.pt"
+            waiting[name] = partial(execute, run, first, settings)
+            if not first.exists():
+                firsts[first] = partial(learn_first_dataset, script, seed, first, settings)
+    (out / "first").mkdir(exist_ok=True)
+    list(in_processes(jobs, firsts))
+    with tqdm(total=len(runs), initial=len(runs) - len(waiting), unit="run", file=sys.stderr) as bar:
+        for name, record in in_processes(jobs, waiting):
+            records[name] = record
+            write_results(results, out)
+            bar.update()
+    for name in names:
+        if "failed" in records[name]:
+            print(f"warning: {name} is left out: {records[name]['failed']}", file=sys.stderr)
+    if finished := [records[name] for name in names if "failed" not in records[name]]:
         return finished
     raise K1Error("no run finished; choose lower --learning_rates")
-
-
-def validation_loss(record: dict) -> float:
-    """Nats per token of dataset 1 after stage 1 on validation text; infinite if the training failed."""
-    if "failed" in record:
-        return float("inf")
-    return next(iter(record["evaluations"][0].values()))["validation"][0]

@@ -1,12 +1,15 @@
-"""The methods of the study: each one is a few flags of the training scripts, or a few lines around their training."""
+"""The methods of the study: each is a few settings of the training scripts, or a few lines around their training."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
-from itertools import islice
+from itertools import islice, product
 
 import torch
+from datasets import interleave_datasets
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -15,38 +18,62 @@ from k1.data.batches import batches_of_blocks
 from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
 from k1.experiment import ARMS
+from k1.rehearsal import Rehearsal, keep_share
+from k1.sparse import UPDATE_FRACTION
+from k1.training.history import copy_parameters
+from k1.training.trainer import StageTrainer
 
-# A model that is held to what it was takes higher rates than one that is not.
-HELD_RATES = (1e-3, 3e-3, 9e-3)
-PLASTIC_RATES = (5e-4, 1.5e-3, 4.5e-3)
 FISHER_BATCHES, FISHER_ROWS = 20, 8
 
 
 @dataclass(frozen=True)
-class Method:
-    """One row of the study.
+class Stage:
+    """A later stage that a method trains: `model`, in place, on `dataset`, after the datasets `learned` before.
 
-    `label` is its name in tables, `flags` what it tells the training scripts of
-    `script` (`k1` or `baseline`), `learning_rates` those tried by default on the
-    later datasets. `dial` is a second setting that is tuned, name -> values:
-    `strength` of EWC, `keep` of WiSE-FT, or an argument of `adapter`, which wraps the
-    model for one stage (from `peft`). `replay` is the share of old training text,
-    `joint` means all datasets at once from fresh weights.
+    `importance` has the `fisher_information` of each earlier stage; only EWC uses and fills it.
     """
 
-    label: str
-    flags: dict[str, object] = field(default_factory=dict)
-    script: str = "baseline"
-    learning_rates: tuple[float, ...] = PLASTIC_RATES
-    dial: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    adapter: Callable[..., PreTrainedModel] | None = None
-    replay: float = 0.0
-    joint: bool = False
+    model: PreTrainedModel
+    dataset: TokenizedDataset
+    arguments: Arguments
+    rehearsal: Rehearsal | None
+    learned: list[TokenizedDataset]
+    importance: list[list[Tensor]]
 
-    @property
-    def settings(self) -> list[dict[str, float]]:
-        """Every setting of the dial, one dictionary each; one empty dictionary without a dial."""
-        return [{name: value} for name, values in self.dial.items() for value in values] or [{}]
+    def train(self, attach: Callable[[torch.optim.Optimizer], object] | None = None) -> list[dict]:
+        """Train as the scripts do, without a progress bar; returns the history."""
+        return StageTrainer(self.model, self.dataset, self.arguments, self.rehearsal, attach).run(progress=False)
+
+
+def with_replay(stage: Stage, share: float) -> list[dict]:
+    """Train on blocks of which `share` come from the datasets learned before, equally from each."""
+    others = len(stage.learned)
+    shares = [1 - share, *[share / others] * others]
+    return replace(stage, dataset=mixture([stage.dataset, *stage.learned], shares, stage.arguments)).train()
+
+
+def mixture(datasets: list[TokenizedDataset], shares: list[float], arguments: Arguments) -> TokenizedDataset:
+    """The first of `datasets` with training blocks drawn at random from all of them, in these `shares`."""
+    mixed = interleave_datasets(
+        [dataset.blocks["train"] for dataset in datasets], probabilities=shares, seed=arguments.stage_seed
+    ).with_format("torch")
+    return replace(datasets[0], blocks={**datasets[0].blocks, "train": mixed})
+
+
+def with_part_kept(stage: Stage, keep: float) -> list[dict]:
+    """Train, then keep the share `keep` of the change of the stage (WiSE-FT, arXiv:2109.01903)."""
+    start = copy_parameters(stage.model)
+    history = stage.train()
+    keep_share(stage.model, start, copy_parameters(stage.model), keep)
+    return history
+
+
+def consolidated(stage: Stage, strength: float) -> list[dict]:
+    """Train with a pull to the start of the stage, on what was important so far (EWC, arXiv:1612.00796)."""
+    stage.importance.append(fisher_information(stage.model, stage.learned[-1], stage.arguments))
+    importance = [sum(parts) for parts in zip(*stage.importance)]
+    new = fisher_information(stage.model, stage.dataset, stage.arguments)
+    return stage.train(consolidation(stage.model, importance, new, strength))
 
 
 def fisher_information(model: PreTrainedModel, dataset: TokenizedDataset, arguments: Arguments) -> list[Tensor]:
@@ -74,7 +101,7 @@ def mean_element(tensors: list[Tensor]) -> float:
 def consolidation(
     model: PreTrainedModel, importance: list[Tensor], responsibility: list[Tensor], strength: float
 ) -> Callable[[torch.optim.Optimizer], object]:
-    """EWC (arXiv:1612.00796): what to attach to an optimizer so that important parameters are held where they are now.
+    """What to attach to an optimizer so that important parameters are held where they are now.
 
     It adds lambda x importance x (parameter - its value now) to each gradient, with
     lambda = strength x sqrt(mean(responsibility)) / mean(importance): so a parameter of
@@ -89,6 +116,19 @@ def consolidation(
             parameter.grad.addcmul_(omega, parameter.detach() - value, value=weight)
 
     return lambda optimizer: optimizer.register_step_pre_hook(pull)
+
+
+def adapted(adapter: Callable[..., PreTrainedModel], stage: Stage, **dial: float) -> list[dict]:
+    """Train what `adapter`, of the package peft, puts into the model, and merge it into the weights."""
+    # Its fresh weights depend on the stage's seed.
+    torch.manual_seed(stage.arguments.stage_seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        wrapped = adapter(stage.model, **dial)
+    history = replace(stage, model=wrapped).train()
+    # In place: the adapter is inside the model.
+    wrapped.merge_and_unload().requires_grad_(True)
+    return history
 
 
 def low_rank_adapter(model: PreTrainedModel, rank: float) -> PreTrainedModel:
@@ -114,47 +154,94 @@ def orthogonal_subspace(model: PreTrainedModel, embeddings: float = 0) -> PreTra
     return wrapped
 
 
-REHEARSAL = {"rehearsal": PRESETS["study"].rehearsal}
-NO_REHEARSAL = {"rehearsal": 0.0}
-NO_DECAY = {"weight_decay": 0.0}  # decay to zero and a pull to the start would work against each other
+# By whether the model is held to what it was, and takes higher rates.
+RATES = {False: (5e-4, 1.5e-3, 4.5e-3), True: (1e-3, 3e-3, 9e-3)}
+WIDE_RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the study.
+
+    `label` is its name in tables and pictures. It trains with the settings of `script` (`k1` or `baseline`) but for
+    the share `rehearsal` of rehearsed text and the `flags`, by `training`, which gets each setting of the `dial`,
+    name -> values. `learning_rates` are its own, if it has others than those like it. `reference` is the method that it
+    is compared with, and `joint` means all datasets at once from fresh weights.
+    """
+
+    label: str
+    script: str = "baseline"
+    rehearsal: float = 0.0
+    flags: dict[str, object] = field(default_factory=dict)
+    training: Callable[..., list[dict]] = Stage.train
+    dial: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    learning_rates: tuple[float, ...] = ()
+    reference: str = "baseline"
+    joint: bool = False
+
+    @property
+    def settings(self) -> list[dict[str, float]]:
+        """Every setting of the dial, one dictionary each; one empty dictionary without a dial."""
+        return [{name: value} for name, values in self.dial.items() for value in values] or [{}]
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates that are tried by default on the later datasets."""
+        return self.learning_rates or RATES[self.rehearsal > 0]
+
+
+SHARE = PRESETS["study"].rehearsal
 STANDARD = {
-    "ewc": Method("EWC", NO_DECAY, dial={"strength": (1.7, 5.0)}),
-    "wise_ft": Method("WiSE-FT", dial={"keep": (0.6, 0.8)}),
-    "lora": Method("LoRA", dial={"rank": (4, 16)}, adapter=low_rank_adapter),
-    "osf": Method("OSF", dial={"embeddings": (0, 1)}, adapter=orthogonal_subspace),
-    "momentum": Method("MoFO, 51%", {"policy": "momentum"}, script="k1"),
-    "stage": Method("half fine-tuning, 51%", {"policy": "stage"}, script="k1"),
+    # Decay to zero and a pull to the start would work against each other.
+    "ewc": Method("EWC", flags={"weight_decay": 0.0}, training=consolidated, dial={"strength": (1.7, 5.0)}),
+    "wise_ft": Method("WiSE-FT", training=with_part_kept, dial={"keep": (0.6, 0.8)}),
+    "lora": Method("LoRA", training=partial(adapted, low_rank_adapter), dial={"rank": (4, 16)}),
+    "osf": Method("OSF", training=partial(adapted, orthogonal_subspace), dial={"embeddings": (0, 1)}),
+    "momentum": Method("MoFO, 51%", "k1", flags={"policy": "momentum"}),
+    "stage": Method("half fine-tuning, 51%", "k1", flags={"policy": "stage"}),
 }
-METHODS = {
-    "baseline": Method(ARMS["baseline"], learning_rates=(2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
-    "sparse": Method(ARMS["sparse"], NO_REHEARSAL, script="k1", learning_rates=(2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
-    "baseline_rehearsal": Method(ARMS["baseline_rehearsal"], REHEARSAL, learning_rates=HELD_RATES),
-    "k1": Method(ARMS["k1"], script="k1", learning_rates=HELD_RATES),
-    **{
-        name: replace(method, flags=method.flags | (NO_REHEARSAL if method.script == "k1" else {}))
-        for name, method in STANDARD.items()
-    },
-    **{
-        f"{name}_rehearsal": replace(
-            method, label=f"{method.label} + rehearsal", flags=method.flags | REHEARSAL, learning_rates=HELD_RATES
-        )
-        for name, method in STANDARD.items()
-    },
-    "replay": Method("5% replay (sees old text)", replay=0.05),
-    "replay_25": Method("25% replay (sees old text)", replay=0.25),
+STUDY = {
+    "baseline": Method(ARMS["baseline"], learning_rates=WIDE_RATES),
+    "sparse": Method(ARMS["sparse"], "k1", learning_rates=WIDE_RATES),
+    "baseline_rehearsal": Method(ARMS["baseline_rehearsal"], rehearsal=SHARE),
+    "k1": Method(ARMS["k1"], "k1", rehearsal=SHARE),
+    **STANDARD,
+    **{f"{name}_rehearsal": replace(method, rehearsal=SHARE) for name, method in STANDARD.items()},
+    "replay": Method("5% replay (sees old text)", training=partial(with_replay, share=0.05)),
+    "replay_25": Method("25% replay (sees old text)", training=partial(with_replay, share=0.25)),
     "joint": Method("all datasets at once (sees old text)", learning_rates=(4e-3,), joint=True),
-}  # fmt: skip
-# Those of the map are policies of sparse updates; their settings are flags, see `k1.study.map`.
-MAP = {
-    "random_windows": Method("random windows", {"policy": "windows"}, script="k1"),
-    "largest_momenta": Method("largest momenta", {"policy": "momentum"}, script="k1"),
-    "one_mask": Method("one mask for the stage", {"policy": "stage"}, script="k1"),
 }
+
+
+def of_map(rehearsal: float, policy: str, share: float) -> Method:
+    """A place of the map: the `share` of parameters that a step updates, and the `policy` that chooses them.
+
+    Its rates are those at which a step is about as long as of all parameters, the root of the sum of squares: the
+    change of random windows is taken times 1/share already, that of the other policies is not.
+    """
+    stretch = share ** (0.5 if policy == "windows" else -0.5)
+    return Method(
+        "100%" if share == 1 else f"{share:.0%}, {MAP_POLICIES[policy]}", "k1", rehearsal,
+        flags={"policy": policy, "update_fraction": share}, reference=f"all_{rehearsal:g}",
+        learning_rates=tuple(float(f"{rate * stretch:.2g}") for rate in RATES[rehearsal > 0]),
+    )  # fmt: skip
+
+
+MAP_POLICIES = {"windows": "random windows", "momentum": "largest momenta", "stage": "one mask for the stage"}
+MAP = {}
+for rehearsal in (0.0, 1 / 16, 1 / 8, 1 / 4):
+    MAP[f"all_{rehearsal:g}"] = of_map(rehearsal, "windows", 1.0)
+    for policy, share in product(MAP_POLICIES, (0.01, 0.1, UPDATE_FRACTION)):
+        MAP[f"{policy}_{share:g}_{rehearsal:g}"] = of_map(rehearsal, policy, share)
+
+METHODS = STUDY | MAP
+# What `python3 -m k1.study --grid` names.
+GRIDS = {"study": list(STUDY), "map": list(MAP), "stream": list(ARMS)}
 
 
 def require_packages(names: Iterable[str]) -> None:
     """Raise `K1Error` if one of the methods `names` needs peft, which only requirements-dev.txt brings."""
-    needing = [METHODS[name].label for name in names if METHODS[name].adapter]
+    needing = [name for name in names if getattr(METHODS[name].training, "func", None) is adapted]
     if needing and find_spec("peft") is None:
         raise K1Error(
             f"the package peft is missing, for {' and '.join(needing)}; run: pip install -r requirements-dev.txt, "

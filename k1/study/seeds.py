@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import correlation
 from typing import TypeVar
 
-from k1.errors import K1Error, Parser, command
+from k1.errors import K1Error, command, module_parser
 from k1.experiment import ARMS
 from k1.report.metrics import KINDS, SHOWN, kinds_of_forgetting, mean, mean_and_interval, new_dataset_loss
 from k1.report.tables import Table, rows_of
@@ -20,24 +20,27 @@ Models = dict[str, list[dict]]
 
 def load_reports(paths: list[Path]) -> list[dict]:
     """The reports, one a seed; raises `K1Error` if one cannot be read or they are not of the same experiment."""
-    reports, identities = [], []
+    reports, identities = {}, []
     for path in paths:
         try:
             report = json.loads(path.read_text())
-            identity = {
-                "data": [(dataset["name"], dataset["fingerprint"]) for dataset in report["datasets"]],
-                "preset": report["preset"],
-                "learning rates": {name: model["learning_rates"] for name, model in report["models"].items()},
-            }
+            identities.append(
+                {
+                    "data": [(dataset["name"], dataset["fingerprint"]) for dataset in report["datasets"]],
+                    "preset": report["preset"],
+                    "learning rates": {arm: report["models"][arm]["learning_rates"] for arm in ARMS},
+                }
+            )
+            if report["seed"] in reports:
+                raise K1Error(f"{path} is of the same seed as another report; name each seed once")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise K1Error(f"{path} cannot be read as a report ({error}); write it with python3 -m k1.report --json")
-        reports.append(report)
-        identities.append(identity)
-        if different := [name for name in identity if identity[name] != identities[0][name]]:
+            raise K1Error(
+                f"{path} cannot be read as a report of all four arms ({error}); make seeds writes such reports"
+            )
+        reports[report["seed"]] = report
+        if different := [name for name, value in identities[0].items() if identities[-1][name] != value]:
             raise K1Error(f"{path} is of another experiment than {paths[0]}: {', '.join(different)} differ")
-    if len({report["seed"] for report in reports}) < len(reports):
-        raise K1Error("two of the reports are of the same seed; name each seed once")
-    return reports
+    return [*reports.values()]
 
 
 def mean_of(name: str, metric: Callable[[Item], float], digits: int = 3) -> tuple[str, Callable[[list[Item]], str]]:
@@ -48,7 +51,7 @@ def mean_of(name: str, metric: Callable[[Item], float], digits: int = 3) -> tupl
 def format_seeds(reports: list[dict]) -> str:
     """Means over the seeds with 95% intervals, K-1's forgetting as a share of the baseline's, criteria by seed."""
     labels, names = labels_of(reports[0]), [dataset["name"] for dataset in reports[0]["datasets"]]
-    models = {arm: [report["models"][arm] for report in reports] for arm in reports[0]["models"]}
+    models = {arm: [report["models"][arm] for report in reports] for arm in ARMS}
     arms = [(ARMS[arm], runs) for arm, runs in models.items()]
     percent = [
         mean_of(label, lambda run, name=name: run["forgetting_percent"][name], 1)
@@ -69,8 +72,8 @@ def format_seeds(reports: list[dict]) -> str:
     sections = [
         *(Table(caption, rows_of("Model", arms, columns)) for caption, columns in tables.items()),
         against_baseline(models, labels),
-        *two_by_two(models),
-        *predicted_and_real(models),
+        two_by_two(models),
+        predicted_and_real(models),
         Table(f"The criteria of the report ({len(reports)} seeds)", criteria),
     ]
     return "\n\n".join(map(str, sections))
@@ -98,15 +101,13 @@ def against_baseline(models: Models, labels: list[str]) -> Table:
     return Table(caption, rows_of("Model", pairs, columns))
 
 
-def two_by_two(models: Models) -> list[Table]:
+def two_by_two(models: Models) -> Table:
     """The four arms, then main effects and interaction, seed by seed, means with 95% intervals.
 
-    Nothing unless all four arms are there. The effect of the 51% is the mean of (51% - 100%) over both
+    The effect of the 51% is the mean of (51% - 100%) over both
     columns, that of rehearsal the mean of (rehearsal - none) over both rows, and the interaction is how much
     more the 51% do with rehearsal than without.
     """
-    if set(models) != set(ARMS):
-        return []
     quantities = {
         "average forgetting, %": lambda run: run["average_forgetting_percent"],
         "mean of the three kinds of forgetting, nats": lambda run: mean(
@@ -127,13 +128,13 @@ def two_by_two(models: Models) -> list[Table]:
         mean_of("interaction", lambda four: (four[3] - four[2]) - (four[1] - four[0])),
     ]
     caption = "Two by two: what the 51% do, what rehearsal does, and what they do together"
-    return [Table(caption, rows_of("", seeds, columns))]
+    return Table(caption, rows_of("", seeds, columns))
 
 
-def predicted_and_real(models: Models) -> list[Table]:
+def predicted_and_real(models: Models) -> Table:
     """Predicted forgetting beside the real rise of the loss on test text in the same stage, of all runs that rehearse.
 
-    In nats per token, means over the seeds; nothing if no run rehearses.
+    In nats per token, means over the seeds.
     """
     rows, pairs = [["Model", "Stage", "Dataset", "Predicted", "Real"]], []
     for arm, runs in models.items():
@@ -143,20 +144,18 @@ def predicted_and_real(models: Models) -> list[Table]:
             real = [run["loss_matrix"][stage + 1][dataset] - run["loss_matrix"][stage][dataset] for run in runs]
             pairs += zip(predicted, real)
             rows.append([ARMS[arm], str(stage + 1), str(dataset + 1), *map(mean_and_interval, (predicted, real))])
-    if not pairs:
-        return []
     error = mean([abs(predicted - real) for predicted, real in pairs])
     caption = (
         "Predicted forgetting, the divergence on the model's own text, beside the real rise of the loss in the same "
         f"stage, in nats per token; they are {error:.3f} apart in the mean of {len(pairs)} pairs, their correlation is "
         f"{correlation(*zip(*pairs)):.2f}"
     )
-    return [Table(caption, rows)]
+    return Table(caption, rows)
 
 
 @command
 def main() -> None:
-    parser = Parser(prog="python3 -m k1.study.seeds", description=__doc__)
+    parser = module_parser("k1.study.seeds", __doc__)
     parser.add_argument("reports", nargs="+", type=Path, metavar="FILE", help="written by python3 -m k1.report --json")
     print(format_seeds(load_reports(parser.parse_args().reports)))
 

@@ -3,14 +3,16 @@
 
 def record(method, rate, seed, *losses, accuracies=None, setting=None):
     """A run that learned datasets a, b and so on; `losses` and `accuracies` are those of one stage each."""
-    accuracies = accuracies or [[0.5] * len(row) for row in losses]
-    evaluations = [
-        {name: {split: list(scores) for split in ("validation", "test")} for name, *scores in zip("abcdefg", *row)}
-        for row in zip(losses, accuracies)
-    ]
+
+    def matrix(rows):
+        return [[None] * len(losses), *([*row, *[None] * (len(losses) - len(row))] for row in rows)]
+
     return {
         "method": method, "seed": seed, "learning_rate": rate, "setting": setting or {},
-        "evaluations": evaluations, "updated_fraction": 1.0, "seconds": 1.0,
+        "datasets": list("abcdefg"[: len(losses)]), "loss_matrix": matrix(losses),
+        "validation_loss_matrix": matrix(losses),
+        "accuracy_matrix": matrix(accuracies or [[0.5] * len(row) for row in losses]),
+        "updated_fraction": 1.0, "seconds": 1.0,
     }  # fmt: skip
 
 

@@ -8,31 +8,36 @@ import pytest
 
 from k1.config import PRESETS
 from k1.data.local_files import SECTION_CHARACTERS
-from k1.errors import K1Error
 from k1.report.metrics import mean
 from k1.report.text import format_report
 from k1.sparse import UPDATE_FRACTION
-from k1.study.readme import BLOCK, BLOCKS, PAGES, TABLES, Results, fill, render
-from k1.study.seeds import format_seeds
+from k1.study.readme import BLOCK, PAGES, render
+from k1.study.seeds import format_seeds, load_reports
 from k1.training.resume import SECONDS_BETWEEN_SAVES
 from tests.conftest import ROOT, assert_one_clear_line, run_script
 from tests.study.test_seeds import ENDS, report
 
 # What pages of made-up records show.
-MADE_UP = ("answer", "time", "limits", "model", "seeds", "benchmark", *TABLES)
+BLOCKS = ("answer", "time", "limits", "model", "study")
 
 
 @pytest.fixture(scope="module")
-def results() -> Results:
-    return Results(ROOT / "results")
+def recorded() -> dict:
+    """The report of the recorded run."""
+    return json.loads((ROOT / "results" / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def seeds() -> list[dict]:
+    """The reports of all recorded seeds."""
+    return load_reports(sorted((ROOT / "results").glob("seed*.json")))
 
 
 @pytest.fixture
 def made_up(tmp_path):
     """Pages, each with the same empty blocks, and made-up records of two seeds."""
     (tmp_path / "results").mkdir()
-    for name in TABLES:
-        (tmp_path / "results" / f"{name}.md").write_text(f"a table of {name}\n")
+    (tmp_path / "results" / "study.md").write_text("a table\n")
     for seed, ends in enumerate(ENDS):
         found = report(seed, ends)
         for number, dataset in enumerate(found["datasets"]):
@@ -44,7 +49,7 @@ def made_up(tmp_path):
         found |= {"parameters": 123_456, "versions": {"python": "3.99.1"}}
         (tmp_path / "results" / f"seed{seed}.json").write_text(json.dumps(found))
         (tmp_path / "results" / "report.json").write_text(json.dumps(found))
-    page = "# Title\n\n" + "".join(f"<!-- begin {name} -->\n<!-- end {name} -->\n" for name in MADE_UP)
+    page = "# Title\n\n" + "".join(f"<!-- begin {name} -->\n<!-- end {name} -->\n" for name in BLOCKS)
     for name in PAGES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(page)
@@ -55,28 +60,29 @@ def pages_of(root):
     return {page: (root / page).read_text(encoding="utf-8") for page in PAGES}
 
 
-def test_the_pages_stand_as_the_records_make_them(results):
+def test_the_pages_stand_as_the_records_make_them(recorded, seeds):
     assert render(ROOT) == pages_of(ROOT)
-    for name, text in (("report", format_report(results.report)), ("seeds", format_seeds(results.seeds))):
+    for name, text in (("report", format_report(recorded)), ("seeds", format_seeds(seeds))):
         assert (ROOT / "results" / f"{name}.md").read_text() == text + "\n"
-    assert results.report in results.seeds
+    assert recorded in seeds
 
 
-def test_every_block_that_is_recorded_has_its_page():
+def test_every_table_that_is_recorded_stands_on_one_page():
     shown = [block["name"] for text in pages_of(ROOT).values() for block in BLOCK.finditer(text)]
-    recorded = [name for name in BLOCKS if name not in TABLES or (ROOT / "results" / f"{name}.md").exists()]
-    assert len(set(shown)) == len(shown) and set(recorded) <= set(shown) <= set(BLOCKS)
+    markers = sum(text.count("<!-- begin ") for text in pages_of(ROOT).values())
+    assert len(set(shown)) == len(shown) == markers
+    assert {path.stem for path in (ROOT / "results").glob("*.md")} - {"README", "before"} < set(shown)
 
 
-def test_the_answer_of_the_readme_is_what_the_seeds_found(results):
+def test_the_answer_of_the_readme_is_what_the_seeds_found(seeds):
     """51% alone forget as much as the baseline; rehearsal keeps nearly all, and new datasets are learned no worse."""
 
     def forgotten(arm):
-        return mean([report["models"][arm]["average_forgetting_percent"] for report in results.seeds])
+        return mean([report["models"][arm]["average_forgetting_percent"] for report in seeds])
 
     def new_loss(arm):
-        names = [dataset["name"] for dataset in results.report["datasets"][1:]]
-        return mean([report["models"][arm]["own"][name]["loss"] for report in results.seeds for name in names])
+        names = [dataset["name"] for dataset in seeds[0]["datasets"][1:]]
+        return mean([report["models"][arm]["own"][name]["loss"] for report in seeds for name in names])
 
     assert forgotten("sparse") > 0.9 * forgotten("baseline")
     for arm in ("baseline_rehearsal", "k1"):
@@ -97,31 +103,14 @@ def test_the_command_fills_all_pages_from_the_records(made_up):
     assert "123,456 parameters, 2 seeds" in prose and "used Python 3.99.1" in prose
     assert "(4,321 predicted tokens; the others have 4,322 and 4,323)" in prose
     assert "| c       | bundled |           1,002 |         100 |" in text
-    assert all(f"\na table of {name}\n<!-- end {name} -->" in text for name in TABLES)
-    assert format_seeds(Results(made_up / "results").seeds) in text
-    # The benchmark was not recorded.
-    assert "<!-- begin benchmark -->\n\n<!-- end benchmark -->" in text
-
-
-@pytest.mark.parametrize(
-    ("page", "message"),
-    [
-        ("<!-- begin none -->\n<!-- end none -->\n", "block 'none' is unknown; known are: answer, "),
-        ("<!-- begin answer -->\n", "has no <!-- end NAME -->"),
-        ("<!-- begin answer -->\n<!-- end time -->\n", "has no <!-- end NAME -->"),
-    ],
-    ids=["unknown", "no end", "another end"],
-)
-def test_a_marker_that_cannot_be_is_refused(results, page, message):
-    with pytest.raises(K1Error, match=message):
-        fill(page, results)
+    assert "<!-- begin study -->\na table\n<!-- end study -->" in text
 
 
 def test_a_missing_record_is_one_line_and_changes_nothing(made_up):
-    (made_up / "results" / "pretrained60.md").unlink()
+    (made_up / "results" / "study.md").unlink()
     before = pages_of(made_up)
     finished = run_script("-m k1.study.readme", "--root", made_up)
-    assert_one_clear_line(finished, 1, "results/pretrained60.md", "make record writes")
+    assert_one_clear_line(finished, 1, "results/study.md", "make record writes")
     assert pages_of(made_up) == before
 
 
