@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from k1.checkpoints.storage import load_checkpoint
+from k1.checkpoints import load_checkpoint
 from k1.errors import command
 from tests.conftest import run_script
 

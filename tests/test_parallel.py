@@ -14,12 +14,11 @@ import pytest
 import torch
 
 from k1 import parallel
-from k1.checkpoints.storage import load_checkpoint
+from k1.checkpoints import FORMAT, load_checkpoint
 from k1.config import settings_of
 from k1.errors import K1Error, UsageError
 from k1.experiment import FILES
 from k1.files import read_content
-from k1.training.resume import FORMAT
 from tests.conftest import PATIENCE, ROOT, run_script
 
 pytestmark = [pytest.mark.xdist_group("parallel"), pytest.mark.slow]

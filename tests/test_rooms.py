@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 # Modules at the top and rooms, in the order in which they may build on each other.
 ORDER = (
     "errors", "experiment", "flag_types", "sparse", "files", "parallel", "config", "model", "known", "teacher",
-    "rehearsal", "callback", "data", "training", "checkpoints", "report", "stages", "export", "benchmark", "study",
+    "rehearsal", "callback", "data", "checkpoints", "training", "report", "stages", "export", "benchmark", "study",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "huggingface_hub", "matplotlib", "peft", "tensorboard"}
 

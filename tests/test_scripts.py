@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from k1.checkpoints.storage import load_checkpoint
+from k1.checkpoints import load_checkpoint
 from k1.config import PRESETS, parse_training_flags, settings_of
 from k1.errors import UsageError
 from k1.experiment import ARMS

@@ -12,7 +12,7 @@ from k1.benchmark.timing import alternate, ratio, spread
 from k1.errors import K1Error
 from k1.model import configure_torch, count_parameters
 from k1.sparse import sparse_updates
-from k1.training.optimization import build_optimizer
+from k1.training.trainer import build_optimizer
 
 MEMORY_STEPS = 10  # each copies other rows, which may not fit into the memory of those before
 

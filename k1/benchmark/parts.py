@@ -9,11 +9,10 @@ from torch import Tensor
 
 from k1.benchmark.contestants import K1, REFERENCE, rewriting_of
 from k1.benchmark.timing import alternate, ratio, spread
-from k1.checkpoints.contents import stage_checkpoint
-from k1.checkpoints.storage import save_checkpoint
+from k1.checkpoints import save_checkpoint, stage_checkpoint
 from k1.data.loader import TokenizedDataset
 from k1.training.evaluation import evaluate
-from k1.training.rehearsal import begin_rehearsal, predicted_forgetting, write_rehearsal
+from k1.training.rehearsal import begin_rehearsal, write_rehearsal
 from k1.training.trainer import StageTrainer
 
 STEPS = 5  # timed together, so that little depends on a single one
@@ -57,7 +56,7 @@ def measure_stage(
             (K1, "rewriting"): rewriting_of(k1),
             (K1, "teacher"): partial(begin_rehearsal, k1.model, written, tokenizer, arguments),
             (K1, "writing"): partial(write_rehearsal, k1.model, dataset, tokenizer, arguments),
-            (K1, "predicted forgetting"): partial(predicted_forgetting, k1.model, k1.rehearsal),
+            (K1, "predicted forgetting"): partial(k1.rehearsal.predicted_forgetting, k1.model),
         }
         seconds = alternate(things, rounds, warm_up=0)
         sizes = {name: file.stat().st_size for name, file in files.items()}

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from k1.checkpoints.storage import load_checkpoint
+from k1.checkpoints import load_checkpoint
 from k1.errors import Parser, command
 from k1.export.folder import export, require_free
 

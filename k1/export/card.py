@@ -2,7 +2,7 @@
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from k1.checkpoints.contents import Checkpoint
+from k1.checkpoints import Checkpoint
 from k1.data.sources import dataset_labels
 from k1.experiment import ARMS
 from k1.report.metrics import accuracy_matrix

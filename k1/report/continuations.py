@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from k1.checkpoints.contents import Checkpoint
+from k1.checkpoints import Checkpoint
 from k1.config import Arguments
 from k1.data.loader import iterate_text, load_datasets
 from k1.data.tokenizer import load_tokenizer

@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 from tokenizers import Tokenizer
 
-from k1.checkpoints.contents import Checkpoint
-from k1.checkpoints.storage import restore_model
+from k1.checkpoints import Checkpoint, restore_model
 from k1.config import Arguments
 from k1.data.loader import TokenizedDataset, load_datasets
 from k1.data.tokenizer import load_tokenizer

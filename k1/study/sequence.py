@@ -11,8 +11,7 @@ import torch
 from datasets import interleave_datasets
 from transformers import PreTrainedModel
 
-from k1.checkpoints.contents import Checkpoint
-from k1.checkpoints.storage import load_checkpoint, save_checkpoint
+from k1.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from k1.config import Arguments, settings_of
 from k1.data.loader import DataLoader, TokenizedDataset
 from k1.data.tokenizer import load_tokenizer
@@ -23,8 +22,7 @@ from k1.report.tables import dataset_label
 from k1.stages import Learner
 from k1.study.methods import MAP, METHODS, Method, consolidation, fisher_information
 from k1.training.evaluation import evaluate
-from k1.training.history import copy_parameters
-from k1.training.trainer import StageTrainer
+from k1.training.trainer import StageTrainer, copy_parameters
 
 Attach = Callable[[torch.optim.Optimizer], object]
 

@@ -5,8 +5,7 @@ import os
 import pytest
 import torch
 
-from k1.checkpoints.contents import FORMAT
-from k1.checkpoints.storage import load_checkpoint, restore_model, save_checkpoint
+from k1.checkpoints import FORMAT, load_checkpoint, restore_model, save_checkpoint
 from k1.errors import K1Error
 from k1.experiment import FILES
 from tests.conftest import assert_one_clear_line, run_script, signed

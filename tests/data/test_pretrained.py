@@ -19,9 +19,7 @@ from k1.errors import K1Error
 from k1.model import count_parameters
 from k1.report.generation import generate
 from k1.report.judges import token_stream
-from k1.training.history import changed_fraction, copy_parameters
-from k1.training.losses import accumulate_gradients
-from k1.training.optimization import build_optimizer
+from k1.training.trainer import accumulate_gradients, build_optimizer, changed_fraction, copy_parameters
 from tests.pretrained import (
     CONFIGS,
     DAMAGES,

@@ -11,7 +11,7 @@ from shutil import which
 import pytest
 from PIL import Image
 
-from k1.checkpoints.storage import load_checkpoint
+from k1.checkpoints import load_checkpoint
 from k1.errors import K1Error
 from k1.experiment import ARMS, FILES
 from k1.report.comparison import load_runs

@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from k1.checkpoints.storage import load_checkpoint
+from k1.checkpoints import load_checkpoint
 from k1.experiment import ARMS, FILES
 from k1.report.plots import accuracy_figure, learning_figure, plot_report
 from tests.report.markup import contrast

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from k1.checkpoints.storage import load_checkpoint, restore_initial_model, restore_model
+from k1.checkpoints import ResumeFile, load_checkpoint, restore_initial_model, restore_model
 from k1.config import parse_training_flags, settings_of
 from k1.data.initial import load_pretrained
 from k1.data.loader import DataLoader
@@ -16,7 +16,6 @@ from k1.data.tokenizer import load_tokenizer
 from k1.errors import K1Error, UsageError
 from k1.experiment import FILES
 from k1.report.comparison import load_run, require_comparable
-from k1.training.resume import ResumeFile
 from k1.training.trainer import StageTrainer
 from tests.conftest import assert_one_clear_line, run_script, signed
 from tests.pretrained import END, LENGTH, fresh_model, train_own_tokenizer, write_model
