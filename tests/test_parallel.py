@@ -53,20 +53,20 @@ def trained_by_two(tmp_path_factory, corpora):
     return folder, printed
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_the_losses_agree_with_those_of_one_process(trained, trained_by_two, stage):
-    """To rounding at first; later steps carry the difference on."""
+@pytest.mark.parametrize(("stage", "tolerance"), [(1, 1e-2), (2, 0.1)])
+def test_the_losses_agree_with_those_of_one_process(trained, trained_by_two, stage, tolerance):
+    """To rounding at first; later steps carry the difference on, and so do the words that stage 2 rehearses."""
     folders = trained.models_dir, trained_by_two[0]
     one, two = (load_checkpoint(folder / FILES["k1"][stage - 1], "k1") for folder in folders)
     losses = [[entry["loss"] for entry in checkpoint.history] for checkpoint in (one, two)]
     assert len(losses[0]) == len(losses[1]) == 20
-    assert losses[1] == pytest.approx(losses[0], abs=2e-2)
+    assert losses[1] == pytest.approx(losses[0], abs=tolerance)
     assert losses[1][0] == pytest.approx(losses[0][0], abs=1e-4 if stage == 1 else 1e-2)
     assert [entry["updated_fraction"] for entry in two.history] == pytest.approx([0.51] * 20, abs=0.01)
     for name, splits in one.evaluations[-1].items():
         for split, scores in splits.items():
             other = two.evaluations[-1][name][split]
-            assert other["loss"] == pytest.approx(scores["loss"], abs=2e-2)
+            assert other["loss"] == pytest.approx(scores["loss"], abs=tolerance)
             assert other["tokens"] == scores["tokens"]
 
 
