@@ -16,7 +16,7 @@ PUBLIC = {
     "k1.callback": ("K1Callback",),
     "k1.training.evaluation": ("evaluate",),
     "k1.training.trainer": ("StageTrainer",),
-    "k1.checkpoints.storage": ("load_checkpoint", "restore_model"),
+    "k1.checkpoints": ("load_checkpoint", "restore_model"),
     "k1.stages": ("Learner", "stage_outputs"),
     "k1.report.generation_arguments": ("parse_generation_arguments",),
     "k1.report.generation": ("print_continuations",),

@@ -14,7 +14,7 @@ from transformers.hf_argparser import string_to_bool
 
 from k1.errors import K1Error, Parser, UsageError, user_path
 from k1.experiment import ARM_FILES, ARM_KINDS, ARMS, STAGES, arm_of
-from k1.flag_types import POSITIVE, Bounds, at_least
+from k1.flag_types import POSITIVE, Bounds, at_least, checked
 from k1.parallel import process_count
 from k1.sparse import POLICIES, UPDATE_FRACTION
 
@@ -80,7 +80,7 @@ class Setting:
 
     help: str = ""  # of its flag; without there is none
     default: Any = None
-    bounds: Bounds = ("", lambda value: True)
+    bounds: Bounds | None = None  # of a number
     choices: Iterable[str] | None = None
     nargs: str | None = None
     metavar: str | None = None
@@ -124,7 +124,7 @@ class Arguments:
     )  # fmt: skip
     max_steps: int = by_preset(
         "optimizer steps of each stage; train_baseline_all.py also takes one number for each; 0 for stage 1 keeps the "
-        "model of --init_from as it is (default: by preset)", (1_200, 600, 600), nargs="+",
+        "model of --init_from as it is (default: by preset)", (1_200, 600, 600), at_least(0), nargs="+",
         # By stage; of a longer stream the later stages are as the last one.
         becomes=lambda steps, known: steps[min(known.stage, len(steps)) - 1],
     )  # fmt: skip
@@ -207,7 +207,7 @@ class Arguments:
         method="k1",
     )
     dataset_names: list[str] = setting(
-        "the three datasets, in order (default: those named in the script)", (), nargs="+", metavar="NAME",
+        "the three datasets, in order (default: those named in the script)", (), nargs=STAGES, metavar="NAME",
         method="baseline", is_stored=False,
     )  # fmt: skip
     update_fraction: float = setting(
@@ -264,26 +264,6 @@ class Flags(argparse.Namespace):
         """Where the arm's checkpoint of `stage` is."""
         return self.models_dir / ARM_FILES[self.arm][stage - 1]
 
-    def require_bounds(self) -> None:
-        """Raise `UsageError` if a value is out of its bounds, or a list has another number of them than it may have."""
-        typed, is_k1 = vars(self), self.method == "k1"
-        for name, value in typed.items():
-            words, is_within = SETTINGS[name].bounds
-            if value is not None and not is_within(value):
-                raise UsageError(f"--{name} must be {words}, not {value}")
-        names, steps = typed.get("dataset_names", ()), typed.get("max_steps", (1,))
-        if len(names) not in (0, STAGES):
-            raise UsageError(f"--dataset_names takes {STAGES} names, not {len(names)}")
-        if len(steps) not in ((1,) if is_k1 else (1, STAGES)):
-            raise UsageError(f"--max_steps takes 1 number{'' if is_k1 else f' or {STAGES}'}, not {len(steps)}")
-        # Only a pretrained model can go without training on dataset 1, and no later stage can.
-        may_be_0 = typed.get("init_from") is not None and (is_k1 or len(steps) > 1)
-        for index, value in enumerate(steps):
-            words, is_within = at_least(0 if may_be_0 and index == 0 else 1)
-            if not is_within(value):
-                hint = "; 0 is for stage 1 with --init_from, as in --max_steps 0 600 600" if value == 0 else ""
-                raise UsageError(f"--max_steps must be {words}, not {value}{hint}")
-
     def resolve(self, stage: int, previous: dict | None = None) -> Arguments:
         """Settings of `stage` (1 or later), given the `arguments` of the checkpoint it continues.
 
@@ -313,13 +293,14 @@ class Flags(argparse.Namespace):
         return Arguments(**{name: getattr(known, name) for name in SETTINGS})
 
 
+KINDS = {bool: string_to_bool, Path: user_path}  # how a flag's text becomes a value, unless the type itself makes one
+
+
 def settings_of(arm: str, preset: str, stage: int = 1, **changes: Any) -> Arguments:
-    """The settings of a stage of `arm` at `preset`, but for `changes`; raises `UsageError` as for what is typed."""
+    """The settings of a stage of `arm` at `preset`, but for `changes`; raises `UsageError` if they contradict."""
     method, rehearses = ARM_KINDS[arm]
     share = PRESETS[preset].rehearsal if rehearses else 0.0
-    flags = Flags(**{"method": method, "preset": preset, "rehearsal": share, **changes})
-    flags.require_bounds()
-    return flags.resolve(stage)
+    return Flags(**{"method": method, "preset": preset, "rehearsal": share, **changes}).resolve(stage)
 
 
 def parse_training_flags(description: str, method: str, argv: list[str] | None = None) -> Flags:
@@ -331,19 +312,22 @@ def parse_training_flags(description: str, method: str, argv: list[str] | None =
     for item in fields(Arguments):
         said, kind = item.metadata["setting"], next(iter(get_args(item.type)), item.type)
         if said.help and said.method in (None, method):
+            convert = checked(kind, said.bounds) if said.bounds else KINDS.get(kind, kind)
             parser.add_argument(
                 *dict.fromkeys([f"--{item.name}", f"--{item.name.replace('_', '-')}"]),
                 help=said.help + " (default: by preset)" * (said.is_preset and "(default" not in said.help),
                 default=argparse.SUPPRESS if item.compare else said.default,
-                type={bool: string_to_bool, Path: user_path}.get(kind, kind),
-                choices=said.choices, metavar=said.metavar,
+                type=convert, choices=said.choices, metavar=said.metavar,
                 **{"nargs": "?", "const": True} if kind is bool else {"nargs": said.nargs},
             )  # fmt: skip
     flags = parser.parse_args(argv, namespace=Flags(method=method))
-    try:
-        flags.require_bounds()
-    except UsageError as error:
-        parser.error(str(error))
+    steps = getattr(flags, "max_steps", [1])
+    if len(steps) not in ((1,) if method == "k1" else (1, STAGES)):
+        parser.error(f"--max_steps takes 1 number{'' if method == 'k1' else f' or {STAGES}'}, not {len(steps)}")
+    # Only a pretrained model can go without training on dataset 1, and no later stage can.
+    may_be_0 = flags.init_from is not None and (method == "k1" or len(steps) > 1)
+    if 0 in (steps[1:] if may_be_0 else steps):
+        parser.error("--max_steps must be at least 1; 0 is for stage 1 with --init_from, as in --max_steps 0 600 600")
     if flags.logging_dir is not None and flags.report_to == "none":
         parser.error("--logging_dir is for events; add --report_to tensorboard, or leave it out")
     flags.logging_dir = flags.logging_dir or flags.models_dir / "runs"

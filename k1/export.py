@@ -6,8 +6,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from k1.checkpoints.contents import Checkpoint
-from k1.checkpoints.storage import load_checkpoint, restore_model
+from k1.checkpoints import Checkpoint, load_checkpoint, restore_model
 from k1.data.messages import quiet_libraries
 from k1.data.sources import dataset_labels
 from k1.data.tokenizer import beginning_of_text, end_of_document, load_tokenizer

@@ -9,14 +9,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from k1.checkpoints.contents import Checkpoint, stage_checkpoint
-from k1.checkpoints.storage import (
+from k1.checkpoints import (
+    Checkpoint,
+    ResumeFile,
     is_shared,
     load_finished_stage,
     output_path,
     restore_initial_model,
     restore_model,
     save_checkpoint,
+    stage_checkpoint,
 )
 from k1.config import Arguments, Flags
 from k1.data.initial import initial_model
@@ -29,8 +31,7 @@ from k1.rehearsal import Rehearsal
 from k1.report.tables import print_evaluation
 from k1.training.evaluation import evaluate
 from k1.training.event_log import EventLog
-from k1.training.rehearsal import begin_rehearsal, predicted_forgetting, write_rehearsal
-from k1.training.resume import ResumeFile, resume_path
+from k1.training.rehearsal import begin_rehearsal, write_rehearsal
 from k1.training.trainer import StageTrainer
 
 # Trains a model in place on the text of a dataset, with what it rehearses; returns the history.
@@ -41,11 +42,12 @@ Training = Callable[[PreTrainedModel, TokenizedDataset, Arguments, Rehearsal | N
 class StageOutput:
     """What a stage leaves: its checkpoint at `path`, its events, and while a script trains its resume file."""
 
+    flags: Flags
     path: Path
     resume_file: ResumeFile
-    event_log: EventLog
-    flags: Flags
+    event_log: EventLog | None
     is_finished: bool
+    is_last: bool
 
     def learn(self, learner: "Learner", dataset: TokenizedDataset, arguments: Arguments) -> None:
         """Let `learner` learn `dataset`, write the checkpoint, and print what its model scores.
@@ -55,8 +57,8 @@ class StageOutput:
         """
         is_taken = self.is_finished and self._take(learner, dataset, arguments)
         if not is_taken:
-            learner.learn(dataset, arguments, self.train)
-            self.save(learner.checkpoint)
+            learner.learn(dataset, arguments, self._train)
+            self._save(learner.checkpoint)
         # What the stage of another arm scores is among that one's results.
         if not (is_taken and is_shared(self.flags.arm, self.path)):
             print_evaluation(learner.checkpoint)
@@ -73,39 +75,40 @@ class StageOutput:
             print(f"{self.path} is already trained with these settings; remove it to train it again", file=sys.stderr)
         return True
 
-    def train(
+    def _train(
         self, model: PreTrainedModel, dataset: TokenizedDataset, arguments: Arguments, rehearsal: Rehearsal | None
     ) -> list[dict]:
-        """Train `model` in place, see `k1.training.trainer.StageTrainer`; returns the history."""
         return StageTrainer(model, dataset, arguments, rehearsal).run(self.resume_file, self.event_log)
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def _save(self, checkpoint: Checkpoint) -> None:
         """Write `checkpoint`, and its evaluations as events."""
         save_checkpoint(self.path, checkpoint)
         if is_main_process():
             print(f"wrote {self.path}", file=sys.stderr)
-        name, after = checkpoint.datasets[-1]["name"], checkpoint.evaluations[-1]
-        before = checkpoint.evaluations[-2] if checkpoint.stage > 1 else checkpoint.initial_evaluation
-        self.event_log.add_evaluations({name: before[name]}, after, checkpoint.arguments["max_steps"])
-        if self.resume_file.path == resume_path(self.path):
+        if self.event_log:
+            name, after = checkpoint.datasets[-1]["name"], checkpoint.evaluations[-1]
+            before = checkpoint.evaluations[-2] if checkpoint.stage > 1 else checkpoint.initial_evaluation
+            self.event_log.add_evaluations({name: before[name]}, after, checkpoint.arguments["max_steps"])
+        if self.is_last:
             self.resume_file.remove()
 
 
 def stage_outputs(flags: Flags, stages: Sequence[int]) -> list[StageOutput]:
-    """What the `stages` of one script leave; checks that all can be written, see `k1.checkpoints.storage.output_path`.
+    """What the `stages` of one script leave; checks that all can be written, see `k1.checkpoints.output_path`.
 
     A stage is finished if its checkpoint exists, but for those that a stopped run of the script had not yet reached.
     """
-    paths = {stage: output_path(flags, stage) for stage in stages}
-    resume_file = ResumeFile(paths[stages[-1]], flags.save_steps, flags.overwrite)
+    paths = [output_path(flags, stage) for stage in stages]
+    resume_file = ResumeFile(paths[-1], flags.save_steps, flags.overwrite)
     begun = resume_file.stage or stages[-1] + 1
-    is_finished = {
-        stage: stage < begun and path.exists() or is_shared(flags.arm, path) for stage, path in paths.items()
-    }
+    has_events = flags.report_to == "tensorboard" and is_main_process()
     return [
-        StageOutput(path, resume_file, EventLog(flags, path), flags, is_finished[stage])
-        for stage, path in paths.items()
-    ]
+        StageOutput(
+            flags, path, resume_file, EventLog(flags.logging_dir / path.stem) if has_events else None,
+            is_finished=stage < begun and path.exists() or is_shared(flags.arm, path), is_last=path == paths[-1],
+        )
+        for stage, path in zip(stages, paths)
+    ]  # fmt: skip
 
 
 class Learner:
@@ -145,7 +148,8 @@ class Learner:
 
     def take_over(self, path: Path, dataset: TokenizedDataset, arguments: Arguments, arm: str) -> None:
         """Continue with the model at `path`, of a stage that is finished; see `load_finished_stage`."""
-        self.checkpoint, self.model = load_finished_stage(path, dataset, arguments, arm, self.start, self.checkpoint)
+        self.checkpoint = load_finished_stage(path, dataset, arguments, arm, self.start, self.checkpoint)
+        self.model = restore_model(self.checkpoint, arguments.device)
         self.written = self.checkpoint.written
         self.learned.append(dataset)
 
@@ -169,10 +173,10 @@ class Learner:
         untrained = evaluate(initial, [dataset], arguments, splits=("test",))
         before = evaluate(self.model, [dataset], arguments, splits=("test",)) if self.checkpoint else untrained
         history, rehearsal = self.train(dataset, arguments, training, is_last=arguments.stage == STAGES)
-        predicted = predicted_forgetting(self.model, rehearsal)
+        predicted = rehearsal.predicted_forgetting(self.model) if rehearsal else []
         after = evaluate(self.model, self.learned, arguments)
         self.checkpoint = stage_checkpoint(
             self.model, self.tokenizer, dataset, arguments, previous=self.checkpoint, start=self.start,
             untrained=untrained, before=before, after=after, history=history, written=self.written,
-            predicted=predicted,
+            predicted_forgetting=predicted,
         )  # fmt: skip

@@ -7,20 +7,19 @@ import socket
 import subprocess
 import sys
 import time
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from k1 import parallel
-from k1.checkpoints.storage import load_checkpoint
+from k1.checkpoints import load_checkpoint
 from k1.config import settings_of
 from k1.errors import K1Error, UsageError
 from k1.experiment import FILES
-from k1.files import read_content
-from k1.training.resume import FORMAT
-from tests.conftest import PATIENCE, ROOT, run_script
+from tests.conftest import PATIENCE, PRELOADED, ROOT, run_script
+from tests.processes import ServerProcess
 
 pytestmark = [pytest.mark.xdist_group("parallel"), pytest.mark.slow]
 
@@ -44,29 +43,26 @@ def finish(process: subprocess.Popen) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def trained_by_two(tmp_path_factory, corpora):
-    """K-1's first two stages and the baseline, trained by two processes; the folder and what was printed."""
+    """K-1's first two stages, trained by two processes; the folder and what was printed."""
     folder = tmp_path_factory.mktemp("parallel")
     common = ["--preset", "smoke", "--models_dir", folder, "--threads", 1, "--max_steps", 20]
-    printed = {}
-    for stage in (1, 2):
-        script = f"train_k1_dataset{stage}.py"
-        printed[script] = finish(torchrun(script, "--dataset_name", corpora[stage - 1], *common))
-    printed["train_baseline_all.py"] = finish(torchrun("train_baseline_all.py", "--dataset_names", *corpora, *common))
+    printed = [
+        finish(torchrun(f"train_k1_dataset{stage}.py", "--dataset_name", corpora[stage - 1], *common))
+        for stage in (1, 2)
+    ]
     return folder, printed
 
 
-@pytest.mark.parametrize(
-    ("file", "tolerance"), [("baseline_dataset1.pt", 1e-3), ("baseline_dataset2.pt", 1e-2), ("k1_dataset1.pt", 1e-2)]
-)
-def test_the_losses_agree_with_those_of_one_process(trained, trained_by_two, file, tolerance):
-    """To rounding at first; later steps carry the difference on."""
-    one, two = (
-        load_checkpoint(folder / file, file.split("_")[0]) for folder in (trained.models_dir, trained_by_two[0])
-    )
+@pytest.mark.parametrize(("stage", "tolerance"), [(1, 1e-2), (2, 0.1)])
+def test_the_losses_agree_with_those_of_one_process(trained, trained_by_two, stage, tolerance):
+    """To rounding at first; later steps carry the difference on, and so do the words that stage 2 rehearses."""
+    folders = trained.models_dir, trained_by_two[0]
+    one, two = (load_checkpoint(folder / FILES["k1"][stage - 1], "k1") for folder in folders)
     losses = [[entry["loss"] for entry in checkpoint.history] for checkpoint in (one, two)]
     assert len(losses[0]) == len(losses[1]) == 20
     assert losses[1] == pytest.approx(losses[0], abs=tolerance)
-    assert losses[1][0] == pytest.approx(losses[0][0], abs=1e-4)
+    assert losses[1][0] == pytest.approx(losses[0][0], abs=1e-4 if stage == 1 else 1e-2)
+    assert [entry["updated_fraction"] for entry in two.history] == pytest.approx([0.51] * 20, abs=0.01)
     for name, splits in one.evaluations[-1].items():
         for split, scores in splits.items():
             other = two.evaluations[-1][name][split]
@@ -74,18 +70,12 @@ def test_the_losses_agree_with_those_of_one_process(trained, trained_by_two, fil
             assert other["tokens"] == scores["tokens"]
 
 
-def test_a_step_changes_the_same_share_whatever_the_number_of_processes(trained_by_two):
-    history = load_checkpoint(trained_by_two[0] / FILES["k1"][1], "k1").history
-    assert [entry["updated_fraction"] for entry in history] == pytest.approx([0.51] * 20, abs=0.01)
-
-
 def test_one_process_prints_and_nothing_is_left_over(trained_by_two):
     folder, printed = trained_by_two
-    for script, (stdout, _) in printed.items():
-        assert stdout.count("after stage 2") == (0 if "dataset1" in script else 1)
-        assert len(re.findall("^K-1 after|^baseline after", stdout, re.M)) == (3 if "baseline" in script else 1)
-    left = {path.name for path in folder.iterdir() if not path.name.endswith(".lock")}
-    assert left == {*FILES["k1"][:2], *FILES["baseline"]}
+    assert [re.findall("^K-1 after stage .", stdout, re.M) for stdout, _ in printed] == [
+        ["K-1 after stage 1"], ["K-1 after stage 2"],
+    ]  # fmt: skip
+    assert {path.name for path in folder.iterdir() if not path.name.endswith(".lock")} == {*FILES["k1"][:2]}
 
 
 def workers_of(process: subprocess.Popen) -> dict[int, int]:
@@ -113,7 +103,7 @@ def test_a_process_that_dies_ends_the_run_with_a_clear_line_and_a_good_resume_fi
     lines = [line for line in stderr.splitlines() if line.startswith("error: process 0: ")]
     assert len(lines) == 1
     assert "another process of the training ended" in lines[0] or "stopped at step" in lines[0]
-    content = read_content(resume, "resume file", FORMAT, "")
+    content = torch.load(resume, weights_only=True)
     assert content["identity"]["processes"] == 2 and 1 <= content["step"] < 3000
     refused = run_script("train_k1_dataset1.py", *flags, "--max_steps", 3000)
     assert refused.status == 1 and "processes 2, not 1" in refused.stderr
@@ -125,17 +115,13 @@ def test_a_batch_that_cannot_be_shared_is_a_usage_error(monkeypatch):
         settings_of("k1", "smoke")
 
 
-def agree(rank: int, port: str) -> None:
-    """One of two processes: sums, copies and compares."""
+def agree(rank: int, port: int) -> None:
+    """One of two processes: copies and compares."""
     os.environ.update(
         TORCHELASTIC_RUN_ID="test", WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=port,
+        MASTER_PORT=str(port),
     )  # fmt: skip
     parallel.join_processes()
-    assert list(parallel.share_of(range(5))) == ([0, 2, 4] if rank == 0 else [1, 3])
-    tensor = torch.tensor([1.0, 10.0 * rank])
-    parallel.sum_over_processes(tensor)
-    assert tensor.tolist() == [2.0, 10.0]
     column_major = torch.full((2, 3), float(rank)).T
     parallel.copy_from_main_process(column_major)
     assert column_major.eq(0).all()
@@ -148,13 +134,10 @@ def agree(rank: int, port: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_sums_copies_and_comparisons():
+def test_copies_and_comparisons(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = [get_context("spawn").Process(target=agree, args=(rank, port)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(PATIENCE)
-    assert [process.exitcode for process in processes] == [0, 0]
+        port = free.getsockname()[1]
+    outputs = [tmp_path / str(rank) for rank in (0, 1)]
+    processes = [ServerProcess(partial(agree, rank, port), path, path, PRELOADED) for rank, path in enumerate(outputs)]
+    assert [process.wait(PATIENCE) for process in processes] == [0, 0], [path.read_text() for path in outputs]

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from k1.checkpoints.contents import stage_checkpoint
-from k1.checkpoints.storage import save_checkpoint
+from k1.checkpoints import save_checkpoint, stage_checkpoint
 from k1.config import Arguments, settings_of
 from k1.data.batches import batches_of_blocks
 from k1.data.loader import DataLoader, TokenizedDataset
@@ -21,9 +20,8 @@ from k1.experiment import ARMS
 from k1.model import build_model, configure_torch, model_config
 from k1.sparse import sparse_updates
 from k1.training.evaluation import evaluate
-from k1.training.optimization import build_optimizer
-from k1.training.rehearsal import begin_rehearsal, predicted_forgetting, write_rehearsal
-from k1.training.trainer import StageTrainer
+from k1.training.rehearsal import begin_rehearsal, write_rehearsal
+from k1.training.trainer import StageTrainer, build_optimizer
 
 BASELINE, K1 = ARMS["baseline"], ARMS["k1"]
 ADAMW, SPARSE = "AdamW", "AdamW with sparse updates"
@@ -153,7 +151,7 @@ def trainings(shape: Shape, files: dict[str, Path]) -> tuple[dict[str, Callable[
         "rewriting": partial(rehearsal.rewrite, model, 1),
         "teacher": partial(begin_rehearsal, model, written, tokenizer, arguments),
         "writing": partial(write_rehearsal, model, dataset, tokenizer, arguments),
-        "predicted forgetting": partial(predicted_forgetting, model, rehearsal),
+        "predicted forgetting": partial(rehearsal.predicted_forgetting, model),
     }
     rewritings = sum(map(rehearsal.is_due, range(1, arguments.max_steps + 1)))
     parts = {

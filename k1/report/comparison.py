@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from k1.checkpoints.contents import Checkpoint
-from k1.checkpoints.storage import load_checkpoint
+from k1.checkpoints import Checkpoint, load_checkpoint
 from k1.config import Arguments
 from k1.data.loader import TokenizedDataset, load_datasets
 from k1.data.sources import dataset_labels

@@ -9,8 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, PreTrainedModel
 
-from k1.checkpoints.contents import Checkpoint
-from k1.checkpoints.storage import load_checkpoint, require_file, restore_model
+from k1.checkpoints import Checkpoint, load_checkpoint, require_file, restore_model
 from k1.config import resolve_device
 from k1.data.sources import dataset_labels
 from k1.data.tokenizer import beginning_of_text, end_of_document, load_tokenizer, vocabulary_size

@@ -10,7 +10,7 @@ from statistics import stdev
 
 from scipy.stats import t as student
 
-from k1.checkpoints.contents import Checkpoint
+from k1.checkpoints import Checkpoint
 
 Matrix = list[list[float | None]]
 # Forgetting of three datasets: of which one, and after which stage.

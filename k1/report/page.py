@@ -8,7 +8,7 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from k1.checkpoints.contents import Checkpoint
+from k1.checkpoints import Checkpoint
 from k1.data.loader import TokenizedDataset, iterate_text
 from k1.experiment import ARMS
 from k1.model import configure_torch

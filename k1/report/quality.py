@@ -8,8 +8,7 @@ from sklearn.pipeline import make_pipeline
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from k1.checkpoints.contents import Checkpoint
-from k1.checkpoints.storage import restore_model
+from k1.checkpoints import Checkpoint, restore_model
 from k1.data.loader import TokenizedDataset
 from k1.data.tokenizer import vocabulary_size
 from k1.report.generation import generate

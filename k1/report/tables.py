@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar
 
-from k1.checkpoints.contents import Checkpoint
+from k1.checkpoints import Checkpoint
 from k1.data.sources import dataset_labels
 from k1.experiment import ARMS
 from k1.parallel import is_main_process

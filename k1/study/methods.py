@@ -20,8 +20,7 @@ from k1.errors import K1Error
 from k1.experiment import ARMS
 from k1.rehearsal import Rehearsal, keep_share
 from k1.sparse import UPDATE_FRACTION
-from k1.training.history import copy_parameters
-from k1.training.trainer import StageTrainer
+from k1.training.trainer import StageTrainer, copy_parameters
 
 FISHER_BATCHES, FISHER_ROWS = 20, 8
 

@@ -42,8 +42,7 @@ from k1.sparse import UPDATE_FRACTION, sparse_updates
 from k1.study.frontier import Line, interpolated, undominated
 from k1.study.grid import open_results, show, write_results
 from k1.study.methods import low_rank_adapter, orthogonal_subspace
-from k1.training.history import copy_parameters
-from k1.training.optimization import warmup_and_cosine
+from k1.training.trainer import copy_parameters, warmup_and_cosine
 
 NEW, KNOWN = "new", ("wikitext", "code")
 YEAR = "Copyright 2026"

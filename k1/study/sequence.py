@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from k1.checkpoints.storage import load_checkpoint, save_checkpoint
+from k1.checkpoints import load_checkpoint, save_checkpoint
 from k1.config import Arguments, settings_of
 from k1.data.loader import DataLoader, TokenizedDataset
 from k1.data.sources import dataset_labels

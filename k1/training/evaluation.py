@@ -12,7 +12,7 @@ from k1.data.batches import batches_in_order
 from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
 from k1.parallel import process_count, process_rank, sum_over_processes
-from k1.training.losses import next_token_loss
+from k1.training.trainer import next_token_loss
 
 SPLITS = ("validation", "test")
 

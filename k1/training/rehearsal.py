@@ -12,16 +12,23 @@ from k1.errors import K1Error
 from k1.rehearsal import Rehearsal
 
 
-def rehearsal_of(
+def begin_rehearsal(
     model: PreTrainedModel,
+    written: list[Tensor],
     tokenizer: Tokenizer,
     arguments: Arguments,
     known: list[Tensor] | None = None,
-    written: list[Tensor] | None = None,
-) -> Rehearsal:
-    """`Rehearsal` with the settings of a stage."""
+) -> Rehearsal | None:
+    """What `model` rehearses during the stage of `arguments`, or if it has `known` text, later; None if nothing.
+
+    `written` is that of the checkpoint before. Raises `K1Error` if it is none.
+    """
+    if known is None and not arguments.rehearsal:
+        return None
+    if known is None and not written:
+        raise K1Error("the checkpoint before has no text to rehearse; train its stage again, or add --rehearsal 0")
     return Rehearsal(
-        model, known, written or [],
+        model, known, written,
         sequences=arguments.rehearsal_sequences, length=arguments.seq_length, rows=max(1, arguments.rehearsed_rows),
         interval=arguments.rehearsal_interval, passes_per_step=arguments.gradient_accumulation_steps,
         end=end_of_document(tokenizer), seed=arguments.stage_seed,
@@ -42,23 +49,4 @@ def write_rehearsal(
     if arguments.stage > 1 and not arguments.rehearsal:
         return []
     known = next(batches_of_blocks(dataset.blocks["train"], arguments.rehearsal_sequences, arguments.stage_seed))
-    return rehearsal_of(model, tokenizer, arguments, [known], earlier).written
-
-
-def begin_rehearsal(
-    model: PreTrainedModel, written: list[Tensor], tokenizer: Tokenizer, arguments: Arguments
-) -> Rehearsal | None:
-    """What `model` rehearses during the stage of `arguments`; None if nothing.
-
-    `written` is that of the checkpoint before. Raises `K1Error` if it is none.
-    """
-    if not arguments.rehearsal:
-        return None
-    if not written:
-        raise K1Error("the checkpoint before has no text to rehearse; train its stage again, or add --rehearsal 0")
-    return rehearsal_of(model, tokenizer, arguments, written=written)
-
-
-def predicted_forgetting(model: PreTrainedModel, rehearsal: Rehearsal | None) -> list[float]:
-    """By how much the loss on what was written of each earlier dataset rose, in nats per token; nothing without."""
-    return rehearsal.predicted_forgetting(model) if rehearsal else []
+    return begin_rehearsal(model, earlier or [], tokenizer, arguments, [known]).written

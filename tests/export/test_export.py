@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from k1.checkpoints.storage import load_checkpoint, restore_model
+from k1.checkpoints import load_checkpoint, restore_model
 from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer
 from k1.errors import K1Error
 from k1.export import export

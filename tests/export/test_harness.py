@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from k1.checkpoints.storage import load_checkpoint, restore_model
+from k1.checkpoints import load_checkpoint, restore_model
 from k1.config import Arguments
 from k1.data.loader import DataLoader
 from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer

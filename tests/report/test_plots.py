@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from k1.checkpoints.storage import load_checkpoint
+from k1.checkpoints import load_checkpoint
 from k1.experiment import ARMS, FILES
 from k1.report.plots import accuracy_figure, learning_figure, plot_report
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from k1.checkpoints.storage import load_checkpoint, save_checkpoint
+from k1.checkpoints import load_checkpoint, save_checkpoint
 from k1.errors import K1Error
 from k1.experiment import ARM_FILES, ARMS, FILES
 from k1.report.comparison import (

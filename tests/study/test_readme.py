@@ -6,6 +6,7 @@ import tomllib
 
 import pytest
 
+from k1.checkpoints import SECONDS_BETWEEN_SAVES
 from k1.config import PRESETS
 from k1.data.local_files import SECTION_CHARACTERS
 from k1.report.metrics import mean
@@ -13,7 +14,6 @@ from k1.report.text import format_report
 from k1.sparse import UPDATE_FRACTION
 from k1.study.readme import BLOCK, PAGES, render
 from k1.study.seeds import format_seeds, load_reports
-from k1.training.resume import SECONDS_BETWEEN_SAVES
 from tests.conftest import ROOT, assert_one_clear_line, run_script
 from tests.study.test_seeds import ENDS, report
 

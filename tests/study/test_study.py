@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 
-from k1.checkpoints.storage import load_checkpoint
+from k1.checkpoints import load_checkpoint
 from k1.config import PRESETS, Arguments
 from k1.data.loader import load_datasets
 from k1.data.tokenizer import load_tokenizer

@@ -9,8 +9,8 @@ from k1.config import settings_of
 from k1.data.tokenizer import train_tokenizer
 from k1.errors import UsageError
 from k1.model import build_model
-from k1.training.losses import accumulate_gradients, compiled
 from k1.training.rehearsal import begin_rehearsal
+from k1.training.trainer import accumulate_gradients, compiled
 from tests.conftest import assert_one_clear_line, run_script
 
 pytestmark = pytest.mark.slow

@@ -6,8 +6,9 @@ import signal
 import pytest
 import torch
 
-from k1.checkpoints.storage import load_checkpoint
+from k1.checkpoints import RESUME_FORMAT, load_checkpoint
 from k1.experiment import ARM_FILES
+from k1.files import read_content
 from tests.conftest import assert_one_clear_line, run_script
 from tests.training.test_resume import start_and_heed, wait_for
 
@@ -16,77 +17,72 @@ pytestmark = pytest.mark.slow
 FIRST, SECOND, FINAL = ARM_FILES["baseline_rehearsal"]
 
 
-def flags_of(folder, corpora, *flags):
-    common = ["--preset", "smoke", "--max_steps", 20, "--threads", 1, "--rehearsal", 0.25, "--models_dir", folder]
-    return [str(flag) for flag in (*common, "--dataset_names", *corpora, *flags)]
-
-
 def train_arm(folder, corpora, *flags):
-    return run_script("train_baseline_all.py", *flags_of(folder, corpora, *flags))
+    common = ["--preset", "smoke", "--max_steps", 20, "--threads", 1, "--rehearsal", 0.25, "--models_dir", folder]
+    return run_script("train_baseline_all.py", *common, "--dataset_names", *corpora, *flags)
 
 
 @pytest.fixture(scope="module")
-def arm(trained, tmp_path_factory):
-    """A folder with the baseline's first stage, and the arm trained from it."""
+def rehearsing(trained, tmp_path_factory):
+    """A folder in which the baseline with rehearsal was trained, its first stage included."""
     folder = tmp_path_factory.mktemp("arm")
-    shutil.copy(trained.models_dir / FIRST, folder)
     finished = train_arm(folder, trained.corpora)
-    assert finished.status == 0, finished.stderr
-    return folder, finished
+    assert finished.status == 0 and finished.stdout.count("after stage") == 3, finished.stderr
+    return folder
 
 
-def test_it_trains_the_later_stages_alone(arm, trained):
-    folder, finished = arm
-    assert sorted(path.name for path in folder.glob("*.pt")) == sorted(ARM_FILES["baseline_rehearsal"])
-    assert (folder / FIRST).read_bytes() == (trained.models_dir / FIRST).read_bytes()
-    assert "stage 1:" not in finished.stderr and "after stage 3" in finished.stdout
-    stages = [load_checkpoint(folder / file, "baseline") for file in (FIRST, SECOND, FINAL)]
+def test_its_first_stage_is_the_baselines_and_the_later_ones_rehearse(rehearsing, trained):
+    assert sorted(path.name for path in rehearsing.glob("*.pt")) == sorted(ARM_FILES["baseline_rehearsal"])
+    stages = [load_checkpoint(rehearsing / file, "baseline") for file in (FIRST, SECOND, FINAL)]
     assert [checkpoint.arguments["rehearsal"] for checkpoint in stages] == [0.0, 0.25, 0.25]
     assert [checkpoint.arm for checkpoint in stages] == ["baseline", "baseline_rehearsal", "baseline_rehearsal"]
     # At first the model is the one that wrote.
     assert abs(stages[2].history[0]["divergence"]) < 1e-4 < 1e-3 < stages[2].history[-1]["divergence"]
-    plain = load_checkpoint(trained.models_dir / "baseline_dataset2.pt", "baseline").model
-    assert any(not torch.equal(value, plain[name]) for name, value in stages[1].model.items())
+    plain = [load_checkpoint(trained.models_dir / f"baseline_dataset{stage}.pt").model for stage in (1, 2)]
+    assert all(torch.equal(value, plain[0][name]) for name, value in stages[0].model.items())
+    assert any(not torch.equal(value, plain[1][name]) for name, value in stages[1].model.items())
 
 
-def test_without_a_first_stage_it_trains_it_to_the_same_bits(arm, trained, tmp_path):
-    finished = train_arm(tmp_path, trained.corpora)
-    assert finished.status == 0 and "stage 1:" in finished.stderr, finished.stderr
-    for file in (FIRST, FINAL):
-        ours, theirs = (load_checkpoint(folder / file, "baseline").model for folder in (tmp_path, arm[0]))
-        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-
-
-def test_a_stopped_training_resumes_to_the_same_bits(arm, trained, tmp_path):
+@pytest.mark.parametrize(
+    ("arm", "number", "status"), [("baseline", signal.SIGINT, 130), ("baseline_rehearsal", signal.SIGTERM, 143)]
+)
+def test_a_signal_saves_first_and_the_same_command_resumes(trained, rehearsing, tmp_path, arm, number, status):
     models_dir, files = tmp_path / "models", [tmp_path / "stdout", tmp_path / "stderr"]
+    flags = [
+        "--dataset_names", *map(str, trained.corpora), "--preset", "smoke", "--threads", "1", "--models_dir",
+        str(models_dir), "--max_steps", "20", *(["--rehearsal", "0.25"] if arm == "baseline_rehearsal" else []),
+    ]  # fmt: skip
     models_dir.mkdir()
-    shutil.copy(trained.models_dir / FIRST, models_dir)
-    resume = models_dir / "baseline_rehearsal_final.resume.pt"
-    process = start_and_heed("train_baseline_all.py", flags_of(models_dir, trained.corpora, "--save_steps", 1), *files)
-    wait_for(lambda: (models_dir / SECOND).exists() and resume.exists())
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 143
-    finished = train_arm(models_dir, trained.corpora)
-    assert finished.status == 0 and f"resuming from {resume}" in finished.stderr, finished.stderr
-    for file in (SECOND, FINAL):
-        ours, theirs = (load_checkpoint(folder / file, "baseline").model for folder in (models_dir, arm[0]))
-        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    shutil.copy(trained.models_dir / "baseline_dataset1.pt", models_dir)
+    process = start_and_heed("train_baseline_all.py", [*flags, "--save_steps", "1"], *files)
+    resume = models_dir / f"{arm}_final.resume.pt"
+    wait_for(lambda: (models_dir / f"{arm}_dataset2.pt").exists() and resume.exists())
+    process.send_signal(number)
+    assert process.wait(120) == status
+    stderr = files[1].read_text()
+    assert "Traceback" not in stderr and stderr.splitlines()[-1].startswith("error: ")
+    if "stopped at step" in stderr:
+        assert f"resumes from {resume}" in stderr
+    step = read_content(resume, "resume file", RESUME_FORMAT, "")["step"]
+    finished = run_script("train_baseline_all.py", *flags)
+    assert finished.status == 0, finished.stderr
+    assert f"resuming from {resume}, step {step} of 20" in finished.stderr and not resume.exists()
+    undisturbed = trained.models_dir if arm == "baseline" else rehearsing
+    for file in ARM_FILES[arm]:
+        expected, found = (load_checkpoint(folder / file).model for folder in (undisturbed, models_dir))
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_it_never_replaces_a_file_unasked_and_never_the_first_stage(arm, trained, tmp_path):
-    folder = shutil.copytree(arm[0], tmp_path / "models")
+def test_it_never_replaces_a_file_unasked_and_never_the_first_stage(rehearsing, trained, tmp_path):
+    folder = shutil.copytree(rehearsing, tmp_path / "models")
     before = (folder / FIRST).read_bytes()
     other = "--rehearsal", 0.5
     refused = train_arm(folder, trained.corpora, *other)
     assert_one_clear_line(refused, 1, SECOND, "rehearsal 0.25, not 0.5; add --overwrite")
-    assert train_arm(folder, trained.corpora, *other, "--overwrite").status == 0
-    assert (folder / FIRST).read_bytes() == before
+    finished = train_arm(folder, trained.corpora, *other, "--overwrite")
+    assert finished.status == 0 and "stage 1:" not in finished.stderr and (folder / FIRST).read_bytes() == before
     assert load_checkpoint(folder / FINAL).arguments["rehearsal"] == 0.5
-
-
-def test_a_first_stage_of_other_settings_is_refused(trained, tmp_path):
-    shutil.copy(trained.models_dir / FIRST, tmp_path)
-    finished = train_arm(tmp_path, trained.corpora, "--batch_size", 4)
+    finished = train_arm(folder, trained.corpora, *other, "--batch_size", 4, "--overwrite")
     assert_one_clear_line(finished, 1, FIRST, "batch_size 8, not 4", "train_baseline_all.py with --overwrite first")
 
 
