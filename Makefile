@@ -172,6 +172,7 @@ RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) \
 	$(foreach end,json md,benchmark.$(end):benchmark.$(end)) \
 	$(foreach steps,60 240,$(foreach end,results.json results.md frontier.png, \
 		model_study$(steps)/$(end):pretrained$(steps)$(suffix $(end)))) \
+	model_study60/equal.md:equal.md \
 	$(foreach name,unseen unseen2,$(name)/report.json:$(name).json $(name)/report.md:$(name).md) \
 	$(foreach name,study stream map,$(name)/results.json:$(name).json $(name)/results.md:$(name).md) \
 	study/frontier.png:study.png stream/accuracy.png:stream.png map/frontier.png:map.png

@@ -8,7 +8,7 @@ forgetting, and not that a quantised model or an unusual length of text is mende
 training. Of its embedding the rows are kept that the texts use. Every run is also judged
 with a share of its change (WiSE-FT, arXiv:2109.01903). A run that is recorded in
 results.json below --out is not repeated. The tables go to stdout and results.md, the
-picture of forgetting against learning to frontier.png.
+picture of forgetting against learning to frontier.png; equal.md has forgetting at equal learning alone.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from k1.data.batches import shuffled
 from k1.data.corpora import bundled_documents, package_dir, python_files
 from k1.data.messages import refusals
 from k1.errors import K1Error, command, module_parser
-from k1.files import write_atomically
+from k1.files import write_atomically, write_text
 from k1.rehearsal import REHEARSAL_WEIGHT, Rehearsal, keep_share
 from k1.report.metrics import mean, mean_and_interval
 from k1.report.tables import Table
@@ -294,26 +294,30 @@ def forgetting_at(line: Line, new: float) -> float | None:
     return line[-1][1] if new > line[-1][0] else interpolated(line, new)
 
 
-def equal_learning_rows(results: dict) -> list[list[str]]:
-    """Forgetting of each arm at the loss on new text that full fine-tuning has at each of its rates, as a table.
+def equal_learning_table(results: dict) -> str:
+    """Forgetting of each arm at the loss on new text that full fine-tuning has at each of its rates, as Markdown.
 
-    Full fine-tuning, which the others are divided by, is its rates alone, the others rates and shares. Test text;
-    "-" if an arm never learns as much.
+    Full fine-tuning, which the others are divided by, is its rates alone, the others rates and shares. Test text.
     """
     found = by_arm_and_rate(results)
     full = best_line(results, found["full"], [1.0])
-    rows = [["Arm", *(f"at {new:.3f}" for new, _ in full)]]
-    rows.append(["full fine-tuning: rise of known text", *(f"{rise:.3f}" for _, rise in full)])
+    rows = [["", *(f"at {new:.3f}" for new, _ in full)]]
+    rows.append(["full fine-tuning, nats per token", *(f"{rise:.3f}" for _, rise in full)])
     for name, rates in found.items():
         line = best_line(results, rates)
         levels = [(forgetting_at(line, new), rise) for new, rise in full]
         label = f"{ARMS[name].label}, a share of the change" if name == "full" else ARMS[name].label
         rows.append([label, *("-" if level is None or rise <= 0 else f"{level / rise:.2f}" for level, rise in levels)])
-    return rows
+    caption = (
+        f"Forgetting at equal learning, {results['settings']['model']}, {results['settings']['steps']} steps: by how "
+        "much the loss on known text has risen, as a share of what it has with full fine-tuning, at its losses on new "
+        "text; each arm with the rates and shares that are best on validation text; -: it never learned as much"
+    )
+    return str(Table(caption, rows))
 
 
-def tables(results: dict) -> str:
-    """All runs, and forgetting at equal learning, as Markdown; on test text."""
+def runs_table(results: dict) -> str:
+    """All runs, as Markdown; on test text."""
     start, found = results["start"]["test"], by_arm_and_rate(results)
     rows = [["Arm", "Learning rate", "Seeds", "New text", *KNOWN, "Rise of known", "with 75%", "with 50%",
              "Predicted", "Seconds"]]  # fmt: skip
@@ -339,14 +343,7 @@ def tables(results: dict) -> str:
         f"{settings['rehearsal_weight']:g}; nats per token on test text. Rise of known: mean of both texts; with 75%: "
         "the rise, and the loss on new text, if only 75% of the change of all weights is kept"
     )
-    shown = [Table(caption, rows)]
-    if "full" in found:
-        equal = (
-            "Forgetting at equal learning: the rise of known text over that of full fine-tuning at the same loss on "
-            "new text; each arm with the rates and shares that are best on validation text"
-        )
-        shown.append(Table(equal, equal_learning_rows(results)))
-    return "\n\n".join(map(str, shown))
+    return str(Table(caption, rows))
 
 
 def frontier_figure(results: dict) -> Figure:
@@ -422,7 +419,11 @@ def main() -> None:
                     found = run(start, texts, ARMS[name], rate, seed, arguments)
                     results["runs"][key] = {"arm": name, "rate": rate, "seed": seed, **found}
                     write_results(results, arguments.out)
-    show(arguments.out, tables(results), "frontier.png", frontier_figure(results))
+    tables = [runs_table(results)]
+    if any(record["arm"] == "full" for record in results["runs"].values()):
+        tables.append(equal_learning_table(results))
+        write_text(arguments.out / "equal.md", tables[-1] + "\n")
+    show(arguments.out, "\n\n".join(tables), "frontier.png", frontier_figure(results))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from k1.study.pretrained import (
     blocks_of,
     by_arm_and_rate,
     cut_vocabulary,
+    equal_learning_table,
     known_rise,
     pull_to_start,
-    tables,
+    runs_table,
 )
 from tests.pretrained import fresh_model, train_own_tokenizer, write_model
 
@@ -72,7 +73,9 @@ def test_runs_are_recorded_shown_and_not_repeated(command, tmp_path, capsys, mon
         new = [record["losses"][share]["test"][NEW] for share in ("1", "0.75", "0.5")]
         assert max(new) < recorded["start"]["test"][NEW] and len(set(new)) == 3
     printed = capsys.readouterr().out
-    assert printed == tables(recorded) + "\n" == (tmp_path / "out" / "results.md").read_text()
+    equal = equal_learning_table(recorded) + "\n"
+    assert printed == f"{runs_table(recorded)}\n\n{equal}" == (tmp_path / "out" / "results.md").read_text()
+    assert (tmp_path / "out" / "equal.md").read_text() == equal
     assert (tmp_path / "out" / "frontier.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(pretrained, "learn", None)
     assert command(*flags) == recorded and capsys.readouterr().out == printed
@@ -121,12 +124,16 @@ def test_forgetting_is_the_rise_since_the_start_beside_the_line_of_full_fine_tun
     assert [known_rise(results, record["losses"]["1"], "test") for record in records] == [1, 2, 0.25, 0]
     assert {arm: len(rates) for arm, rates in by_arm_and_rate(results).items()} == {"full": 2, "lora": 1, "k1": 1}
     first, second = (
-        {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in part.splitlines()}
-        for part in tables(results).split("\n\n")[1::2]
+        {
+            line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+            for line in part.splitlines()
+            if line.startswith("|")
+        }
+        for part in (runs_table(results), equal_learning_table(results))
     )
     assert first["K-1"][2:] == ["1.500", "3.250", "1.250", "0.250", "0.125 at 1.750", "0.062 at 2.000", "0.125", "7"]
-    assert list(second)[0] == "Arm" and second["Arm"] == ["at 1.000", "at 2.000"]
-    assert second["full fine-tuning: rise of known text"] == ["2.000", "1.000"]
+    assert second[""] == ["at 1.000", "at 2.000"]
+    assert second["full fine-tuning, nats per token"] == ["2.000", "1.000"]
     # The run that learned more, with half of its change, has a loss of 1.667; that with 75% of it 1.333 and 2 / 2.
     assert second["full fine-tuning, a share of the change"] == ["1.00", "0.38"]
     # K-1 with half of its change has the loss of full fine-tuning's first rate; it never learned as much as the other.
