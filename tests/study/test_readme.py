@@ -127,7 +127,7 @@ def stated_figures() -> list[str]:
 
 
 # Code, and names with a digit in them.
-NAMES = r"```.*?```|`[^`]*`|[Dd]atasets? \d( and \d)?|\bk1\b|K-1|WikiText-2|wikitext-2-raw-v1|Skylion007|SHA-256|results/\w+"
+NAMES = r"```.*?```|`[^`]*`|results/\w+|[Dd]atasets? \d( and \d)?|\bk1\b|K-1|wikitext-2-raw-v1|Skylion007|SHA-256"
 
 
 def test_every_other_figure_of_the_readme_is_that_of_the_code():
