@@ -105,8 +105,10 @@ def print_continuations(method: str, arguments: argparse.Namespace) -> None:
         )  # fmt: skip
         for domain, texts in prompts.items():
             for index, prompt in enumerate(texts, start=1):
+                # First, so that of a prompt that is too long nothing is printed.
+                continuation = next(continuations)
                 print(f"=== {domain} {index}: " + prompt.replace("\n", "\\n"))
-                print(next(continuations), end="\n\n")
+                print(continuation, end="\n\n")
 
 
 def check_length(tokens: int, checkpoint: Checkpoint) -> None:
