@@ -103,6 +103,12 @@ def quiet_excepthook(kind: type[BaseException], error: BaseException, trace: Tra
     sys.__excepthook__(kind, error, trace)
 
 
+def is_stream(path: Path) -> bool:
+    """Whether `path` is written to as it is, never replaced: a device, a pipe, or what the process has open."""
+    is_open = path.parent == Path("/dev/fd") or path in (Path("/dev/stdout"), Path("/dev/stderr"))
+    return is_open or path.exists() and not path.is_file() and not path.is_dir()
+
+
 def user_path(text: str) -> Path:
     """The path that `text` names; ~ is the home folder, which the shell leaves alone in --flag=~/folder.
 
@@ -142,6 +148,9 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def wrapper() -> None:
+        # They are None if the shell has closed them.
+        sys.stdout = sys.stdout or open(os.devnull, "w")
+        sys.stderr = sys.stderr or open(os.devnull, "w")
         stderr, sys.stderr = sys.stderr, Stderr(sys.stderr)
         try:
             if may_handle(signal.SIGTERM):

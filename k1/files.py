@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
-from k1.errors import DISK_FULL, Interruption, K1Error
+from k1.errors import DISK_FULL, Interruption, K1Error, is_stream
 
 locks: list[FileLock] = []  # held until the process ends, however it ends
 
@@ -45,7 +45,8 @@ def remove_leftovers(path: Path) -> None:
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill the file at `path`; see `writing`."""
-    with writing(path) as place, open(place, "wb") as file:
+    # What stdout was redirected to keeps what is in it.
+    with writing(path) as place, open(place, "ab" if place == path else "wb") as file:
         write(file)
 
 
@@ -64,11 +65,12 @@ def writing(path: Path) -> Iterator[Path]:
     takes that of an empty one only. Signals wait until the end. Raises `K1Error` when the disk does not take it or
     something has come to lie at `path`, which is then as it was.
     """
-    target = path.resolve()
-    is_device = target.exists() and not target.is_file() and not target.is_dir()
+    is_device = is_stream(path)
+    target = path if is_device else path.resolve()
     place = target if is_device else target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with Interruption(waits=True):
+        # A pipe may have no reader, and is waited for.
+        with contextlib.nullcontext() if is_device else Interruption(waits=True):
             yield place
             if not is_device:
                 for written in [*(place.iterdir() if place.is_dir() else []), place]:

@@ -7,6 +7,8 @@ from math import inf
 from pathlib import Path
 from typing import TypeVar
 
+from k1.errors import is_stream, user_path
+
 Number = TypeVar("Number", int, float)
 # What a number must be, in words, and as a test.
 Bounds = tuple[str, Callable[[float], bool]]
@@ -41,16 +43,15 @@ positive = checked(float, POSITIVE)
 
 def file_to_write(text: str) -> Path:
     """The path of a file in a folder that exists and can be written, or of a device that can be."""
-    path = Path(text)
-    is_device = path.exists() and not path.is_file()
-    if path.is_dir() or not os.access(path if is_device else path.absolute().parent, os.W_OK):
+    path = user_path(text)
+    if path.is_dir() or not os.access(path if is_stream(path) else path.absolute().parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"{path} is not a file in a folder that can be written")
     return path
 
 
 def folder_to_write(text: str) -> Path:
     """The path of a folder that can be written, which is made."""
-    path = Path(text)
+    path = user_path(text)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -133,6 +133,13 @@ def test_a_full_disk_below_stdout_is_one_clear_line():
     assert error.startswith("error: cannot write the results (No space left on device); free some space and repeat")
 
 
+@pytest.mark.parametrize(("closed", "stdout"), [(">&-", ""), ("2>&-", "results\n")])
+def test_a_closed_stream_ends_nothing(closed, stdout):
+    command = f'exec "{sys.executable}" -c "$0" {closed}'
+    finished = subprocess.run(["sh", "-c", command, PROGRAM], capture_output=True, text=True, cwd=ROOT)
+    assert (finished.returncode, finished.stdout) == (0, stdout) and "Traceback" not in finished.stderr
+
+
 def test_a_full_disk_below_stderr_ends_nothing():
     finished = run_on_a_full_disk("stderr")
     assert finished.returncode == 0 and finished.stdout == "results\n"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from k1.files import content_digest, read_content, write_content, write_text
-from k1.flag_types import file_to_write
+from k1.flag_types import file_to_write, folder_to_write
 
 CONTENT = {
     "format": 1, "names": ["a", "b"], "nested": {"x": 1, "y": 2.5, "z": None, "w": True},
@@ -60,9 +60,19 @@ def test_a_link_stays_a_link_and_a_device_a_device(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "file")
     write_text(tmp_path / "link", "text")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "text"
+    (tmp_path / "shown").write_text("before, ")
+    with open(tmp_path / "shown", "a") as file:
+        write_text(Path(f"/dev/fd/{file.fileno()}"), "text")
+    assert (tmp_path / "shown").read_text() == "before, text"
     write_text(Path("/dev/null"), "text")
     assert Path("/dev/null").is_char_device()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "shown"]
+
+
+def test_a_target_below_the_home_folder_is_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert file_to_write("~/x.json") == tmp_path / "x.json"
+    assert folder_to_write("~/plots") == tmp_path / "plots" and (tmp_path / "plots").is_dir()
 
 
 def test_a_device_in_a_folder_that_cannot_be_written_is_a_file_to_write(monkeypatch, tmp_path):

@@ -14,6 +14,7 @@ from k1.data.readers import file_documents, file_format, rows
 from k1.errors import K1Error
 
 SECTION_CHARACTERS = 4_000
+LONG_SECTION = 4 * SECTION_CHARACTERS
 FEW_DOCUMENTS = 20
 LONG_DOCUMENT = 2**20  # a longer one is cut, as the tokenizer takes a hundred times its memory
 LONG_ENDS = (r"(?=\n)", r"(?= )")
@@ -22,8 +23,14 @@ SECTION_ENDS = (
     r"(?=\f|[\r\n][^\S\r\n]*[\r\n])", r"(?=[\r\n])", r"((?<=[.!?])(?=\s)|(?<=。))", r"(?=\s)",
 )  # fmt: skip
 MISSING_SHARE = 0.01  # of the rows may have no text
-# train.jsonl, train-00000-of-00002.parquet or a folder train; not train.py, which is a program.
-SPLIT_NAME = re.compile(r"(train|validation|valid|val|dev|test)(-\d+-of-\d+)?(\.(?!py$)[\w.]+)?", re.IGNORECASE)
+# As `datasets` finds them: train.jsonl, data/train-00000-of-00002.parquet, my_test.txt; not train.py, a program.
+SPLIT_WORDS = {
+    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
+    "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+SPLIT_NAME = re.compile(rf"(?:^|[-._])({'|'.join(SPLIT_WORDS)})(?=$|[-._\d])(?!.*\.py$)", re.IGNORECASE)
+# Beside the splits of a copy of a dataset from the hub.
+NO_TEXT = re.compile(r"(readme|licen[cs]e)", re.IGNORECASE)
 
 
 def local_splits(path: Path, max_documents: int) -> dict[str, Iterable[str]]:
@@ -32,7 +39,11 @@ def local_splits(path: Path, max_documents: int) -> dict[str, Iterable[str]]:
     One file is read from its start; of several files the documents are taken evenly over all of them.
     Raises `K1Error` if a file cannot be read, or more than `MISSING_SHARE` of the rows have no text.
     """
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    try:
+        is_saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    except PermissionError:
+        raise K1Error(f"{path}: permission denied; make the folder readable")
+    if is_saved:
         splits, is_one = saved_splits(path), True
     else:
         files = files_by_split(path, [path] if path.is_file() else folder_files(path))
@@ -63,13 +74,15 @@ def files_by_split(path: Path, files: list[Path]) -> dict[str, list[Path]]:
     splits: dict[str, list[Path]] = {}
     others = []
     for file in files:
-        name = SPLIT_NAME.fullmatch(file.relative_to(path).parts[0]) if file != path else None
-        if name is None:
+        parts = file.relative_to(path).parts if file != path else ()
+        names = [found[1].lower() for part in parts if (found := SPLIT_NAME.search(part))]
+        if names:
+            splits.setdefault(SPLIT_WORDS[names[0]], []).append(file)
+        elif not NO_TEXT.match(file.name):
             others.append(file)
-        else:
-            split = name[1].lower()
-            splits.setdefault(split if split in ("train", "test") else "validation", []).append(file)
     if "train" not in splits or len(splits) == 1:
+        if splits.keys() - {"train"}:
+            say_once(f"{path}: it has no split train, so the files of {', '.join(splits)} are trained on as well")
         return {"train": files}
     if others:
         raise K1Error(f"{path}: {others[0].name} is in none of the splits {', '.join(splits)}; move it elsewhere")
@@ -110,7 +123,10 @@ def documents_of(files: list[Path], path: Path) -> Iterator[str | None]:
 
 def sections_of(texts: list[str]) -> list[str]:
     """Cut texts into sections, so that there is something to hold out."""
-    sections = [section for text in texts for section in cut_into_sections(text) if section.strip()]
+    paragraphs = [section for text in texts for section in cut_into_sections(text)]
+    # One without blank lines can be a whole book.
+    parts = [cut_at_lines(part) if len(part) > LONG_SECTION else [part] for part in paragraphs]
+    sections = [section for part in parts for section in part if section.strip()]
     if len(sections) < len(SPLITS):
         sections = [part for section in sections for part in cut_at_lines(section) if part]
     return sections

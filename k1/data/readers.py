@@ -6,7 +6,7 @@ import gzip
 import json
 import lzma
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
@@ -138,7 +138,7 @@ def read_csv(file: BinaryIO, where: Path) -> Iterator[str | None]:
         # Numbers, and what is no plain name, may be the first row of a table without a header.
         is_name = re.fullmatch(r"[^\W\d][\w-]*", column) and not any(map(NUMBER.fullmatch, header))
         if column not in KNOWN_COLUMNS and not is_name:
-            raise K1Error(f'{where}: columns are {", ".join(header)}; write a header that names one of them "text"')
+            raise K1Error(f'{where}: columns are {shown(header)}; write a header that names one of them "text"')
         for row in chain(first, rows):
             yield row[column] or None
     finally:
@@ -183,6 +183,11 @@ def read_arrow(file: BinaryIO, where: Path) -> Iterator[str | None]:
         yield from chunk.to_pylist()
 
 
+def shown(names: Iterable[str]) -> str:
+    """The names of columns in a message; without a header they are texts."""
+    return ", ".join(f"{name:.40}" for name in names)
+
+
 READERS = {"text": read_text, "json": read_json, "csv": read_csv, "parquet": read_parquet, "arrow": read_arrow}
 
 
@@ -190,7 +195,7 @@ def choose_column(kinds: Mapping[str, str], where: object) -> str:
     """Choose the column "text", else "content", else the only one whose kind is "text"; raises `K1Error`."""
     names = [name for name in KNOWN_COLUMNS if name in kinds][:1] or [name for name in kinds if kinds[name] == "text"]
     if len(names) != 1:
-        raise K1Error(f'{where}: columns are {", ".join(kinds)}; rename the one with the documents to "text"')
+        raise K1Error(f'{where}: columns are {shown(kinds)}; rename the one with the documents to "text"')
     # A column without any value has no kind.
     if kinds[names[0]] not in ("text", ""):
         raise K1Error(f'{where}: column "{names[0]}" holds no text but {kinds[names[0]]}; put the documents there')

@@ -38,6 +38,7 @@ def test_folders_that_cannot_be_read(tmp_path):
         ("train.jsonl", "validation.jsonl", "test.jsonl"),
         ("train-00000-of-00001.jsonl.gz", "dev.ndjson", "test.json"),
         ("train/a.jsonl", "valid/b.jsonl", "test/c.jsonl"),
+        ("data/train-00000-of-00001.jsonl", "data/my_validation.jsonl", "data/x.eval.jsonl"),
     ],
 )
 def test_splits_of_a_folder_are_kept(tmp_path, names):
@@ -49,8 +50,17 @@ def test_splits_of_a_folder_are_kept(tmp_path, names):
         "train": ["train 0"],
         **{split: [f"{split} {number}" for number in range(3)] for split in ("validation", "test")},
     }
+    (tmp_path / "README.md").write_text("of a copy from the hub")
+    assert set(load(tmp_path)) == {"train", "validation", "test"}
     (tmp_path / "extra.jsonl").write_bytes(FILES["a.jsonl"])
     assert "extra.jsonl is in none of the splits" in failure(tmp_path)
+
+
+def test_splits_without_train_are_trained_on_and_that_is_said(tmp_path, capsys):
+    for name in ("test.txt", "dev.txt"):
+        (tmp_path / name).write_text(name)
+    assert texts(tmp_path) == ["dev.txt", "test.txt"]
+    assert "no split train, so the files of validation, test are trained on as well" in capsys.readouterr().err
 
 
 def test_names_of_programs_and_a_single_split_divide_nothing(tmp_path):
@@ -111,6 +121,13 @@ def test_text_without_blank_lines_is_cut_at_ends_of_lines_sentences_or_words(tmp
     assert all(3900 < len(section) <= 4000 for section in long[:-1])
     if SENTENCE in text:
         assert all(section.strip().startswith("A") and section.endswith("words.") for section in long)
+
+
+def test_chapters_between_blank_lines_are_cut_as_well(tmp_path):
+    chapters = ["\n".join([SENTENCE] * 1000)] * 5
+    (tmp_path / "a.txt").write_text("\n\n".join(chapters))
+    sections = texts(tmp_path / "a.txt")
+    assert "\n".join(sections).split("\n") == [SENTENCE] * 5000 and max(map(len, sections)) <= 4000
 
 
 @pytest.mark.parametrize("separator", ["\f", "\n\f", "\r\r", "\n\xa0\n", "\n \u3000\n"])
