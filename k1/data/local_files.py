@@ -123,17 +123,17 @@ def documents_of(files: list[Path], path: Path) -> Iterator[str | None]:
 
 def sections_of(texts: list[str]) -> list[str]:
     """Cut texts into sections, so that there is something to hold out."""
-    paragraphs = [section for text in texts for section in cut_into_sections(text)]
-    # One without blank lines can be a whole book.
-    parts = [cut_at_lines(part) if len(part) > LONG_SECTION else [part] for part in paragraphs]
-    sections = [section for part in parts for section in part if section.strip()]
+    sections = [section for text in texts for section in cut_into_sections(text) if section.strip()]
     if len(sections) < len(SPLITS):
         sections = [part for section in sections for part in cut_at_lines(section) if part]
     return sections
 
 
 def cut_into_sections(text: str) -> list[str]:
-    """Cut a text into sections of about `SECTION_CHARACTERS`: whole paragraphs, or lines if no line is blank."""
+    """Cut a text into sections of about `SECTION_CHARACTERS`: whole paragraphs, or lines if no line is blank.
+
+    A paragraph of more than `LONG_SECTION`, such as a chapter, is cut into lines as well.
+    """
     first, *rest = re.split(r"(\n(?:[ \t]*\n)+)", text)  # paragraph, blank lines, paragraph, ...
     sections = [first]
     for blank, paragraph in zip(rest[::2], rest[1::2]):
@@ -141,7 +141,10 @@ def cut_into_sections(text: str) -> list[str]:
             sections.append(paragraph)
         else:
             sections[-1] += blank + paragraph
-    return sections if any(map(str.strip, rest[1::2])) else cut_at_lines(text)
+    if not any(map(str.strip, rest[1::2])):
+        return cut_at_lines(text)
+    parts = [cut_at_lines(section) if len(section) > LONG_SECTION else [section] for section in sections]
+    return list(chain.from_iterable(parts))
 
 
 def cut_at_lines(text: str) -> list[str]:
