@@ -2,13 +2,15 @@
 
 MODEL is a causal language model of transformers: a folder, or a name on the hub.
 It learns text that it cannot know, source files of the installed packages whose
-header says 2026, and is judged by text that it knows, Wikipedia and Python's standard
-library. It is first trained on known text for some steps, so that what is measured is
-forgetting, and not that a quantised model or an unusual length of text is mended by any
-training. Of its embedding the rows are kept that the texts use. Every run is also judged
-with a share of its change (WiSE-FT, arXiv:2109.01903). A run that is recorded in
-results.json below --out is not repeated. The tables go to stdout and results.md, the
-picture of forgetting against learning to frontier.png; equal.md has forgetting at equal learning alone.
+header says 2026, with --tasks 2 then C++ headers of torch, and is judged by text that it
+knows, Wikipedia and Python's standard library. It is first trained on known text for
+some steps, so that what is measured is forgetting, and not that a quantised model or an
+unusual length of text is mended by any training. Of its embedding the rows are kept that
+the texts use. Every run is also judged with a share of its change (WiSE-FT,
+arXiv:2109.01903). A run that is recorded in results.json below --out is not repeated.
+The tables go to stdout and results.md, the picture of forgetting against learning to
+frontier.png; equal.md has forgetting at equal learning alone, continuations.md what the
+model writes before and after.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import torch
@@ -35,18 +37,19 @@ from k1.data.corpora import bundled_documents, package_dir, python_files
 from k1.data.messages import refusals
 from k1.errors import K1Error, command, module_parser
 from k1.files import write_atomically, write_text
-from k1.rehearsal import REHEARSAL_WEIGHT, Rehearsal, keep_share
+from k1.rehearsal import REHEARSAL_WEIGHT, Rehearsal, keep_share, sample_tokens
 from k1.report.metrics import mean, mean_and_interval
 from k1.report.tables import Table
 from k1.sparse import UPDATE_FRACTION, sparse_updates
 from k1.study.frontier import Line, interpolated, undominated
 from k1.study.grid import open_results, show, write_results
 from k1.study.methods import low_rank_adapter, orthogonal_subspace
+from k1.study.unseen import SECOND as OTHER_CORPORA
 from k1.training.trainer import copy_parameters, warmup_and_cosine
 
-NEW, KNOWN = "new", ("wikitext", "code")
+NEW, SECOND, KNOWN = "new", "headers", ("wikitext", "code")
 YEAR = "Copyright 2026"
-LENGTH, ROWS = 128, 4
+LENGTH, ROWS, PROMPT = 128, 4, 32
 ADAPTED = "adapted"
 # Of the change that a run made, how much is kept.
 SHARES = (1.0, 0.75, 0.5)
@@ -59,7 +62,7 @@ PULL = 1000.0
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to learn the new text.
+    """A way to learn new text.
 
     `fraction` is the share of parameters that a step updates, `replay` the share of
     steps in which a row of real known text is added, `known` whether the model rehearses from a
@@ -124,17 +127,32 @@ def blocks_of(documents: Iterator[str], tokenizer, counts: dict[str, int]) -> di
     return found
 
 
-def read_texts(tokenizer, steps: int, evaluated: int) -> dict[str, dict[str, Tensor]]:
-    """The blocks of the new text and of both known ones, by name and split."""
+TASKS = {NEW: new_documents, SECOND: OTHER_CORPORA[SECOND]}
+
+
+def tasks_of(texts: Iterable[str]) -> list[str]:
+    """The names of the new texts among those of `texts`, in the order in which they are learned."""
+    return [name for name in TASKS if name in texts]
+
+
+def read_texts(tokenizer, steps: int, evaluated: int, tasks: int) -> dict[str, dict[str, Tensor]]:
+    """The blocks of the first new texts, as many as there are `tasks`, and of both known ones, by name and split."""
     held_out = {"validation": evaluated, "test": evaluated}
-    texts = {NEW: blocks_of(new_documents(), tokenizer, {"train": ROWS * steps, **held_out})}
+    texts = {}
+    for name, documents in islice(TASKS.items(), tasks):
+        texts[name] = blocks_of(documents(), tokenizer, {"train": ROWS * steps, **held_out})
     for name in KNOWN:
         texts[name] = blocks_of(bundled_documents(name), tokenizer, {"train": 256, **held_out})
     return texts
 
 
-def cut_vocabulary(model: PreTrainedModel, texts: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """Keep, in place, the rows of the embeddings that `texts` use; returns the texts with the new numbers."""
+def cut_vocabulary(
+    model: PreTrainedModel, texts: dict[str, dict[str, Tensor]]
+) -> tuple[dict[str, dict[str, Tensor]], Tensor]:
+    """Keep, in place, the rows of the embeddings that `texts` use.
+
+    Returns the texts with the new numbers, and the old number of each.
+    """
     begin = model.config.bos_token_id
     used = [ids.flatten() for splits in texts.values() for ids in splits.values()]
     kept = torch.cat([torch.tensor([] if begin is None else [begin]).long(), *used]).unique()
@@ -148,7 +166,7 @@ def cut_vocabulary(model: PreTrainedModel, texts: dict[str, dict[str, Tensor]]) 
         model.config.bos_token_id = int(torch.searchsorted(kept, begin))
     return {
         name: {split: torch.searchsorted(kept, ids) for split, ids in splits.items()} for name, splits in texts.items()
-    }
+    }, kept
 
 
 def autocast(precision: str) -> torch.autocast:
@@ -229,28 +247,76 @@ def losses_at_shares(start: PreTrainedModel, model: PreTrainedModel, texts: dict
     return found
 
 
-def run(start: PreTrainedModel, texts: dict, arm: Arm, rate: float, seed: int, arguments: argparse.Namespace) -> dict:
-    """One training from the model `start`, which stays as it is: its losses, its predicted forgetting, its seconds."""
+def peak_memory(is_reset: bool = False) -> int:
+    """The most bytes that this process has held, with `is_reset` from now on; 0 if the system is not Linux."""
+    if not Path("/proc/self/clear_refs").exists():
+        return 0
+    if is_reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def prompts(texts: dict) -> Tensor:
+    """The beginnings of 5 blocks of each known text, (10, PROMPT) token ids."""
+    return torch.cat([texts[name]["test"][:5, :PROMPT] for name in KNOWN])
+
+
+def continuations(model: PreTrainedModel, texts: dict, decode: Callable[[Tensor], str], precision: str) -> list[str]:
+    """What `model` writes after the `prompts`, with the same random numbers each time."""
+    with autocast(precision):
+        written = sample_tokens(model.eval(), prompts(texts), PROMPT, 0, None)
+    return [decode(row) for row in written[:, PROMPT:]]
+
+
+def run(
+    start: PreTrainedModel, texts: dict, decode: Callable, arm: Arm, rate: float, seed: int,
+    arguments: argparse.Namespace,
+) -> dict:  # fmt: skip
+    """One training from the model `start`, which stays as it is.
+
+    Returns the `losses` by share of the change, those `after` each task, the `predicted` forgetting, seconds,
+    `writing` among them, the peak of `memory` in bytes beside what there was, and the `continuations`.
+    """
+    held = peak_memory(is_reset=True)
     model, precision = copy.deepcopy(start), arguments.precision
     known = torch.cat([texts[name]["train"] for name in KNOWN])
     torch.manual_seed(seed)
-    begun = time.perf_counter()
     trained = arm.adapter(model) if arm.adapter else model
-    rehearsal = None
-    if arm.known is not None:
-        with autocast(precision):
-            rehearsal = Rehearsal(
-                trained, [known] if arm.known else None, sequences=64, length=LENGTH, rows=1, interval=20, seed=seed
-            )
-    rows = batches(texts[NEW]["train"], known, arm, seed)
-    learn(trained, rows, arguments.steps, rate, precision, arm, seed, rehearsal, arguments.rehearsal_weight)
-    seconds = time.perf_counter() - begun
+    rehearsal, after, seconds, writing = None, [], 0.0, 0.0
+    for task in tasks_of(texts):
+        begun = time.perf_counter()
+        if arm.known is not None:
+            # Of earlier tasks it rehearses what it wrote; without known text it writes of all anew.
+            written = rehearsal.written if rehearsal and arm.known else ()
+            with autocast(precision):
+                rehearsal = Rehearsal(
+                    trained, [known] if arm.known else None, written,
+                    sequences=64, length=LENGTH, rows=1, interval=20, seed=seed,
+                )  # fmt: skip
+            known = texts[task]["train"]
+        writing += time.perf_counter() - begun
+        rows = batches(texts[task]["train"], known, arm, seed)
+        learn(trained, rows, arguments.steps, rate, precision, arm, seed, rehearsal, arguments.rehearsal_weight)
+        seconds += time.perf_counter() - begun
+        after.append(losses(trained, texts, precision))
+        if arm.replay:
+            known = torch.cat([known, texts[task]["train"][:256]])
+    memory = peak_memory() - held
     with autocast(precision):
-        predicted = rehearsal.predicted_forgetting(trained)[0] if rehearsal else None
+        predicted = max(rehearsal.predicted_forgetting(trained)) if rehearsal else None
     if arm.adapter:
         # In place: the adapter is inside `model`.
         trained.merge_and_unload()
-    return {"losses": losses_at_shares(start, model, texts, precision), "predicted": predicted, "seconds": seconds}
+    return {
+        "after": after, "predicted": predicted, "seconds": seconds, "writing": writing, "memory": memory,
+        "continuations": continuations(model, texts, decode, precision),
+        "losses": losses_at_shares(start, model, texts, precision),
+    }  # fmt: skip
+
+
+def new_loss(scores: dict[str, float]) -> float:
+    """The loss on new text, in nats per token, mean of the tasks."""
+    return mean([scores[name] for name in tasks_of(scores)])
 
 
 def known_rise(results: dict, scores: dict[str, dict[str, float]], split: str) -> float:
@@ -270,7 +336,7 @@ def positions(results: dict, rates: dict[float, list[dict]], split: str, shares:
     """(loss on new text, rise of the loss on known text) of each learning rate and share, means over seeds."""
     return [
         (
-            mean([scores[split][NEW] for scores in kept]),
+            mean([new_loss(scores[split]) for scores in kept]),
             mean([known_rise(results, scores, split) for scores in kept]),
         )
         for records in rates.values()
@@ -316,12 +382,20 @@ def equal_learning_table(results: dict) -> str:
     return str(Table(caption, rows))
 
 
+def task_rise(record: dict) -> float:
+    """By how much the loss on the test text of the first task has risen since it was learned, in nats per token."""
+    first = tasks_of(record["after"][0]["test"])[0]
+    return record["after"][-1]["test"][first] - record["after"][0]["test"][first]
+
+
 def runs_table(results: dict) -> str:
     """All runs, as Markdown; on test text."""
     start, found = results["start"]["test"], by_arm_and_rate(results)
-    rows = [["Arm", "Learning rate", "Seeds", "New text", *KNOWN, "Rise of known", "with 75%", "with 50%",
-             "Predicted", "Seconds"]]  # fmt: skip
-    rows.append(["start", "", "", *(f"{start[name]:.3f}" for name in (NEW, *KNOWN)), *[""] * 5])
+    tasks = tasks_of(start)
+    of_tasks = ["Rise of task 1"] if len(tasks) > 1 else []
+    rows = [["Arm", "Learning rate", "Seeds", *tasks, *KNOWN, *of_tasks, "Rise of known", "with 75%", "with 50%",
+             "Predicted", "Seconds, writing", "GiB"]]  # fmt: skip
+    rows.append(["start", "", "", *(f"{start[name]:.3f}" for name in (*tasks, *KNOWN)), *[""] * (6 + len(of_tasks))])
     for name, rates in found.items():
         for rate, records in rates.items():
             whole = [record["losses"]["1"]["test"] for record in records]
@@ -329,21 +403,44 @@ def runs_table(results: dict) -> str:
             predicted = [record["predicted"] for record in records if record["predicted"] is not None]
             rows.append([
                 ARMS[name].label, f"{rate:g}", str(len(records)),
-                *(mean_and_interval([scores[text] for scores in whole]) for text in (NEW, *KNOWN)),
+                *(mean_and_interval([scores[text] for scores in whole]) for text in (*tasks, *KNOWN)),
+                *(mean_and_interval(list(map(task_rise, records))) for _ in of_tasks),
                 mean_and_interval([known_rise(results, record["losses"]["1"], "test") for record in records]),
                 *(f"{rise:.3f} at {new:.3f}" for new, rise in parts),
                 mean_and_interval(predicted) if predicted else "",
-                f"{mean([record['seconds'] for record in records]):.0f}",
+                ", ".join(f"{mean([record.get(key, 0) for record in records]):.0f}" for key in ("seconds", "writing")),
+                f"{max(record.get('memory', 0) for record in records) / 2**30:.1f}",
             ])  # fmt: skip
     settings = results["settings"]
     caption = (
         f"{settings['model']}, {settings['parameters']:,} parameters with {settings['rows']:,} rows of its embedding; "
-        f"{settings['steps']} steps of {ROWS} sequences of {LENGTH} tokens of new text, "
+        f"{settings['steps']} steps of {ROWS} sequences of {LENGTH} tokens of {' and then '.join(tasks)} text, "
         "what is rehearsed or replayed comes on top, weight of rehearsal "
         f"{settings['rehearsal_weight']:g}; nats per token on test text. Rise of known: mean of both texts; with 75%: "
-        "the rise, and the loss on new text, if only 75% of the change of all weights is kept"
+        "the rise, and the loss on new text, if only 75% of the change of all weights is kept; GiB: the most memory "
+        "that training took beside the model of the start"
     )
     return str(Table(caption, rows))
+
+
+def continuations_page(results: dict) -> str:
+    """What the model writes before, and after the largest learning rate of each arm, as Markdown."""
+    columns = {"before": results["continuations"]}
+    for name, rates in by_arm_and_rate(results).items():
+        rate, records = list(rates.items())[-1]
+        columns[f"{ARMS[name].label}, {rate:g}"] = records[0].get("continuations", [])
+    parts = []
+    for number, prompt in enumerate(results["prompts"]):
+        written = {label: texts[number] for label, texts in columns.items() if texts}
+        parts.append(
+            "\n".join([f"**{quoted(prompt)}**", "", *(f"- {key}: {quoted(text)}" for key, text in written.items())])
+        )
+    return "\n\n".join(parts)
+
+
+def quoted(text: str) -> str:
+    """`text` on one line of Markdown, as it is."""
+    return "`" + " ".join(text.replace("`", "'").split()) + "`"
 
 
 def frontier_figure(results: dict) -> Figure:
@@ -366,13 +463,17 @@ def frontier_figure(results: dict) -> Figure:
     return figure
 
 
-def prepare(arguments: argparse.Namespace) -> tuple[PreTrainedModel, dict, dict]:
-    """The model that all runs start from, the texts in its vocabulary, and what is recorded so far."""
+def prepare(arguments: argparse.Namespace) -> tuple[PreTrainedModel, dict, Callable[[Tensor], str], dict]:
+    """The model that all runs start from, the texts in its vocabulary, how tokens of that are text, and the record."""
     adapted = arguments.out / f"{ADAPTED}.pt"
     with refusals(f"{arguments.model} cannot be used as a pretrained model", "name another"):
         tokenizer = AutoTokenizer.from_pretrained(arguments.model)
         model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
-    texts = cut_vocabulary(model, read_texts(tokenizer, arguments.steps, arguments.evaluated))
+    texts, kept = cut_vocabulary(model, read_texts(tokenizer, arguments.steps, arguments.evaluated, arguments.tasks))
+
+    def decode(ids: Tensor) -> str:
+        return tokenizer.decode(kept[ids], skip_special_tokens=True)
+
     settings = {
         "model": Path(arguments.model).name, "steps": arguments.steps, "adapt_steps": arguments.adapt_steps,
         "evaluated": arguments.evaluated, "precision": arguments.precision, "threads": arguments.threads,
@@ -389,7 +490,9 @@ def prepare(arguments: argparse.Namespace) -> tuple[PreTrainedModel, dict, dict]
         write_atomically(adapted, lambda file: torch.save(model.state_dict(), file))
         results["start"] = losses(model, texts, arguments.precision)
         write_results(results, arguments.out)
-    return model, texts, results
+    results["prompts"] = [decode(row) for row in prompts(texts)]
+    results["continuations"] = continuations(model, texts, decode, arguments.precision)
+    return model, texts, decode, results
 
 
 @command
@@ -401,7 +504,8 @@ def main() -> None:
     )
     parser.add_argument("--learning_rates", nargs="+", type=float, help="(default: each arm's own)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--steps", type=int, default=60, help="of learning the new text (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=60, help="of learning a new text (default: %(default)s)")
+    parser.add_argument("--tasks", type=int, choices=[1, 2], default=1, help="new texts, each for --steps (default: 1)")
     parser.add_argument("--adapt_steps", type=int, default=128, help="on known text before (default: %(default)s)")
     parser.add_argument("--rehearsal_weight", type=float, default=REHEARSAL_WEIGHT, help="(default: %(default)s)")
     parser.add_argument("--evaluated", type=int, default=64, help="blocks of each text (default: %(default)s)")
@@ -410,19 +514,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("models/model_study"), help="(default: %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    start, texts, results = prepare(arguments)
+    start, texts, decode, results = prepare(arguments)
     for seed in arguments.seeds:
         for name in arguments.arms:
             for rate in arguments.learning_rates or ARMS[name].rates:
                 key = f"{name}-{rate:g}-seed{seed}"
                 if key not in results["runs"]:
-                    found = run(start, texts, ARMS[name], rate, seed, arguments)
+                    found = run(start, texts, decode, ARMS[name], rate, seed, arguments)
                     results["runs"][key] = {"arm": name, "rate": rate, "seed": seed, **found}
                     write_results(results, arguments.out)
     tables = [runs_table(results)]
     if any(record["arm"] == "full" for record in results["runs"].values()):
         tables.append(equal_learning_table(results))
         write_text(arguments.out / "equal.md", tables[-1] + "\n")
+    write_text(arguments.out / "continuations.md", continuations_page(results) + "\n")
     show(arguments.out, "\n\n".join(tables), "frontier.png", frontier_figure(results))
 
 

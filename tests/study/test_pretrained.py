@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -15,6 +16,7 @@ from k1.study.pretrained import (
     ARMS,
     KNOWN,
     NEW,
+    SECOND,
     batches,
     blocks_of,
     by_arm_and_rate,
@@ -23,10 +25,16 @@ from k1.study.pretrained import (
     known_rise,
     pull_to_start,
     runs_table,
+    task_rise,
 )
 from tests.pretrained import fresh_model, train_own_tokenizer, write_model
 
-WORDS = {NEW: "delta theta omega", "wikitext": "river valley bridge", "code": "return yield lambda"}
+WORDS = {
+    NEW: "delta theta omega",
+    SECOND: "int void const",
+    "wikitext": "river valley bridge",
+    "code": "return yield lambda",
+}
 GEMMA = {
     "vocab_size": 320, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 8, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
@@ -47,7 +55,9 @@ def tokenizer():
 def command(tokenizer, tmp_path, monkeypatch):
     """Run the command on a tiny model and small texts; returns what it recorded."""
     monkeypatch.setattr(pretrained, "LENGTH", 16)
-    monkeypatch.setattr(pretrained, "new_documents", lambda: iter(documents(NEW)))
+    monkeypatch.setattr(pretrained, "PROMPT", 8)
+    for name in pretrained.TASKS:
+        monkeypatch.setitem(pretrained.TASKS, name, partial(documents, name))
     monkeypatch.setattr(pretrained, "bundled_documents", lambda name: iter(documents(name)))
     write_model(tmp_path / "model", "llama-tied", tokenizer)
 
@@ -77,10 +87,25 @@ def test_runs_are_recorded_shown_and_not_repeated(command, tmp_path, capsys, mon
     assert printed == f"{runs_table(recorded)}\n\n{equal}" == (tmp_path / "out" / "results.md").read_text()
     assert (tmp_path / "out" / "equal.md").read_text() == equal
     assert (tmp_path / "out" / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "out" / "continuations.md").read_text()
+    assert page.count("**") == 20 and page.count("\n- before: ") == page.count("\n- K-1 on LoRA, 0.01: ") == 10
     monkeypatch.setattr(pretrained, "learn", None)
     assert command(*flags) == recorded and capsys.readouterr().out == printed
     with pytest.raises(K1Error, match="recorded with another steps"):
         command(*flags, "--steps", 9)
+
+
+@pytest.mark.slow
+def test_of_two_tasks_the_first_is_forgotten_and_with_rehearsal_less(command, capsys):
+    recorded = command("--tasks", 2, "--arms", "full", "replay_25", "k1", "--learning_rates", 3e-3)
+    rises = {record["arm"]: task_rise(record) for record in recorded["runs"].values()}
+    assert 0 < rises["k1"] < rises["full"] and rises["replay_25"] < rises["full"]
+    for record in recorded["runs"].values():
+        first, second = record["after"]
+        assert first["test"][NEW] < recorded["start"]["test"][NEW]
+        assert second["test"][SECOND] < first["test"][SECOND] and second == record["losses"]["1"]
+        assert record["seconds"] > record["writing"]
+    assert "Rise of task 1" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -131,7 +156,17 @@ def test_forgetting_is_the_rise_since_the_start_beside_the_line_of_full_fine_tun
         }
         for part in (runs_table(results), equal_learning_table(results))
     )
-    assert first["K-1"][2:] == ["1.500", "3.250", "1.250", "0.250", "0.125 at 1.750", "0.062 at 2.000", "0.125", "7"]
+    assert first["K-1"][2:] == [
+        "1.500",
+        "3.250",
+        "1.250",
+        "0.250",
+        "0.125 at 1.750",
+        "0.062 at 2.000",
+        "0.125",
+        "7, 0",
+        "0.0",
+    ]
     assert second[""] == ["at 1.000", "at 2.000"]
     assert second["full fine-tuning, nats per token"] == ["2.000", "1.000"]
     # The run that learned more, with half of its change, has a loss of 1.667; that with 75% of it 1.333 and 2 / 2.
@@ -169,9 +204,9 @@ def test_the_logits_of_the_tokens_that_stay_are_what_they_were(kind):
     kept = ids.unique()
     with torch.no_grad():
         before = model(input_ids=ids).logits[..., kept]
-        texts = cut_vocabulary(model, {NEW: {"test": ids[:1]}, "code": {"test": ids[1:]}})
+        texts, numbers = cut_vocabulary(model, {NEW: {"test": ids[:1]}, "code": {"test": ids[1:]}})
         after = model(input_ids=torch.cat([texts[NEW]["test"], texts["code"]["test"]])).logits
-    assert torch.allclose(after, before, atol=1e-6)
+    assert torch.allclose(after, before, atol=1e-6) and torch.equal(numbers, kept)
     assert after.shape[-1] == len(kept) == model.get_input_embeddings().num_embeddings
     assert model.config.bos_token_id == 0 and texts["code"]["test"][0, 0] == 0
 
