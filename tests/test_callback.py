@@ -122,7 +122,7 @@ def test_the_gradient_of_the_divergence_is_added_and_no_more_is_read_at_once_tha
     )  # fmt: skip
     model, state = fresh_model(), SimpleNamespace(global_step=4)
     callback = k1.K1Callback(KNOWN, weight=0.7, fraction=1, sequences=6, length=8, interval=3)
-    callback.on_init_end(arguments, model=fresh_model())
+    callback.on_init_end(arguments, None, None, model=fresh_model())
     callback.on_train_begin(arguments, state, None, model=model)
     with torch.no_grad():
         model.lm_head.weight.mul_(9)
@@ -225,7 +225,7 @@ def test_a_budget_cuts_the_change_back(tmp_path):
 
 def test_what_was_saved_is_rehearsed_with_the_next_task(tmp_path):
     first = k1.K1Callback(KNOWN, weight=2.0, policy="stage", **SMALL)
-    with pytest.raises(K1Error, match="nothing to save"):
+    with pytest.raises(K1Error, match="nothing to rehearse or to save before"):
         first.save(tmp_path)
     trainer = trainer_of(tmp_path, first, max_steps=2)
     trainer.train()
@@ -263,7 +263,7 @@ def test_where_it_cannot_work_it_says_so(name, monkeypatch):
     if name in UNFIT:
         monkeypatch.setenv(name, UNFIT[name])
     with pytest.raises(K1Error, match="train with bf16=True, in one process or DDP"):
-        k1.K1Callback(KNOWN).on_init_end(SimpleNamespace(**arguments), model=fresh_model())
+        k1.K1Callback(KNOWN).on_init_end(SimpleNamespace(**arguments), None, None, model=fresh_model())
 
 
 def test_parameters_in_pieces_are_refused(tmp_path):

@@ -44,10 +44,12 @@ def test_the_digest_does_not_depend_on_how_a_tensor_lies_in_memory():
     assert content_digest(changed(weights=column_major)) == content_digest(CONTENT)
 
 
-def test_what_is_written_comes_back(tmp_path):
+def test_what_is_written_comes_back_and_nothing_is_left_of_a_write_that_was_killed(tmp_path):
+    (tmp_path / ".a.pt.part").mkdir()
     sha256 = write_content(tmp_path / "a.pt", CONTENT)
     content = read_content(tmp_path / "a.pt", "file", 1, "make it again")
     assert content.pop("sha256") == sha256 == content_digest(content) == content_digest(CONTENT)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
 @pytest.mark.parametrize("value", [{"a": {1, 2}}, {1: b"bytes"}], ids=["set", "bytes"])

@@ -55,6 +55,7 @@ def test_help(script):
         ("baseline", "--update_fraction 0.5", "--update_fraction"),
         ("baseline", "--logging_dir logs", "add --report_to tensorboard, or leave it out"),
         ("k1", "--compile maybe", "--compile"),
+        ("k1", "--models_dir README.md/models", "is not a folder that can be written (Not a directory)"),
     ],
 )
 def test_usage_errors(capsys, method, flags, fragment):

@@ -138,7 +138,7 @@ def test_the_card_tells_of_the_run_and_of_no_folder(exported, trained):
 @pytest.mark.parametrize(
     ("target", "fragment"),
     [
-        ("file", "file cannot be a folder (Not a directory); name another one"),
+        ("file", "file exists already and is not an empty folder; name a new one"),
         ("full", "full exists already and is not an empty folder; name a new one"),
         ("missing/out", "missing does not exist; make it first"),
     ],

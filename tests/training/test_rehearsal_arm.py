@@ -79,11 +79,11 @@ def test_it_never_replaces_a_file_unasked_and_never_the_first_stage(rehearsing, 
     other = "--rehearsal", 0.5
     refused = train_arm(folder, trained.corpora, *other)
     assert_one_clear_line(refused, 1, SECOND, "rehearsal 0.25, not 0.5; add --overwrite")
+    refused = train_arm(folder, trained.corpora, *other, "--batch_size", 4)
+    assert_one_clear_line(refused, 1, FIRST, "batch_size 8, not 4; add --overwrite")
     finished = train_arm(folder, trained.corpora, *other, "--overwrite")
     assert finished.status == 0 and "stage 1:" not in finished.stderr and (folder / FIRST).read_bytes() == before
     assert load_checkpoint(folder / FINAL).arguments["rehearsal"] == 0.5
-    finished = train_arm(folder, trained.corpora, *other, "--batch_size", 4, "--overwrite")
-    assert_one_clear_line(finished, 1, FIRST, "batch_size 8, not 4", "train_baseline_all.py with --overwrite first")
 
 
 def test_the_51_percent_alone_continue_k1s_first_stage_into_files_of_their_own(trained, tmp_path):
