@@ -189,10 +189,11 @@ test: .venv/.installed-dev
 test-fast: .venv/.installed-dev
 	$(RUN) -m pytest --numprocesses 2 --dist loadgroup -m 'not slow'
 
-# Style and formatting, as pyproject.toml has them.
+# Style, formatting and types, as pyproject.toml has them.
 lint: .venv/.installed-dev
 	$(RUN) -m ruff check k1 tests *.py
 	$(RUN) -m ruff format --check k1 tests *.py
+	$(RUN) -m mypy
 
 # The numeric tests as other processors run them: with AVX2 and without vector instructions.
 numerics: .venv/.installed-dev

@@ -228,7 +228,7 @@ class ResumeFile:
     """The file beside a script's last checkpoint, at `output`, that holds its training while it runs.
 
     It is written every `save_steps` steps, by default (None) about every 60
-    seconds, and removed when the script has written its last checkpoint. Only the
+    seconds, and removed when the checkpoint of the stage is written. Only the
     main process writes. Raises `K1Error` if an old one is damaged or of another
     format version, unless `overwrite` says to replace what cannot be resumed.
     """
@@ -244,11 +244,6 @@ class ResumeFile:
             except K1Error:
                 if not overwrite:
                     raise
-
-    @property
-    def stage(self) -> int:
-        """The stage that the old file was in; 0 without one."""
-        return self._old["identity"]["arguments"]["stage"] if self._old else 0
 
     def take(self, identity: dict) -> dict | None:
         """The saved state of the training that `identity` describes, None if there is no old file that may be used.
@@ -283,7 +278,9 @@ class ResumeFile:
                 print(f"warning: {error}; the training continues without", file=sys.stderr)
             self._last_save = time.monotonic()
 
-    def remove(self) -> None:
-        """Remove the file; the training it holds has ended or is given up."""
-        if is_main_process():
-            self.path.unlink(missing_ok=True)
+    def remove(self, arguments: Arguments) -> None:
+        """Remove the file of a training that has ended or is given up; an old one of others than `arguments` stays."""
+        if self._old is None or self._old["identity"]["arguments"] == arguments.as_dict():
+            self._old = None
+            if is_main_process():
+                self.path.unlink(missing_ok=True)

@@ -143,7 +143,7 @@ def read_content(path: Path, kind: str, format_version: int, remedy: str) -> dic
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
+    except (PermissionError, IsADirectoryError) as error:
         raise K1Error(f"cannot read {path} ({error.strerror}); check the file and its permissions")
     except Exception:  # what torch.load raises depends on where the damage is
         raise K1Error(f"{path} is damaged or is not a {kind}; {remedy}")

@@ -45,8 +45,6 @@ class StageOutput:
     path: Path
     resume_file: ResumeFile
     event_log: EventLog | None
-    is_finished: bool
-    is_last: bool
 
     def learn(self, learner: "Learner", dataset: TokenizedDataset, arguments: Arguments) -> None:
         """Let `learner` learn `dataset`, write the checkpoint, and print what its model scores.
@@ -54,12 +52,13 @@ class StageOutput:
         A stage that is finished is taken as it is if it had the same settings, text and start; others are trained
         again with `--overwrite`, and without it raise `K1Error`, naming the first difference.
         """
-        checkpoint = self._take(learner, dataset, arguments) if self.is_finished else None
+        checkpoint = self._take(learner, dataset, arguments) if self.path.exists() else None
         if checkpoint is None:
             checkpoint = learner.learn(
                 dataset, arguments, lambda *stage: StageTrainer(*stage).run(self.resume_file, self.event_log)
             )
             self._save(checkpoint)
+        self.resume_file.remove(arguments)
         print_evaluation(checkpoint)
 
     def _take(self, learner: "Learner", dataset: TokenizedDataset, arguments: Arguments) -> Checkpoint | None:
@@ -86,30 +85,18 @@ class StageOutput:
             name, after = checkpoint.datasets[-1]["name"], checkpoint.evaluations[-1]
             before = checkpoint.evaluations[-2] if checkpoint.stage > 1 else checkpoint.initial_evaluation
             self.event_log.add_evaluations({name: before[name]}, after, checkpoint.arguments["max_steps"])
-        if self.is_last:
-            self.resume_file.remove()
 
 
 def stage_outputs(flags: Flags, stages: Sequence[int]) -> list[StageOutput]:
-    """What the `stages` of one script leave; locks their checkpoints for this process.
-
-    A stage is finished if its checkpoint exists, but for those that a stopped run of the script had not yet reached.
-    Raises `K1Error` if another process is writing one.
-    """
+    """What the `stages` of one script leave; raises `K1Error` if another process is writing one of their files."""
     paths = [flags.checkpoint(stage) for stage in stages]
     if is_main_process():
         for path in paths:
             lock(path)
     resume_file = ResumeFile(paths[-1], flags.save_steps, flags.overwrite)
-    begun = resume_file.stage or stages[-1] + 1
     has_events = flags.report_to == "tensorboard" and is_main_process()
-    return [
-        StageOutput(
-            flags, path, resume_file, EventLog(flags.logging_dir / path.stem) if has_events else None,
-            is_finished=stage < begun and path.exists(), is_last=path == paths[-1],
-        )
-        for stage, path in zip(stages, paths)
-    ]  # fmt: skip
+    logs = [EventLog(flags.logging_dir / path.stem) if has_events else None for path in paths]
+    return [StageOutput(flags, path, resume_file, log) for path, log in zip(paths, logs)]
 
 
 class Learner:

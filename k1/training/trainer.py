@@ -176,7 +176,7 @@ class StageTrainer:
                         self._save_or_stop(resume_file, interruption)
         except Diverged:
             if resume_file:
-                resume_file.remove()
+                resume_file.remove(arguments)
             raise
         require_identical("moments", self.optimizer.state_dict())
         if self.rehearsal and arguments.forgetting_budget is not None:
