@@ -37,10 +37,6 @@ class Step:
     seed: int
     number: int
 
-    def generator(self, number: int) -> torch.Generator:
-        """The random numbers of step `number`: on the CPU, so that every device and process draws the same."""
-        return torch.Generator().manual_seed((STEPS_PER_SEED * self.seed + number) % 2**63)
-
     def copies(self) -> list[Tensor]:
         """A copy of every parameter."""
         return [parameter.detach().clone() for parameter in self.parameters]
@@ -154,7 +150,8 @@ def windows_to_keep(step: Step, number: int) -> list[Tensor]:
     sizes = [parameter.numel() for parameter in step.parameters]
     total = sum(sizes)
     kept = total - step.budget
-    generator = step.generator(number)
+    # On the CPU, so that every device and process draws the same.
+    generator = torch.Generator().manual_seed((STEPS_PER_SEED * step.seed + number) % 2**63)
     phase = int(torch.randint(total, (), generator=generator))
     starts = torch.rand(len(sizes), generator=generator, dtype=torch.float64).tolist()
     views, seen, done = [], 0, 0

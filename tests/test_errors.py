@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from k1.errors import Interruption, K1Error, Terminated, command
-from k1.files import read_content, write_atomically, write_content
+from k1.files import read_content, write_atomically, write_content, writing
 from tests.conftest import ROOT, assert_one_clear_line, run_script
 
 RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
@@ -25,19 +25,6 @@ def heeded():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-@pytest.mark.parametrize("number", RAISED)
-def test_a_signal_waits_until_a_file_is_written(tmp_path, number):
-    def write(file):
-        file.write(b"one ")
-        signal.raise_signal(number)
-        file.write(b"two")
-
-    with pytest.raises(RAISED[number]):
-        write_atomically(tmp_path / "file", write)
-    assert (tmp_path / "file").read_bytes() == b"one two" and len(list(tmp_path.iterdir())) == 1
-    assert signal.getsignal(number) is Interruption.HANDLERS[number]
 
 
 @pytest.mark.parametrize("number", RAISED)
@@ -61,7 +48,7 @@ def test_a_checkpoint_in_the_midst_of_which_a_signal_comes_is_whole(tmp_path, nu
     with pytest.raises(RAISED[number]):
         write_content(path, content)
     assert torch.equal(read_content(path, "checkpoint", 1, "")["weights"], content["weights"])
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(tmp_path.iterdir()) == [path] and signal.getsignal(number) is Interruption.HANDLERS[number]
 
 
 def test_an_error_of_the_write_is_told_before_a_signal():
@@ -155,10 +142,7 @@ def test_a_package_that_is_not_installed_is_one_clear_line(tmp_path, target):
     ids=["full", "full for safetensors", "denied"],
 )
 def test_free_some_space_is_said_of_a_full_disk_alone(tmp_path, error, advice):
-    def fail(file):
-        raise error
-
     (tmp_path / "file").write_text("old")
-    with pytest.raises(K1Error, match=rf"\); {advice}$"):
-        write_atomically(tmp_path / "file", fail)
+    with pytest.raises(K1Error, match=rf"\); {advice}$"), writing(tmp_path / "file"):
+        raise error
     assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1

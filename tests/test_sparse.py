@@ -203,21 +203,6 @@ def test_training_resumes_to_the_same_bits(policy, way):
     assert bits(second) == bits(whole)
 
 
-def test_schedulers_see_the_rate_that_was_set():
-    model = Everything()
-    optimizer = attached(torch.optim.AdamW(trained(model), lr=1e-2))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
-    dense = torch.optim.AdamW(trained(Everything()), lr=1e-2)
-    reference = torch.optim.lr_scheduler.CosineAnnealingLR(dense, 10)
-    for _ in range(4):
-        step(model, optimizer)
-        dense.step()
-        schedule.step()
-        reference.step()
-        assert schedule.get_last_lr() == reference.get_last_lr()
-        assert optimizer.param_groups[0]["lr"] == dense.param_groups[0]["lr"]
-
-
 def test_learning_rate_is_put_back_after_a_step_that_failed():
     model = Everything()
     optimizer = attached(torch.optim.AdamW(trained(model), lr=1e-2))

@@ -30,7 +30,7 @@ class EventLog:
         self._writer.flush()
 
     def add_evaluations(self, before: dict, after: dict, max_steps: int) -> None:
-        """Write the evaluations before and after the stage (see `k1.evaluate`), at the steps 0 and `max_steps`.
+        """Write the evaluations before and after the stage, at the steps 0 and `max_steps`.
 
         They are a run of their own in the folder `evaluation`, which takes the place of an earlier one.
         """
