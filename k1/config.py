@@ -104,6 +104,7 @@ by_preset = partial(setting, is_preset=True)
 class Arguments:
     """Every setting of one stage, with presets and checkpoints taken into account."""
 
+    preset: str = setting("size of the experiment (default: quick)", "quick", choices=CHANGES, is_inherited=True)
     method: str = setting()
     stage: int = setting()
     data_source: str = setting(
@@ -112,7 +113,6 @@ class Arguments:
     )  # fmt: skip
     max_documents: int = by_preset("training documents read per dataset", 20_000, at_least(1))
     evaluation_tokens: int = by_preset(default=65_536)
-    preset: str = setting("size of the experiment (default: quick)", "quick", choices=CHANGES, is_inherited=True)
     hidden_size: int = by_preset(default=128, is_inherited=True)
     intermediate_size: int = by_preset(default=344, is_inherited=True)
     layers: int = by_preset(default=4, is_inherited=True)
@@ -242,9 +242,8 @@ class Arguments:
         return 10 * self.seed + self.stage
 
     def as_dict(self) -> dict:
-        """The settings as plain values, as a checkpoint keeps them; the preset is first, as others follow from it."""
-        stored = {item.name: getattr(self, item.name) for item in fields(self) if item.compare}
-        return {"preset": self.preset, **stored}
+        """The settings as plain values, as a checkpoint keeps them."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.compare}
 
 
 SETTINGS = {item.name: item.metadata["setting"] for item in fields(Arguments)}

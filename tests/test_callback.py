@@ -4,7 +4,6 @@ import copy
 import functools
 import os
 import re
-import socket
 from types import SimpleNamespace
 
 import peft
@@ -21,7 +20,7 @@ from k1.callback import UNFIT
 from k1.errors import K1Error
 from k1.rehearsal import Rehearsal, divergence_from
 from tests.conftest import PATIENCE, PRELOADED
-from tests.processes import ServerProcess
+from tests.processes import run_two
 from tests.test_known import CHATS, TEXTS, tokenizer
 
 SMALL = {"sequences": 6, "length": 8, "interval": 2}
@@ -338,16 +337,7 @@ def train_as_one_of_two(folder, rank: int, port: int) -> None:
 
 
 def test_two_processes_rehearse_each_its_own_and_end_with_the_same_bits(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    output = [tmp_path / f"output{rank}" for rank in (0, 1)]
-    processes = [
-        ServerProcess(functools.partial(train_as_one_of_two, tmp_path, rank, port), path, path, PRELOADED)
-        for rank, path in enumerate(output)
-    ]
-    statuses = [process.wait(PATIENCE) for process in processes]
-    assert statuses == [0, 0], output[0].read_text() + output[1].read_text()
+    run_two(functools.partial(train_as_one_of_two, tmp_path), tmp_path, PRELOADED, PATIENCE)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(first[0], second[0]))
     assert torch.equal(first[1][0], second[1][0]) and not torch.equal(first[2], second[2])

@@ -152,12 +152,6 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(tmp_
     assert {path.name for path in tmp_path.rglob("*")} == {"full", "file", "mine"}
 
 
-def test_a_checkpoint_that_cannot_be_read_is_one_line_and_leaves_nothing(tmp_path):
-    finished = run_script("-m k1.export", tmp_path / "k1_final.pt", tmp_path / "out")
-    assert_one_clear_line(finished, 1, "does not exist; run train_k1_dataset3.py first")
-    assert os.listdir(tmp_path) == []
-
-
 def test_a_failed_export_leaves_nothing(trained, tmp_path, monkeypatch):
     folder = tmp_path / "out"
 
