@@ -34,36 +34,36 @@ def lock(path: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill the file at `path`; see `writing`."""
-    # What stdout was redirected to keeps what is in it.
-    with writing(path) as place, open(place, "ab" if place == path else "wb") as file:
-        write(file)
+    """Let `write` fill the file at `path`, see `writing`; a device or a pipe is written to as it is."""
+    if is_stream(path):
+        # What stdout was redirected to keeps what is in it.
+        with open(path, "ab") as file:
+            write(file)
+    else:
+        with writing(path) as place, open(place, "wb") as file:
+            write(file)
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Yield a free name beside `path`; the file or folder there at the end is flushed to the disk and takes its place.
 
-    Of a link it is the place of the file that the link names; of a device or a pipe it is the thing itself. A folder
-    takes that of an empty one only. Signals wait until the end. Raises `K1Error` when the disk does not take it or
-    something has come to lie at `path`, which is then as it was.
+    Of a link it is the place of the file that the link names; a folder takes that of an empty one only. Signals wait
+    until the end. Raises `K1Error` when the disk does not take it or something has come to lie at `path`, which is
+    then as it was.
     """
-    is_device = is_stream(path)
-    target = path if is_device else path.resolve()
+    target = path.resolve()
     # Always the same name, so that nothing is left of a process that was killed once the next one has written.
-    place = target if is_device else target.with_name(f".{target.name}.part")
+    place = target.with_name(f".{target.name}.part")
     try:
-        # A pipe may have no reader, and is waited for.
-        with contextlib.nullcontext() if is_device else Interruption(waits=True):
-            if not is_device:
-                remove(place)
+        with Interruption(waits=True):
+            remove(place)
             yield place
-            if not is_device:
-                for written in [*(place.iterdir() if place.is_dir() else []), place]:
-                    flush(written)
-                os.replace(place, target)
-                with contextlib.suppress(OSError):  # not every system can
-                    flush(target.parent)
+            for written in [*(place.iterdir() if place.is_dir() else []), place]:
+                flush(written)
+            os.replace(place, target)
+            with contextlib.suppress(OSError):  # not every system can
+                flush(target.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch.save reports a full disk as an error of its archive, which says less.
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
@@ -71,8 +71,7 @@ def writing(path: Path) -> Iterator[Path]:
         is_full = any(os.strerror(number) in str(reason) for number in DISK_FULL)
         raise K1Error(f"cannot write {path} ({reason}); {'free some space or ' * is_full}choose another place")
     finally:
-        if not is_device:
-            remove(place)
+        remove(place)
 
 
 def remove(path: Path) -> None:
