@@ -52,8 +52,12 @@ def write_corpus(folder: Path, name: str, documents: int = 60) -> Path:
     return path
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests come first, so that at the end no process is left alone with one."""
+    """What takes `trained` is slow; slow tests come first, so that at the end no process is left alone with one."""
+    for item in items:
+        if "trained" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

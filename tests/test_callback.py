@@ -336,6 +336,7 @@ def train_as_one_of_two(folder, rank: int, port: int) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_rehearse_each_its_own_and_end_with_the_same_bits(tmp_path):
     run_two(functools.partial(train_as_one_of_two, tmp_path), tmp_path, PRELOADED, PATIENCE)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
