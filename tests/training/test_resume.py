@@ -154,6 +154,14 @@ def test_a_damaged_resume_file_is_refused_unless_overwrite(tiny_model, tmp_path)
     assert ResumeFile(tmp_path / "k1_dataset1.pt", overwrite=True).take(arguments_of().as_dict()) is None
 
 
+def test_a_finished_training_takes_its_own_resume_file_along_and_no_other(tiny_model, tmp_path):
+    resume_file = stopped(tiny_model, tmp_path)
+    resume_file.remove(arguments_of(max_steps=14))
+    assert resume_file.path.exists()
+    resume_file.remove(arguments_of())
+    assert not resume_file.path.exists()
+
+
 def test_saves_are_due_by_steps_or_by_time(tmp_path, monkeypatch):
     by_steps, by_time = ResumeFile(tmp_path / "a.pt", save_steps=3), ResumeFile(tmp_path / "a.pt")
     assert [step for step in range(1, 10) if by_steps.is_due(step)] == [3, 6, 9]

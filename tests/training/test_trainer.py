@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -82,8 +83,7 @@ def test_the_schedule_warms_up_decays_and_never_comes_near_zero(warmup, steps):
     assert min(rates[warmup:], default=1) >= 0.1
 
 
-def arguments_with(**changes):
-    return settings_of("k1", "smoke", **changes)
+arguments_with = partial(settings_of, "k1", "smoke")
 
 
 def test_accumulated_gradients_are_those_of_the_large_batch(tiny_model):
