@@ -54,11 +54,11 @@ def write_corpus(folder: Path, name: str, documents: int = 60) -> Path:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes `trained` is slow; slow tests come first, so that at the end no process is left alone with one."""
+    """Slow tests come first, so that at the end no process is left alone with one; what takes `trained` is slow too."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
         if "trained" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
