@@ -16,7 +16,7 @@ RUN = .venv/bin/python
 train = @echo '$(strip $(1))' >&2; $(RUN) $(1) $(SETTINGS) --overwrite && touch $@
 
 .PHONY: all report seeds unseen unseen2 pretrained study map stream model-study benchmark record
-.PHONY: test test-fast test-oldest lint numerics harness kills clean FORCE
+.PHONY: test test-fast test-oldest lint numerics kills clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -189,10 +189,11 @@ test: .venv/.installed-dev
 test-fast: .venv/.installed-dev
 	$(RUN) -m pytest --numprocesses 2 --dist loadgroup -m 'not slow'
 
-# Style and formatting, as pyproject.toml has them.
+# Style, formatting and types, as pyproject.toml has them.
 lint: .venv/.installed-dev
 	$(RUN) -m ruff check k1 tests *.py
 	$(RUN) -m ruff format --check k1 tests *.py
+	$(RUN) -m mypy
 
 # The numeric tests as other processors run them: with AVX2 and without vector instructions.
 numerics: .venv/.installed-dev
@@ -207,15 +208,6 @@ test-oldest: .venv/.installed-oldest
 .venv/.installed-oldest: tests/requirements-oldest.txt .venv/.installed-dev
 	rm -rf .venv/oldest
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/oldest -r $<
-	touch $@
-
-# lm-evaluation-harness on an exported model; its packages lie apart, so that those of the tests stay as they are.
-harness: .venv/.installed-harness
-	PYTHONPATH=.venv/harness $(RUN) -m pytest tests/export/test_harness.py -s
-
-.venv/.installed-harness: tests/export/requirements-harness.txt .venv/.installed-dev
-	rm -rf .venv/harness
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/harness -r $<
 	touch $@
 
 # What is too slow for the tests: 100 kills.

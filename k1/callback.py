@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -73,16 +74,22 @@ class K1Callback(TrainerCallback):
             raise K1Error(f"forgetting_budget must be at least 0 nats per token, not {forgetting_budget}")
         self.known, self.written = known, written
         self.fraction, self.policy, self.weight, self.budget = fraction, policy, weight, forgetting_budget
-        self.settings = {"sequences": sequences, "length": length, "rows": rows, "interval": interval}
-        self.teacher = {"teacher_dtype": teacher_dtype, "teacher_device": teacher_device}
-        self.rehearsal: Rehearsal | None = None
+        self.settings: dict[str, Any] = {"sequences": sequences, "length": length, "rows": rows, "interval": interval}
+        self.teacher: dict[str, Any] = {"teacher_dtype": teacher_dtype, "teacher_device": teacher_device}
         self.results: dict | None = None
+        self._rehearsal: Rehearsal | None = None
         self._sparse: SparseUpdates | None = None
 
-    def on_init_end(
-        self, args: TrainingArguments, *_: object, model: PreTrainedModel, processing_class: object = None, **__: object
-    ) -> None:
+    @property
+    def rehearsal(self) -> Rehearsal:
+        """What is rehearsed; raises `K1Error` before the callback is given to a Trainer."""
+        if self._rehearsal is None:
+            raise K1Error("there is nothing to rehearse or to save before the callback is given to a Trainer")
+        return self._rehearsal
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         """Let the model as it is now, before any checkpoint is loaded, write what it will rehearse."""
+        model: PreTrainedModel = others["model"]
         is_unfit = any(os.environ.get(name, "").lower() == value for name, value in UNFIT.items())
         if args.fp16 or args.fsdp or args.deepspeed or is_unfit:
             raise K1Error("K1Callback fits no fp16, FSDP and DeepSpeed; train with bf16=True, in one process or DDP")
@@ -93,26 +100,26 @@ class K1Callback(TrainerCallback):
             settings["rows"] = quarter
         known, self._sample = self.known, []
         if known is not None:
-            texts = texts_of(known, processing_class, args.seed)
+            texts = texts_of(known, others.get("processing_class"), args.seed)
             self._sample = list(islice(texts, SAMPLE))
             known = chain(self._sample, texts)
         with autocast(args, model):
-            self.rehearsal = Rehearsal(model, known, self.written, seed=args.seed, **settings)
+            self._rehearsal = Rehearsal(model, known, self.written, seed=args.seed, **settings)
         trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
         self._start = {} if self.budget is None else {name: value.detach().clone() for name, value in trained}
         self._seconds = {"writing": time.perf_counter() - started, "rehearsing": 0.0}
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, *_: object, model: PreTrainedModel, **others: object
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """Attach the sparse updates, and begin, or resume, with sequences that the model as it is now writes."""
-        if self.rehearsal is None:
+        if self._rehearsal is None:
             if state.global_step:
                 raise K1Error(
                     "to resume, give the callback to the Trainer as it is made: Trainer(..., callbacks=[...])"
                 )
-            self.on_init_end(args, model=model, **others)
-        require_whole(model.parameters())
+            self.on_init_end(args, state, control, **others)
+        require_whole(others["model"].parameters())
         self._divergences: list[float] = []
         # The Trainer calls its own reporters first, which would not see what `on_log` adds to the log.
         self._handler = sys._getframe(1).f_locals.get("self")
@@ -129,15 +136,15 @@ class K1Callback(TrainerCallback):
             self._sparse.remove()
         self._sparse = None
 
-    def on_save(self, *_: object, **__: object) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         """Start again after a checkpoint, as a training that resumes from it does."""
         self.rehearsal.discard()
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, *_: object, model: PreTrainedModel, **__: object
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """Add the gradient, of no more sequences at once than the Trainer reads; it has set the old one to zero."""
-        started, total = time.perf_counter(), 0.0
+        started, total, model = time.perf_counter(), 0.0, others["model"]
         with autocast(args, model):
             tokens = self.rehearsal.sequences_of(model, state.global_step + 1)
         with in_mode(model, training=True):
@@ -149,20 +156,20 @@ class K1Callback(TrainerCallback):
         self._divergences.append(total)
         self._seconds["rehearsing"] += time.perf_counter() - started
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, *_: object, logs: dict, **__: object) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         """Add to the log of a training step the mean divergence since the last, in nats per token."""
+        logs = others["logs"]
         if "loss" in logs and self._divergences:
             divergence = sum(self._divergences) / len(self._divergences)
             self._divergences.clear()
             logs["divergence"] = state.log_history[-1]["divergence"] = divergence
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *,
-        model: PreTrainedModel, train_dataloader: object = None, **_: object,
-    ) -> None:  # fmt: skip
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
         """Keep the model within the budget, and measure it, before and after: see `report`."""
         self._detach()
-        new = new_sample(train_dataloader, args)
+        model, new = others["model"], new_sample(others["train_dataloader"], args)
         texts = [text[None, : self.rehearsal.length] for text in self._sample]
         known = [{"input_ids": text, "labels": text} for text in texts]
         share = 1.0
@@ -204,12 +211,10 @@ class K1Callback(TrainerCallback):
 
     def save(self, folder: str | Path) -> None:
         """Write what was written, and the settings, into `folder`, for `load`; raises `K1Error` if nothing was."""
-        if self.rehearsal is None:
-            raise K1Error("there is nothing to save before the callback is given to a Trainer")
+        written = {f"{number:03}": text for number, text in enumerate(self.rehearsal.written)}
         if is_main_process():
             folder = Path(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            written = {f"{number:03}": text for number, text in enumerate(self.rehearsal.written)}
             save_file(written, folder / WRITTEN_FILE)
             settings = {
                 "fraction": self.fraction, "policy": self.policy, "weight": self.weight,
@@ -218,7 +223,7 @@ class K1Callback(TrainerCallback):
             (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: str | Path, known: Iterable | None = None, **settings: object) -> "K1Callback":
+    def load(cls, folder: str | Path, known: Iterable | None = None, **settings: Any) -> "K1Callback":
         """The callback of the next task, with what was saved in `folder`, but other `settings` where they are given.
 
         The model also rehearses what it writes from `known`, of the task that was learned
@@ -237,9 +242,9 @@ def autocast(args: TrainingArguments, model: PreTrainedModel) -> torch.autocast:
     return torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16)
 
 
-def new_sample(loader: object, args: TrainingArguments) -> list[dict[str, Tensor]]:
+def new_sample(loader: Any, args: TrainingArguments) -> list[dict[str, Tensor]]:
     """A fixed sample of the text of the Trainer's data `loader`, as its batches; none of a stream."""
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         return []
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(args.seed))[:SAMPLE]

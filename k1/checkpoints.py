@@ -2,21 +2,21 @@
 
 import json
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from k1.config import Arguments, Flags
+from k1.config import Arguments
 from k1.data.initial import load_pretrained
 from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
 from k1.experiment import ARM_FILES, FILES, SCRIPTS, arm_of
-from k1.files import content_digest, lock, read_content, remove_leftovers, write_content
+from k1.files import content_digest, read_content, write_content
 from k1.model import build_model, library_versions
 from k1.parallel import is_main_process, require_identical
 
@@ -84,7 +84,7 @@ def stage_checkpoint(
     after: Evaluation,
     previous: Checkpoint | None = None,
     start: dict | None = None,
-    **found: list,
+    **found: Any,
 ) -> Checkpoint:
     """The checkpoint of a stage that has just been trained.
 
@@ -111,35 +111,6 @@ def stage_checkpoint(
         start=previous.start if previous else start,
         **found,
     )
-
-
-def is_shared(arm: str, path: Path) -> bool:
-    """Whether `path` is there already because another arm of the experiment has the same stage, and has trained it."""
-    return arm == "baseline_rehearsal" and path.name in FILES["baseline"] and path.exists()
-
-
-def make_folder(folder: Path, flag: str) -> None:
-    """Make `folder`, which the `flag` names; raises `K1Error` if nothing can be written into it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise K1Error(f"cannot write into {folder} ({error.strerror}); choose another {flag}")
-
-
-def output_path(flags: Flags, stage: int) -> Path:
-    """Where the checkpoint of a stage goes; makes the folder and locks the path for this process.
-
-    A checkpoint that the arm shares with another (see `is_shared`) is left alone. Raises `K1Error` if another process
-    is writing the file, or if the folder cannot be written, so that a script ends before it trains.
-    """
-    path = flags.checkpoint(stage)
-    if is_main_process() and not is_shared(flags.arm, path):
-        make_folder(flags.models_dir, "--models_dir")
-        lock(path)
-        remove_leftovers(path)
-    return path
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -186,13 +157,13 @@ def load_checkpoint(path: Path, method: str | None = None, stage: int | None = N
 
 def restore_model(checkpoint: Checkpoint, device: str) -> PreTrainedModel:
     """The model of `checkpoint` on `device`; raises `K1Error` if weights and configuration do not fit."""
+    model = build_model(checkpoint.model_config, checkpoint.seed, device)
     try:
-        model = build_model(checkpoint.model_config, checkpoint.seed)
         model.load_state_dict(checkpoint.model)
-    except Exception as error:  # what it is depends on what does not fit
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
         raise K1Error(f"the checkpoint's weights do not fit its model configuration ({reason}); {REMEDY}")
-    return model.to(device)
+    return model
 
 
 def restore_initial_model(checkpoint: Checkpoint, device: str) -> PreTrainedModel:
@@ -203,9 +174,8 @@ def restore_initial_model(checkpoint: Checkpoint, device: str) -> PreTrainedMode
     initial = load_pretrained(start["name"], checkpoint.seed, start["revision"])
     if initial.start != start:
         raise K1Error(
-            f"{start['name']} is no longer the model that stage 1 started from (SHA-256 "
-            f"{initial.start['sha256'][:12]}, not {start['sha256'][:12]}); bring the old one back or train all "
-            "stages again with --overwrite"
+            f"{start['name']} is no longer the model that stage 1 started from, with SHA-256 {start['sha256'][:12]}; "
+            "bring the old one back or train all stages again with --overwrite"
         )
     return initial.build(device)
 
@@ -231,7 +201,6 @@ def load_finished_stage(
     path: Path,
     dataset: TokenizedDataset,
     arguments: Arguments,
-    arm: str,
     start: dict | None = None,
     previous: Checkpoint | None = None,
 ) -> Checkpoint:
@@ -241,18 +210,17 @@ def load_finished_stage(
     stage than `previous` or another pretrained model than `start`.
     """
     checkpoint = load_checkpoint(path, arguments.method, arguments.stage)
-    found = {"arguments": checkpoint.arguments, "dataset": checkpoint.datasets[-1], "versions": checkpoint.versions}
-    wanted = identity_of(arguments, dataset)
-    for side, model in ((found, checkpoint.start), (wanted, start)):
-        side["pretrained model"] = model and model["sha256"]
+    found: dict[str, Any] = {
+        "arguments": checkpoint.arguments, "dataset": checkpoint.datasets[-1], "versions": checkpoint.versions,
+        "pretrained model": checkpoint.start and checkpoint.start["sha256"],
+    }  # fmt: skip
+    wanted = identity_of(arguments, dataset) | {"pretrained model": start and start["sha256"]}
     if previous:
         known = previous.evaluations[-1]
         then = {name: scores for name, scores in checkpoint.evaluations[-2].items() if name in known}
         found["stage before"], wanted["stage before"] = content_digest(then)[:12], content_digest(known)[:12]
     if difference := first_difference(found, wanted):
-        first = f"run {SCRIPTS['baseline'][0]} with --overwrite first, or choose another --models_dir"
-        remedy = first if is_shared(arm, path) else START_ANEW
-        raise K1Error(f"{path} exists already and has {difference}; {remedy}")
+        raise K1Error(f"{path} exists already and has {difference}; {START_ANEW}")
     return checkpoint
 
 
@@ -260,7 +228,7 @@ class ResumeFile:
     """The file beside a script's last checkpoint, at `output`, that holds its training while it runs.
 
     It is written every `save_steps` steps, by default (None) about every 60
-    seconds, and removed when the script has written its last checkpoint. Only the
+    seconds, and removed when the checkpoint of the stage is written. Only the
     main process writes. Raises `K1Error` if an old one is damaged or of another
     format version, unless `overwrite` says to replace what cannot be resumed.
     """
@@ -276,11 +244,6 @@ class ResumeFile:
             except K1Error:
                 if not overwrite:
                     raise
-
-    @property
-    def stage(self) -> int:
-        """The stage that the old file was in; 0 without one."""
-        return self._old["identity"]["arguments"]["stage"] if self._old else 0
 
     def take(self, identity: dict) -> dict | None:
         """The saved state of the training that `identity` describes, None if there is no old file that may be used.
@@ -315,7 +278,9 @@ class ResumeFile:
                 print(f"warning: {error}; the training continues without", file=sys.stderr)
             self._last_save = time.monotonic()
 
-    def remove(self) -> None:
-        """Remove the file; the training it holds has ended or is given up."""
-        if is_main_process():
-            self.path.unlink(missing_ok=True)
+    def remove(self, arguments: Arguments) -> None:
+        """Remove the file of a training that has ended or is given up; an old one of others than `arguments` stays."""
+        if self._old is None or self._old["identity"]["arguments"] == arguments.as_dict():
+            self._old = None
+            if is_main_process():
+                self.path.unlink(missing_ok=True)

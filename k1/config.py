@@ -12,10 +12,10 @@ from typing import Any, get_args
 import torch
 from transformers.hf_argparser import string_to_bool
 
-from k1.errors import K1Error, Parser, UsageError, user_path
+from k1.errors import K1Error, Parser, UsageError
 from k1.experiment import ARM_FILES, ARM_KINDS, ARMS, STAGES, arm_of
-from k1.flag_types import POSITIVE, Bounds, at_least, checked
-from k1.parallel import process_count
+from k1.flag_types import POSITIVE, Bounds, at_least, checked, folder_to_write
+from k1.parallel import join_processes, process_count
 from k1.sparse import POLICIES, UPDATE_FRACTION
 
 # What a preset changes of the defaults below, which are those of preset quick.
@@ -93,8 +93,8 @@ class Setting:
 
 def setting(*said: Any, is_stored: bool = True, **options: Any) -> Any:
     """A field of `Arguments`, see `Setting`; what is not stored does not matter to what is learned."""
-    unstored = {} if is_stored else {"default": None, "compare": False}
-    return field(metadata={"setting": Setting(*said, **options)}, **unstored)
+    metadata = {"setting": Setting(*said, **options)}
+    return field(metadata=metadata) if is_stored else field(metadata=metadata, default=None, compare=False)
 
 
 by_preset = partial(setting, is_preset=True)
@@ -104,6 +104,7 @@ by_preset = partial(setting, is_preset=True)
 class Arguments:
     """Every setting of one stage, with presets and checkpoints taken into account."""
 
+    preset: str = setting("size of the experiment (default: quick)", "quick", choices=CHANGES, is_inherited=True)
     method: str = setting()
     stage: int = setting()
     data_source: str = setting(
@@ -112,7 +113,6 @@ class Arguments:
     )  # fmt: skip
     max_documents: int = by_preset("training documents read per dataset", 20_000, at_least(1))
     evaluation_tokens: int = by_preset(default=65_536)
-    preset: str = setting("size of the experiment (default: quick)", "quick", choices=CHANGES, is_inherited=True)
     hidden_size: int = by_preset(default=128, is_inherited=True)
     intermediate_size: int = by_preset(default=344, is_inherited=True)
     layers: int = by_preset(default=4, is_inherited=True)
@@ -187,7 +187,7 @@ class Arguments:
         "CPU threads (default: one per core); results depend on it in the last bits", None, at_least(1, 1_024),
         computed=lambda none, known: available_cores(),
     )  # fmt: skip
-    models_dir: Path = setting("folder of the checkpoints", Path("models"), is_stored=False)
+    models_dir: Path = setting("folder of the checkpoints", "models", is_stored=False)
     save_steps: int | None = setting(
         "steps between two writings of the resume file (default: about every 60 seconds)",
         None,
@@ -242,9 +242,8 @@ class Arguments:
         return 10 * self.seed + self.stage
 
     def as_dict(self) -> dict:
-        """The settings as plain values, as a checkpoint keeps them; the preset is first, as others follow from it."""
-        stored = {item.name: getattr(self, item.name) for item in fields(self) if item.compare}
-        return {"preset": self.preset, **stored}
+        """The settings as plain values, as a checkpoint keeps them."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.compare}
 
 
 SETTINGS = {item.name: item.metadata["setting"] for item in fields(Arguments)}
@@ -293,7 +292,8 @@ class Flags(argparse.Namespace):
         return Arguments(**{name: getattr(known, name) for name in SETTINGS})
 
 
-KINDS = {bool: string_to_bool, Path: user_path}  # how a flag's text becomes a value, unless the type itself makes one
+# How the text of a flag becomes a value, unless the type itself makes one.
+KINDS = {bool: string_to_bool, Path: folder_to_write}
 
 
 def settings_of(arm: str, preset: str, stage: int = 1, **changes: Any) -> Arguments:
@@ -306,11 +306,13 @@ def settings_of(arm: str, preset: str, stage: int = 1, **changes: Any) -> Argume
 def parse_training_flags(description: str, method: str, argv: list[str] | None = None) -> Flags:
     """Parse the command line of a training script of `method` (`k1` or `baseline`).
 
-    Exits with status 2 and one line on stderr when a flag is unknown or out of range.
+    Exits with status 2 and one line on stderr when a flag is unknown or out of range. Started by torchrun, the
+    process then joins the others.
     """
     parser = Parser(description=description)
     for item in fields(Arguments):
-        said, kind = item.metadata["setting"], next(iter(get_args(item.type)), item.type)
+        said = item.metadata["setting"]
+        kind: Any = next(iter(get_args(item.type)), item.type)
         if said.help and said.method in (None, method):
             convert = checked(kind, said.bounds) if said.bounds else KINDS.get(kind, kind)
             parser.add_argument(
@@ -331,4 +333,5 @@ def parse_training_flags(description: str, method: str, argv: list[str] | None =
     if flags.logging_dir is not None and flags.report_to == "none":
         parser.error("--logging_dir is for events; add --report_to tensorboard, or leave it out")
     flags.logging_dir = flags.logging_dir or flags.models_dir / "runs"
+    join_processes()
     return flags

@@ -9,8 +9,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, TextIO
@@ -57,7 +56,7 @@ class Interruption:
     another one there, or aborts the process. A second signal comes at once, unless `waits` says that all wait.
     """
 
-    HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: raise_terminated}
+    HANDLERS: dict[int, Callable] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: raise_terminated}
 
     def __init__(self, waits: bool = False) -> None:
         self.requested: int | None = None
@@ -83,60 +82,39 @@ class Interruption:
         raise KeyboardInterrupt(message) if self.requested == signal.SIGINT else Terminated(message)
 
 
-@contextmanager
-def quiet_imports() -> Iterator[None]:
-    """Let Ctrl-C and a missing package end the process without a traceback: for imports of commands."""
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL) if may_handle(signal.SIGINT) else None
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        end_if_clear(error)
-        raise
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGINT, before)
-
-
 def quiet_excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """The `sys.excepthook` of `python3 -m` a module whose imports may fail before `command` is reached."""
+    """The `sys.excepthook` of commands, whose imports may fail, or be stopped, before `command` is reached."""
     end_if_clear(error)
     sys.__excepthook__(kind, error, trace)
 
 
 def is_stream(path: Path) -> bool:
     """Whether `path` is written to as it is, never replaced: a device, a pipe, or what the process has open."""
-    is_open = path.parent == Path("/dev/fd") or path in (Path("/dev/stdout"), Path("/dev/stderr"))
-    return is_open or path.exists() and not path.is_file() and not path.is_dir()
+    return path.parent in (Path("/dev"), Path("/dev/fd")) or path.is_fifo()
 
 
 def user_path(text: str) -> Path:
-    """The path that `text` names; ~ is the home folder, which the shell leaves alone in --flag=~/folder.
-
-    Raises `UsageError` if there is none.
-    """
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        raise UsageError(f"{text}: there is no such home folder; name the folder in full")
+    """The path that `text` names; ~ is the home folder, which the shell leaves alone in --flag=~/folder."""
+    return Path(text).expanduser()
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose errors are one line, without the list of all flags, and that knows no abbreviations."""
+    """A command line whose errors are one line, without the list of all flags, and that knows no abbreviations.
 
-    def __init__(self, *args: object, allow_abbrev: bool = False, **settings: object) -> None:
-        super().__init__(*args, allow_abbrev=allow_abbrev, **settings)
+    Its help shows the `description` line by line.
+    """
+
+    def __init__(self, description: str | None, prog: str | None = None) -> None:
+        lines = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, description=description, formatter_class=lines, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; --help explains all flags\n")
 
 
-def module_parser(module: str, description: str) -> Parser:
-    """The command line of `python3 -m module`, whose help shows `description` line by line."""
-    return Parser(
-        prog=f"python3 -m {module}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def module_parser(module: str, description: str | None) -> Parser:
+    """The command line of `python3 -m module`."""
+    return Parser(description, f"python3 -m {module}")
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
@@ -151,7 +129,6 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         # They are None if the shell has closed them.
         sys.stdout = sys.stdout or open(os.devnull, "w")
         sys.stderr = sys.stderr or open(os.devnull, "w")
-        stderr, sys.stderr = sys.stderr, Stderr(sys.stderr)
         try:
             if may_handle(signal.SIGTERM):
                 signal.signal(signal.SIGTERM, raise_terminated)
@@ -164,7 +141,6 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             end_if_clear(error)
             raise
         finally:
-            sys.stderr = stderr
             # All is written; a signal while the interpreter shuts down would only add a traceback.
             for number in Interruption.HANDLERS:
                 atexit.register(signal.signal, number, signal.SIG_IGN)
@@ -205,25 +181,6 @@ def end_if_clear(error: BaseException) -> None:
 def let_go(stream: TextIO) -> None:
     """Let what is still written to stdout or stderr go nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-class Stderr:
-    """A stderr whose disk may be full (`2> log`): what it does not take is lost, and nothing else."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> object:
-        value = getattr(self._stream, name)
-        return functools.partial(self._guarded, value) if name in ("write", "flush") else value
-
-    def _guarded(self, do: Callable, *arguments: str) -> None:
-        try:
-            do(*arguments)
-        except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-            let_go(self._stream)
 
 
 def fail(message: str, status: int) -> NoReturn:

@@ -10,9 +10,9 @@ from k1.checkpoints import Checkpoint, load_checkpoint, restore_model
 from k1.data.messages import quiet_libraries
 from k1.data.sources import dataset_labels
 from k1.data.tokenizer import beginning_of_text, end_of_document, load_tokenizer
-from k1.errors import K1Error, Parser, command
+from k1.errors import K1Error, command, module_parser
 from k1.experiment import ARMS
-from k1.files import write_folder_atomically
+from k1.files import writing
 from k1.report.generation_arguments import TEMPERATURE, TOP_K
 from k1.report.metrics import accuracy_matrix
 from k1.report.tables import format_table
@@ -21,14 +21,10 @@ from k1.report.text import accuracy_rows
 
 def require_free(folder: Path) -> None:
     """Raise `K1Error` unless `folder` is empty or does not exist yet, in a folder that does."""
-    try:
-        is_taken, has_parent = folder.exists() and any(folder.iterdir()), folder.resolve().parent.is_dir()
-    except (OSError, ValueError) as error:
-        raise K1Error(f"{folder!s:.100} cannot be a folder ({getattr(error, 'strerror', error)}); name another one")
-    if is_taken:
+    if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         raise K1Error(f"{folder} exists already and is not an empty folder; name a new one, or remove it")
-    if not has_parent:
-        raise K1Error(f"the folder {folder.resolve().parent} does not exist; make it first, or name another one")
+    if not (parent := folder.resolve().parent).is_dir():
+        raise K1Error(f"the folder {parent} does not exist; make it first, or name another one")
 
 
 def export(checkpoint: Checkpoint, folder: Path) -> None:
@@ -38,7 +34,6 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
     Appears whole or not at all. Raises `K1Error` if `folder` exists and is not empty, if the checkpoint does not fit
     together, and if the disk does not take it.
     """
-    require_free(folder)
     folder = folder.resolve()
     model = restore_model(checkpoint, "cpu")
     tokenizer = pretrained_tokenizer(load_tokenizer(checkpoint.tokenizer), checkpoint.arguments["seq_length"])
@@ -49,14 +44,11 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
         do_sample=True, temperature=TEMPERATURE, top_k=TOP_K, pad_token_id=tokenizer.pad_token_id, **ends
     )
     card = model_card(checkpoint, folder.name, model.num_parameters())
-
-    def write(place: Path) -> None:
+    with writing(folder) as place:
         with quiet_libraries():
             model.save_pretrained(place)
             tokenizer.save_pretrained(place)
-        (place / "README.md").write_bytes(card.encode())
-
-    write_folder_atomically(folder, write)
+        (place / "README.md").write_text(card, encoding="utf-8")
 
 
 def pretrained_tokenizer(tokenizer: Tokenizer, seq_length: int) -> PreTrainedTokenizerFast:
@@ -66,8 +58,8 @@ def pretrained_tokenizer(tokenizer: Tokenizer, seq_length: int) -> PreTrainedTok
     begins one, unless a pretrained model has another token for that; nothing adds it
     by itself. The same token pads, as in GPT-2.
     """
-    end = end_of_document(tokenizer)
-    begin, end = map(tokenizer.id_to_token, (next(iter(beginning_of_text(tokenizer)), end), end))
+    last = end_of_document(tokenizer)
+    begin, end = map(tokenizer.id_to_token, (next(iter(beginning_of_text(tokenizer)), last), last))
     tokenizer.post_processor = None  # what says so would add it
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -133,7 +125,7 @@ SHA-256 of the checkpoint's content: `{checkpoint.sha256}`
 
 @command
 def main() -> None:
-    parser = Parser(prog="python3 -m k1.export", description=__doc__)
+    parser = module_parser("k1.export", __doc__)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="e.g. models/k1_final.pt")
     parser.add_argument("folder", type=Path, metavar="DIR", help="the folder to write; it must be new or empty")
     arguments = parser.parse_args()

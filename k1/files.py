@@ -3,9 +3,7 @@
 import contextlib
 import hashlib
 import os
-import re
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -35,49 +33,37 @@ def lock(path: Path) -> None:
     locks.append(guard)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of processes that were killed while they wrote `path` or its resume file."""
-    pattern = re.compile(rf"\.{re.escape(path.stem)}(\.resume)?{re.escape(path.suffix)}\.\d+")
-    for file in path.parent.iterdir():
-        if pattern.fullmatch(file.name):
-            file.unlink(missing_ok=True)
-
-
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill the file at `path`; see `writing`."""
-    # What stdout was redirected to keeps what is in it.
-    with writing(path) as place, open(place, "ab" if place == path else "wb") as file:
-        write(file)
-
-
-def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a new folder, that is to be at `folder`; see `writing`."""
-    with writing(folder) as place:
-        place.mkdir()
-        write(place)
+    """Let `write` fill the file at `path`, see `writing`; a device or a pipe is written to as it is."""
+    if is_stream(path):
+        # What stdout was redirected to keeps what is in it.
+        with open(path, "ab") as file:
+            write(file)
+    else:
+        with writing(path) as place, open(place, "wb") as file:
+            write(file)
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path`; what is there at the end is flushed to the disk and takes its place.
+    """Yield a free name beside `path`; the file or folder there at the end is flushed to the disk and takes its place.
 
-    Of a link it is the place of the file that the link names; of a device or a pipe it is the thing itself. A folder
-    takes that of an empty one only. Signals wait until the end. Raises `K1Error` when the disk does not take it or
-    something has come to lie at `path`, which is then as it was.
+    Of a link it is the place of the file that the link names; a folder takes that of an empty one only. Signals wait
+    until the end. Raises `K1Error` when the disk does not take it or something has come to lie at `path`, which is
+    then as it was.
     """
-    is_device = is_stream(path)
-    target = path if is_device else path.resolve()
-    place = target if is_device else target.with_name(f".{target.name}.{os.getpid()}")
+    target = path.resolve()
+    # Always the same name, so that nothing is left of a process that was killed once the next one has written.
+    place = target.with_name(f".{target.name}.part")
     try:
-        # A pipe may have no reader, and is waited for.
-        with contextlib.nullcontext() if is_device else Interruption(waits=True):
+        with Interruption(waits=True):
+            remove(place)
             yield place
-            if not is_device:
-                for written in [*(place.iterdir() if place.is_dir() else []), place]:
-                    flush(written)
-                os.replace(place, target)
-                with contextlib.suppress(OSError):  # not every system can
-                    flush(target.parent)
+            for written in [*(place.iterdir() if place.is_dir() else []), place]:
+                flush(written)
+            os.replace(place, target)
+            with contextlib.suppress(OSError):  # not every system can
+                flush(target.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch.save reports a full disk as an error of its archive, which says less.
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
@@ -85,10 +71,14 @@ def writing(path: Path) -> Iterator[Path]:
         is_full = any(os.strerror(number) in str(reason) for number in DISK_FULL)
         raise K1Error(f"cannot write {path} ({reason}); {'free some space or ' * is_full}choose another place")
     finally:
-        if not is_device:
-            shutil.rmtree(place, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                place.unlink()
+        remove(place)
+
+
+def remove(path: Path) -> None:
+    """Remove the file or folder at `path`, if there is one."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def flush(path: Path) -> None:
@@ -115,7 +105,7 @@ def content_digest(content: object) -> str:
     def add(value: object) -> None:
         if isinstance(value, Tensor):
             digest.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(value, dict):
             digest.update(f"dict {len(value)}\n".encode())
             for key, item in value.items():
@@ -151,13 +141,9 @@ def read_content(path: Path, kind: str, format_version: int, remedy: str) -> dic
     read, is damaged, or is of another kind or format version.
     """
     try:
-        path.open("rb").close()
-    except OSError as error:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (PermissionError, IsADirectoryError) as error:
         raise K1Error(f"cannot read {path} ({error.strerror}); check the file and its permissions")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # what torch.load raises depends on where the damage is
         raise K1Error(f"{path} is damaged or is not a {kind}; {remedy}")
     if not isinstance(content, dict) or "format" not in content:

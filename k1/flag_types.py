@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import tempfile
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
@@ -54,8 +55,7 @@ def folder_to_write(text: str) -> Path:
     path = user_path(text)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{path} is not a folder that can be written ({error.strerror})")
-    if not os.access(path, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{path} is not a folder that can be written")
-    return path

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ COLUMNS = ("input_ids", "messages", "text")
 KINDS = "batches or lists of token ids, texts, chats, or a dataset with a column input_ids, messages or text"
 
 
-def texts_of(known: Iterable, tokenizer: object = None, seed: int = 0) -> Iterator[Tensor]:
+def texts_of(known: Any, tokenizer: Any = None, seed: int = 0) -> Iterator[Tensor]:
     """Yield the token ids, (length,), of each text of `known`; of a list or a dataset in the order that `seed` draws.
 
     A chat is a list of {"role", "content"}. Raises `K1Error` for what is none of this,
@@ -30,7 +31,7 @@ def texts_of(known: Iterable, tokenizer: object = None, seed: int = 0) -> Iterat
         yield from texts_in(item, getattr(tokenizer, "tokenizer", tokenizer))
 
 
-def texts_in(item: object, tokenizer: object) -> Iterator[Tensor]:
+def texts_in(item: Any, tokenizer: Any) -> Iterator[Tensor]:
     """Yield the token ids of each text in one item of what is known; see `texts_of`."""
     if isinstance(item, Mapping):
         column = next((name for name in COLUMNS if name in item), None)

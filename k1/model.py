@@ -20,26 +20,21 @@ from transformers import (
 )  # fmt: skip
 
 from k1.config import Arguments
-from k1.parallel import join_processes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h has them
 KEPT_BYTES = 2**28
 
 
 def configure_torch(threads: int | None = None) -> None:
-    """Fix what the bits of a result depend on: deterministic kernels and, where given, the number of threads.
-
-    Started by torchrun, the process also joins the others.
-    """
+    """Fix what the bits of a result depend on: deterministic kernels and, if given, the number of threads."""
     # cuBLAS is deterministic only with a fixed workspace, which it reads when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Else every new tensor is filled with NaN first, which helps to find code that reads what it did not write.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
-    join_processes()
 
 
 def keep_freed_memory() -> None:

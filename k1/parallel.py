@@ -7,7 +7,7 @@ In a script that was started by itself there is one process, and nothing here do
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from torch import distributed as dist
 from k1.errors import K1Error
 from k1.files import content_digest
 
+Items = TypeVar("Items", Sequence, Tensor)
+
 
 def is_connected() -> bool:
     """Whether torch has connected this process with others."""
@@ -23,17 +25,13 @@ def is_connected() -> bool:
 
 
 def process_count() -> int:
-    """Number of processes of this training; before they are connected torchrun tells it in the environment."""
-    if is_connected():
-        return dist.get_world_size()
-    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    """Number of processes of this training."""
+    return dist.get_world_size() if is_connected() else 1
 
 
 def process_rank() -> int:
     """The number of this process, from 0."""
-    if is_connected():
-        return dist.get_rank()
-    return int(os.environ["RANK"]) if process_count() > 1 else 0
+    return dist.get_rank() if is_connected() else 0
 
 
 def is_main_process() -> bool:
@@ -41,10 +39,9 @@ def is_main_process() -> bool:
     return process_rank() == 0
 
 
-@cache
 def join_processes() -> None:
-    """Connect the processes of this training; does nothing the second time."""
-    if process_count() > 1 and not is_connected():
+    """Connect the processes that torchrun has started; does nothing the second time, or without it."""
+    if dist.is_torchelastic_launched() and not is_connected():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             dist.init_process_group("cpu:gloo,cuda:nccl")
@@ -52,7 +49,7 @@ def join_processes() -> None:
             dist.init_process_group("gloo")
 
 
-def share_of(items: Sequence | Tensor) -> Sequence | Tensor:
+def share_of(items: Items) -> Items:
     """The items, or rows of a tensor, that this process works on: every n-th of n processes."""
     return items[process_rank() :: process_count()]
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain, count, islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,7 +127,7 @@ class Rehearsal:
             found = with_beginning(self._begin, found)
             order = torch.randperm(len(found), generator=torch.Generator().manual_seed(self.seed))
             found = found[order.repeat(-(-sequences // len(found)))[:sequences]]
-        new = min(self.length - self.given, positions - found.shape[1])
+        new = int(min(self.length - self.given, positions - found.shape[1]))
         with self.as_teacher():
             written = self._continued(self.teacher, found.to(self.teacher.device), new, self.seed, ROWS)
         written = written[:, found.shape[1] :]
@@ -188,7 +189,7 @@ class Rehearsal:
         logits = unwrapped(model)(input_ids=tokens).logits
         if self._moves:
             # A Trainer moves the model to its device after the teacher was made.
-            self.teacher.to(tokens.device)
+            self.teacher.to(tokens.device)  # type: ignore[arg-type]
         return Divergence.apply(logits, self._predicted(tokens), from_teacher)
 
     def loss(self, model: PreTrainedModel, step: int | None = None) -> Tensor:
@@ -273,7 +274,7 @@ def first_token(token: int | list[int] | None) -> Tensor:
 
 
 @torch.no_grad()
-def sample_tokens(model: PreTrainedModel, prompts: Tensor, new_tokens: int, seed: int, end: int | None) -> Tensor:
+def sample_tokens(model: Any, prompts: Tensor, new_tokens: int, seed: int, end: int | None) -> Tensor:
     """Continue `prompts`, (rows, length) token ids, by `new_tokens`, sampled with a seed; returns both together.
 
     A row goes on beyond the token `end`, into the next document. What a model that

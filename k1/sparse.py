@@ -5,9 +5,9 @@ hooks. Which parameters may change is up to a policy, one small function of `POL
 a generator that yields once, and the optimizer steps while it waits there.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,10 +36,6 @@ class Step:
     fraction: float
     seed: int
     number: int
-
-    def generator(self, number: int) -> torch.Generator:
-        """The random numbers of step `number`: on the CPU, so that every device and process draws the same."""
-        return torch.Generator().manual_seed((STEPS_PER_SEED * self.seed + number) % 2**63)
 
     def copies(self) -> list[Tensor]:
         """A copy of every parameter."""
@@ -75,21 +71,18 @@ class SparseUpdates:
         policy: str = "windows",
     ) -> None:
         # accelerate wraps an optimizer in another one.
-        optimizer = getattr(optimizer, "optimizer", optimizer)
+        inner: Any = getattr(optimizer, "optimizer", optimizer)
         check_settings(fraction, policy)
-        require_whole(parameter for group in optimizer.param_groups for parameter in group["params"])
-        if getattr(optimizer, "sparse_updates", None) is not None:
+        require_whole(parameter for group in inner.param_groups for parameter in group["params"])
+        if getattr(inner, "sparse_updates", None) is not None:
             raise K1Error("this optimizer has sparse updates already; remove() those first")
-        if any(group.get("lr") is None for group in optimizer.param_groups):
+        if any(group.get("lr") is None for group in inner.param_groups):
             raise K1Error("this optimizer sets its learning rate itself; give it one (lr)")
-        self.optimizer, self.fraction, self.seed, self.policy = optimizer, fraction, seed, policy
+        self.optimizer, self.fraction, self.seed, self.policy = inner, fraction, seed, policy
         self._waiting: Generator[None, None, None] | None = None
-        optimizer.param_groups[0].setdefault(COUNTER, 0)
-        optimizer.sparse_updates = self
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before),
-            optimizer.register_step_post_hook(self._after),
-        ]
+        inner.param_groups[0].setdefault(COUNTER, 0)
+        inner.sparse_updates = self
+        self._hooks = [inner.register_step_pre_hook(self._before), inner.register_step_post_hook(self._after)]
 
     def remove(self) -> None:
         """Detach from the optimizer, whose steps then change every parameter again."""
@@ -142,7 +135,7 @@ def flat(parameter: Tensor) -> Tensor:
     """A view of `parameter`, of one dimension, in the order of its memory."""
     if parameter.is_contiguous():
         return parameter.detach().view(-1)
-    order = sorted(range(parameter.dim()), key=lambda side: -parameter.stride(side))
+    order = sorted(range(parameter.dim()), key=lambda side: -parameter.stride()[side])
     return parameter.detach().permute(order).view(-1)
 
 
@@ -157,7 +150,8 @@ def windows_to_keep(step: Step, number: int) -> list[Tensor]:
     sizes = [parameter.numel() for parameter in step.parameters]
     total = sum(sizes)
     kept = total - step.budget
-    generator = step.generator(number)
+    # On the CPU, so that every device and process draws the same.
+    generator = torch.Generator().manual_seed((STEPS_PER_SEED * step.seed + number) % 2**63)
     phase = int(torch.randint(total, (), generator=generator))
     starts = torch.rand(len(sizes), generator=generator, dtype=torch.float64).tolist()
     views, seen, done = [], 0, 0
@@ -170,19 +164,6 @@ def windows_to_keep(step: Step, number: int) -> list[Tensor]:
         if start + length > size:
             views.append(elements[: start + length - size])
     return views
-
-
-@contextmanager
-def scaled_rates(optimizer: torch.optim.Optimizer, factor: float) -> Iterator[None]:
-    """Context in which all learning rates are `factor` times as large, and with them the step and its decay."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    for group, rate in zip(optimizer.param_groups, rates):
-        group["lr"] = rate * factor
-    try:
-        yield
-    finally:
-        for group, rate in zip(optimizer.param_groups, rates):
-            group["lr"] = rate
 
 
 def keep_windows(step: Step, number: int) -> Generator[None, None, None]:
@@ -198,12 +179,19 @@ def random_windows(step: Step) -> Generator[None, None, None]:
     """What is outside a window of each parameter, another one at each step; its change is taken times 1/fraction.
 
     So what changes in many steps is on average what a dense optimizer would change
-    (SkipUpdate, arXiv:2602.15322). The change is proportional to the learning rate,
-    which is what is multiplied. Windows lie in one piece of memory: rows drawn one by
-    one learn as well and take longer.
+    (SkipUpdate, arXiv:2602.15322). The change, decay included, is proportional to the
+    learning rate, which is what is multiplied. Windows lie in one piece of memory: rows
+    drawn one by one learn as well and take longer.
     """
-    with scaled_rates(step.optimizer, 1 / step.fraction):
+    groups = step.optimizer.param_groups
+    rates = [group["lr"] for group in groups]
+    for group, rate in zip(groups, rates):
+        group["lr"] = rate * (1 / step.fraction)
+    try:
         yield from keep_windows(step, step.number)
+    finally:
+        for group, rate in zip(groups, rates):
+            group["lr"] = rate
 
 
 def windows_for_all_steps(step: Step) -> Generator[None, None, None]:

@@ -12,9 +12,7 @@ from transformers import PreTrainedModel
 from k1.checkpoints import (
     Checkpoint,
     ResumeFile,
-    is_shared,
     load_finished_stage,
-    output_path,
     restore_initial_model,
     restore_model,
     save_checkpoint,
@@ -26,6 +24,7 @@ from k1.data.loader import TokenizedDataset, load_datasets, require_distinct
 from k1.data.tokenizer import load_tokenizer
 from k1.errors import K1Error
 from k1.experiment import STAGES
+from k1.files import lock
 from k1.parallel import is_main_process
 from k1.rehearsal import Rehearsal
 from k1.report.tables import print_evaluation
@@ -46,8 +45,6 @@ class StageOutput:
     path: Path
     resume_file: ResumeFile
     event_log: EventLog | None
-    is_finished: bool
-    is_last: bool
 
     def learn(self, learner: "Learner", dataset: TokenizedDataset, arguments: Arguments) -> None:
         """Let `learner` learn `dataset`, write the checkpoint, and print what its model scores.
@@ -55,30 +52,29 @@ class StageOutput:
         A stage that is finished is taken as it is if it had the same settings, text and start; others are trained
         again with `--overwrite`, and without it raise `K1Error`, naming the first difference.
         """
-        is_taken = self.is_finished and self._take(learner, dataset, arguments)
-        if not is_taken:
-            learner.learn(dataset, arguments, self._train)
-            self._save(learner.checkpoint)
-        # What the stage of another arm scores is among that one's results.
-        if not (is_taken and is_shared(self.flags.arm, self.path)):
-            print_evaluation(learner.checkpoint)
+        checkpoint = self._take(learner, dataset, arguments) if self.path.exists() else None
+        if checkpoint is None:
+            checkpoint = learner.learn(
+                dataset, arguments, lambda *stage: StageTrainer(*stage).run(self.resume_file, self.event_log)
+            )
+            self._save(checkpoint)
+        self.resume_file.remove(arguments)
+        print_evaluation(checkpoint)
 
-    def _take(self, learner: "Learner", dataset: TokenizedDataset, arguments: Arguments) -> bool:
-        """Let `learner` continue with the checkpoint at `path`; returns whether that could be."""
+    def _take(self, learner: "Learner", dataset: TokenizedDataset, arguments: Arguments) -> Checkpoint | None:
+        """Let `learner` continue with the checkpoint at `path`, and return it; None if it is to be replaced."""
         try:
-            learner.take_over(self.path, dataset, arguments, self.flags.arm)
+            checkpoint = load_finished_stage(self.path, dataset, arguments, learner.start, learner.checkpoint)
+            learner.model = restore_model(checkpoint, arguments.device)
         except K1Error:
-            if not self.flags.overwrite or is_shared(self.flags.arm, self.path):
+            if not self.flags.overwrite:
                 raise
-            return False
+            return None
+        learner.checkpoint, learner.written = checkpoint, checkpoint.written
+        learner.learned.append(dataset)
         if is_main_process():
             print(f"{self.path} is already trained with these settings; remove it to train it again", file=sys.stderr)
-        return True
-
-    def _train(
-        self, model: PreTrainedModel, dataset: TokenizedDataset, arguments: Arguments, rehearsal: Rehearsal | None
-    ) -> list[dict]:
-        return StageTrainer(model, dataset, arguments, rehearsal).run(self.resume_file, self.event_log)
+        return checkpoint
 
     def _save(self, checkpoint: Checkpoint) -> None:
         """Write `checkpoint`, and its evaluations as events."""
@@ -89,26 +85,18 @@ class StageOutput:
             name, after = checkpoint.datasets[-1]["name"], checkpoint.evaluations[-1]
             before = checkpoint.evaluations[-2] if checkpoint.stage > 1 else checkpoint.initial_evaluation
             self.event_log.add_evaluations({name: before[name]}, after, checkpoint.arguments["max_steps"])
-        if self.is_last:
-            self.resume_file.remove()
 
 
 def stage_outputs(flags: Flags, stages: Sequence[int]) -> list[StageOutput]:
-    """What the `stages` of one script leave; checks that all can be written, see `k1.checkpoints.output_path`.
-
-    A stage is finished if its checkpoint exists, but for those that a stopped run of the script had not yet reached.
-    """
-    paths = [output_path(flags, stage) for stage in stages]
+    """What the `stages` of one script leave; raises `K1Error` if another process is writing one of their files."""
+    paths = [flags.checkpoint(stage) for stage in stages]
+    if is_main_process():
+        for path in paths:
+            lock(path)
     resume_file = ResumeFile(paths[-1], flags.save_steps, flags.overwrite)
-    begun = resume_file.stage or stages[-1] + 1
     has_events = flags.report_to == "tensorboard" and is_main_process()
-    return [
-        StageOutput(
-            flags, path, resume_file, EventLog(flags.logging_dir / path.stem) if has_events else None,
-            is_finished=stage < begun and path.exists() or is_shared(flags.arm, path), is_last=path == paths[-1],
-        )
-        for stage, path in zip(stages, paths)
-    ]  # fmt: skip
+    logs = [EventLog(flags.logging_dir / path.stem) if has_events else None for path in paths]
+    return [StageOutput(flags, path, resume_file, log) for path, log in zip(paths, logs)]
 
 
 class Learner:
@@ -146,13 +134,6 @@ class Learner:
         learner.learned = load_datasets(checkpoint.datasets, tokenizer, arguments) if learned is None else [*learned]
         return learner
 
-    def take_over(self, path: Path, dataset: TokenizedDataset, arguments: Arguments, arm: str) -> None:
-        """Continue with the model at `path`, of a stage that is finished; see `load_finished_stage`."""
-        self.checkpoint = load_finished_stage(path, dataset, arguments, arm, self.start, self.checkpoint)
-        self.model = restore_model(self.checkpoint, arguments.device)
-        self.written = self.checkpoint.written
-        self.learned.append(dataset)
-
     def train(
         self, dataset: TokenizedDataset, arguments: Arguments, training: Training, is_last: bool = False
     ) -> tuple[list[dict], Rehearsal | None]:
@@ -166,8 +147,8 @@ class Learner:
         self.written = [] if is_last else write_rehearsal(self.model, dataset, self.tokenizer, arguments, self.written)
         return history, rehearsal
 
-    def learn(self, dataset: TokenizedDataset, arguments: Arguments, training: Training) -> None:
-        """Do a whole stage: evaluate, train, write for later stages, and evaluate; `checkpoint` then has it all."""
+    def learn(self, dataset: TokenizedDataset, arguments: Arguments, training: Training) -> Checkpoint:
+        """Do a whole stage: evaluate, train, write for later stages, and evaluate; returns the new `checkpoint`."""
         require_distinct([*(known.name for known in self.learned), dataset.name])
         initial = self.build_initial() if self.checkpoint else self.model
         untrained = evaluate(initial, [dataset], arguments, splits=("test",))
@@ -180,3 +161,4 @@ class Learner:
             untrained=untrained, before=before, after=after, history=history, written=self.written,
             predicted_forgetting=predicted,
         )  # fmt: skip
+        return self.checkpoint

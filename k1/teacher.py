@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -11,7 +12,7 @@ from k1.errors import K1Error
 from k1.sparse import require_whole
 
 
-def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+def unwrapped(model: Any) -> Any:
     """`model` without what DistributedDataParallel and torch.compile put around it."""
     while (inner := model._modules.get("module", model._modules.get("_orig_mod"))) is not None:
         model = inner
@@ -41,7 +42,7 @@ def teacher_of(
             "bitsandbytes on a CPU has no gradients once a model has predicted; use a GPU, or quantize with torchao"
         )
     if hasattr(model, "disable_adapter"):
-        if model.active_peft_config.is_prompt_learning:
+        if model.active_peft_config.is_prompt_learning:  # type: ignore[union-attr]
             raise K1Error("rehearsal does not fit an adapter that is a prompt; choose another, such as LoRA")
         if is_adapter_fresh(model):
             if dtype or device:
@@ -56,11 +57,11 @@ def teacher_of(
     teacher = copy.deepcopy(model, copies)
     # `generate` asks for its cache; to predict needs none.
     teacher.config.get_text_config().use_cache = False
-    return (teacher.to(device) if device else teacher).eval().requires_grad_(False)
+    return (teacher.to(device) if device else teacher).eval().requires_grad_(False)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
-def is_adapter_fresh(model: PreTrainedModel) -> bool:
+def is_adapter_fresh(model: Any) -> bool:
     """Whether a `model` of peft predicts the same with its adapter as without."""
     tokens = torch.arange(min(16, model.get_input_embeddings().num_embeddings), device=model.device)[None]
     with in_mode(model, training=False):
@@ -70,7 +71,7 @@ def is_adapter_fresh(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def without_adapter(model: PreTrainedModel) -> Iterator[None]:
+def without_adapter(model: Any) -> Iterator[None]:
     """Context in which a `model` of peft is the one below its adapter, in evaluation mode."""
     with in_mode(model, training=False), model.disable_adapter():
         yield

@@ -52,9 +52,13 @@ def write_corpus(folder: Path, name: str, documents: int = 60) -> Path:
     return path
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests come first, so that at the end no process is left alone with one."""
+    """Slow tests come first, so that at the end no process is left alone with one; what takes `trained` is slow too."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    for item in items:
+        if "trained" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,9 +6,11 @@ exception a traceback on its stderr and the status `UNEXPECTED`.
 
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NoReturn
@@ -26,10 +28,7 @@ def be_captured(body: Callable[[], object], stdout: Path, stderr: Path) -> NoRet
         body()
         status = 0
     except SystemExit as error:
-        is_message = isinstance(error.code, str)
-        if is_message:
-            print(error.code, file=sys.stderr)
-        status = 1 if is_message else int(error.code or 0)
+        status = int(error.code or 0)
     except KeyboardInterrupt:
         # Before or after a script heeds it; there a process of its own would be ended by the signal.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -72,3 +71,13 @@ class ServerProcess:
             self._process.kill()
             raise TimeoutError(f"a process takes more than {timeout} s")
         return self._process.exitcode
+
+
+def run_two(body: Callable[[int, int], object], folder: Path, modules: Sequence[str], timeout: float) -> None:
+    """Run `body` in two processes at once, with the rank of each and a free port; fails unless both end well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    files = [folder / f"output{rank}" for rank in (0, 1)]
+    processes = [ServerProcess(partial(body, rank, port), path, path, modules) for rank, path in enumerate(files)]
+    assert [process.wait(timeout) for process in processes] == [0, 0], [path.read_text() for path in files]

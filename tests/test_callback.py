@@ -4,7 +4,6 @@ import copy
 import functools
 import os
 import re
-import socket
 from types import SimpleNamespace
 
 import peft
@@ -21,7 +20,7 @@ from k1.callback import UNFIT
 from k1.errors import K1Error
 from k1.rehearsal import Rehearsal, divergence_from
 from tests.conftest import PATIENCE, PRELOADED
-from tests.processes import ServerProcess
+from tests.processes import run_two
 from tests.test_known import CHATS, TEXTS, tokenizer
 
 SMALL = {"sequences": 6, "length": 8, "interval": 2}
@@ -122,7 +121,7 @@ def test_the_gradient_of_the_divergence_is_added_and_no_more_is_read_at_once_tha
     )  # fmt: skip
     model, state = fresh_model(), SimpleNamespace(global_step=4)
     callback = k1.K1Callback(KNOWN, weight=0.7, fraction=1, sequences=6, length=8, interval=3)
-    callback.on_init_end(arguments, model=fresh_model())
+    callback.on_init_end(arguments, None, None, model=fresh_model())
     callback.on_train_begin(arguments, state, None, model=model)
     with torch.no_grad():
         model.lm_head.weight.mul_(9)
@@ -225,7 +224,7 @@ def test_a_budget_cuts_the_change_back(tmp_path):
 
 def test_what_was_saved_is_rehearsed_with_the_next_task(tmp_path):
     first = k1.K1Callback(KNOWN, weight=2.0, policy="stage", **SMALL)
-    with pytest.raises(K1Error, match="nothing to save"):
+    with pytest.raises(K1Error, match="nothing to rehearse or to save before"):
         first.save(tmp_path)
     trainer = trainer_of(tmp_path, first, max_steps=2)
     trainer.train()
@@ -263,7 +262,7 @@ def test_where_it_cannot_work_it_says_so(name, monkeypatch):
     if name in UNFIT:
         monkeypatch.setenv(name, UNFIT[name])
     with pytest.raises(K1Error, match="train with bf16=True, in one process or DDP"):
-        k1.K1Callback(KNOWN).on_init_end(SimpleNamespace(**arguments), model=fresh_model())
+        k1.K1Callback(KNOWN).on_init_end(SimpleNamespace(**arguments), None, None, model=fresh_model())
 
 
 def test_parameters_in_pieces_are_refused(tmp_path):
@@ -337,17 +336,9 @@ def train_as_one_of_two(folder, rank: int, port: int) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_rehearse_each_its_own_and_end_with_the_same_bits(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    output = [tmp_path / f"output{rank}" for rank in (0, 1)]
-    processes = [
-        ServerProcess(functools.partial(train_as_one_of_two, tmp_path, rank, port), path, path, PRELOADED)
-        for rank, path in enumerate(output)
-    ]
-    statuses = [process.wait(PATIENCE) for process in processes]
-    assert statuses == [0, 0], output[0].read_text() + output[1].read_text()
+    run_two(functools.partial(train_as_one_of_two, tmp_path), tmp_path, PRELOADED, PATIENCE)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(first[0], second[0]))
     assert torch.equal(first[1][0], second[1][0]) and not torch.equal(first[2], second[2])

@@ -44,10 +44,12 @@ def test_the_digest_does_not_depend_on_how_a_tensor_lies_in_memory():
     assert content_digest(changed(weights=column_major)) == content_digest(CONTENT)
 
 
-def test_what_is_written_comes_back(tmp_path):
+def test_what_is_written_comes_back_and_nothing_is_left_of_a_write_that_was_killed(tmp_path):
+    (tmp_path / ".a.pt.part").mkdir()
     sha256 = write_content(tmp_path / "a.pt", CONTENT)
     content = read_content(tmp_path / "a.pt", "file", 1, "make it again")
     assert content.pop("sha256") == sha256 == content_digest(content) == content_digest(CONTENT)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
 @pytest.mark.parametrize("value", [{"a": {1, 2}}, {1: b"bytes"}], ids=["set", "bytes"])
@@ -75,9 +77,7 @@ def test_a_target_below_the_home_folder_is_there(monkeypatch, tmp_path):
     assert folder_to_write("~/plots") == tmp_path / "plots" and (tmp_path / "plots").is_dir()
 
 
-def test_a_device_in_a_folder_that_cannot_be_written_is_a_file_to_write(monkeypatch, tmp_path):
-    """Of the mode of /dev, as modes do not bind root."""
-    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != Path("/dev"))
+def test_a_device_is_a_file_to_write_and_no_new_one_is_made():
     assert file_to_write("/dev/null") == Path("/dev/null")
     with pytest.raises(ArgumentTypeError, match="/dev/report.json is not a file in a folder that can be written"):
         file_to_write("/dev/report.json")

@@ -1,7 +1,6 @@
 """`pip install .` installs the whole package, and nothing in it needs the folder it came from."""
 
 import shutil
-import signal
 import subprocess
 import sys
 from importlib.metadata import Distribution
@@ -9,7 +8,6 @@ from importlib.metadata import Distribution
 import pytest
 from packaging.requirements import Requirement
 
-import k1
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.xdist_group("package"), pytest.mark.slow]
@@ -91,11 +89,3 @@ def test_the_library_changes_nothing_in_the_process_that_imports_it_and_commands
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith(f"{installed / 'k1' / '__init__.py'} set() set()\nusage: python3 -m k1.export")
-
-
-def test_a_failed_import_leaves_ctrl_c_as_it_was(monkeypatch):
-    before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setitem(k1.MODULES, "missing", "k1.no_such_module")
-    with pytest.raises(ModuleNotFoundError):
-        k1.missing  # noqa: B018
-    assert signal.getsignal(signal.SIGINT) is before

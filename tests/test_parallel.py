@@ -3,11 +3,9 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ from k1.config import settings_of
 from k1.errors import K1Error, UsageError
 from k1.experiment import FILES
 from tests.conftest import PATIENCE, PRELOADED, ROOT, run_script
-from tests.processes import ServerProcess
+from tests.processes import run_two
 
 pytestmark = [pytest.mark.xdist_group("parallel"), pytest.mark.slow]
 
@@ -135,9 +133,4 @@ def agree(rank: int, port: int) -> None:
 
 
 def test_copies_and_comparisons(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    outputs = [tmp_path / str(rank) for rank in (0, 1)]
-    processes = [ServerProcess(partial(agree, rank, port), path, path, PRELOADED) for rank, path in enumerate(outputs)]
-    assert [process.wait(PATIENCE) for process in processes] == [0, 0], [path.read_text() for path in outputs]
+    run_two(agree, tmp_path, PRELOADED, PATIENCE)

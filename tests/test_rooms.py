@@ -4,7 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
-from graphlib import CycleError, TopologicalSorter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -20,25 +20,27 @@ ORDER = (
 HEAVY = {"torch", "transformers", "huggingface_hub", "matplotlib", "peft", "tensorboard"}
 
 
-def modules_of(root: Path) -> dict[str, Path]:
-    """Dotted name -> file of every module below `root`/k1; a folder stands for its `__init__.py`."""
-    files = sorted((root / "k1").rglob("*.py"))
-    return {".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+# Dotted name -> file; a folder stands for its `__init__.py`.
+MODULES = {
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in sorted((ROOT / "k1").rglob("*.py"))
+}
 
 
-def imports_of(file: Path, modules: dict[str, Path]) -> Iterator[tuple[int, str]]:
-    """(line, module of k1) of each import in a module, also of those inside functions."""
+def imports_of(file: Path) -> Iterator[str]:
+    """The module of each import in `file`, also of those inside functions."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            targets = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             # `from k1.data import hub` names a module, `from k1.data.hub import get` one of its functions.
-            targets = [
-                name if (name := f"{node.module}.{alias.name}") in modules else node.module for alias in node.names
-            ]
-        else:
-            continue
-        yield from ((node.lineno, target) for target in targets if target.split(".")[0] == "k1")
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else str(node.module) for name in names)
+
+
+IMPORTS = {
+    name: {target for target in imports_of(file) if target.split(".")[0] == "k1"} for name, file in MODULES.items()
+}
 
 
 def place_of(module: str) -> int:
@@ -47,26 +49,10 @@ def place_of(module: str) -> int:
     return ORDER.index(parts[1]) if len(parts) > 1 else len(ORDER)
 
 
-def forbidden_imports(root: Path) -> list[str]:
-    """Each import from a later place of `ORDER`, and one circle between modules if there is any."""
-    modules = modules_of(root)
-    found, graph = [], {}
-    for name, file in modules.items():
-        graph[name] = set()
-        for line, target in imports_of(file, modules):
-            # The package itself hands names on when they are asked for.
-            if name != "k1" and place_of(target) > place_of(name):
-                found.append(f"{file.relative_to(root)}:{line} imports {target}, which comes after {name}")
-            graph[name].add(target)
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        found.append(f"a circle: {' is imported by '.join(error.args[1])}")
-    return found
-
-
 def test_no_import_from_a_later_room_and_no_circle():
-    assert forbidden_imports(ROOT) == []
+    pairs = [(name, target) for name, targets in IMPORTS.items() for target in targets]
+    assert [(name, target) for name, target in pairs if place_of(target) > place_of(name)] == []
+    TopologicalSorter(IMPORTS).prepare()
 
 
 @pytest.mark.parametrize(
@@ -78,8 +64,7 @@ def test_no_import_from_a_later_room_and_no_circle():
     ],
 )
 def test_what_others_may_take_for_themselves_needs_little_of_the_rest(name, allowed):
-    modules = modules_of(ROOT)
-    assert {target for _, target in imports_of(modules[name], modules)} == allowed
+    assert IMPORTS[name] == allowed
 
 
 def heavy_modules_after(statement: str) -> set[str]:
@@ -99,4 +84,4 @@ def test_sparse_updates_need_torch_alone():
 
 
 def test_no_public_name_is_also_a_module():
-    assert set(k1.__all__) & {name.split(".")[1] for name in modules_of(ROOT) if "." in name} == set()
+    assert set(k1.__all__) & {name.split(".")[1] for name in MODULES if "." in name} == set()

@@ -6,14 +6,12 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from k1.checkpoints import load_checkpoint
 from k1.config import PRESETS, parse_training_flags, settings_of
 from k1.errors import UsageError
 from k1.experiment import ARMS
-from k1.model import build_model, count_parameters, model_config
+from k1.model import count_parameters, empty_model, model_config
 from k1.sparse import UPDATE_FRACTION
 from tests.conftest import ROOT, assert_one_clear_line, run_script
 
@@ -55,6 +53,7 @@ def test_help(script):
         ("baseline", "--update_fraction 0.5", "--update_fraction"),
         ("baseline", "--logging_dir logs", "add --report_to tensorboard, or leave it out"),
         ("k1", "--compile maybe", "--compile"),
+        ("k1", "--models_dir README.md/models", "is not a folder that can be written (Not a directory)"),
     ],
 )
 def test_usage_errors(capsys, method, flags, fragment):
@@ -119,16 +118,18 @@ def test_arms_differ_in_updates_rehearsal_and_learning_rate_alone(arm, preset, s
     assert ours.learning_rate == PRESETS[preset].learning_rate[arm][0 if stage == 1 else 1]
 
 
-def test_a_contradiction_ends_the_script_with_status_2(trained, tmp_path):
-    (tmp_path / "k1_dataset1.pt").write_bytes((trained.models_dir / "k1_dataset1.pt").read_bytes())
-    finished = run_script("train_k1_dataset2.py", "--models_dir", tmp_path, "--update_fraction", "0.3")
-    assert_one_clear_line(finished, 2, "--update_fraction 0.3 contradicts the checkpoint")
-
-
-def test_a_dataset_that_comes_twice_ends_before_training(trained, tmp_path):
-    (tmp_path / "k1_dataset1.pt").write_bytes((trained.models_dir / "k1_dataset1.pt").read_bytes())
-    finished = run_script("train_k1_dataset2.py", "--models_dir", tmp_path, "--dataset_name", trained.corpora[0])
-    assert_one_clear_line(finished, 1, "comes twice")
+@pytest.mark.parametrize(
+    ("flags", "status", "fragment"),
+    [
+        (["--update_fraction", 0.3], 2, "--update_fraction 0.3 contradicts the checkpoint"),
+        (["--dataset_name"], 1, "comes twice"),
+    ],
+)
+def test_a_contradiction_or_a_dataset_that_comes_twice_ends_before_training(trained, tmp_path, flags, status, fragment):
+    shutil.copy(trained.models_dir / "k1_dataset1.pt", tmp_path)
+    same = trained.corpora[:1] if "--dataset_name" in flags else []
+    finished = run_script("train_k1_dataset2.py", "--models_dir", tmp_path, *flags, *same)
+    assert_one_clear_line(finished, status, fragment)
 
 
 def train_again(trained, script, models_dir, *flags):
@@ -178,19 +179,11 @@ def test_stdout_is_the_table_and_progress_goes_to_stderr(trained):
     assert trained.printed["train_baseline_all.py"].stdout.count("after stage") == 3
 
 
-def test_the_default_preset_has_one_to_three_million_parameters():
-    arguments = parse_training_flags("", "k1", []).resolve(stage=1)
-    assert arguments == settings_of("k1", "quick")
-    model = build_model(model_config(arguments, arguments.vocabulary_size), 0)
-    assert 1e6 <= count_parameters(model) <= 3e6
-
-
-def test_the_full_preset_has_the_size_of_gpt2_small():
-    full = settings_of("k1", "full")
-    assert (full.layers, full.hidden_size, full.vocabulary_size, full.seq_length) == (12, 768, 32_000, 1_024)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**model_config(full, 32_000)))
-    assert 124e6 <= count_parameters(model) <= 140e6
+@pytest.mark.parametrize(("flags", "least", "most"), [([], 1e6, 3e6), (["--preset", "full"], 124e6, 140e6)])
+def test_the_default_preset_is_small_and_full_has_the_size_of_gpt2_small(flags, least, most):
+    arguments = parse_training_flags("", "k1", flags).resolve(stage=1)
+    assert arguments == settings_of("k1", "full" if flags else "quick")
+    assert least <= count_parameters(empty_model(model_config(arguments, arguments.vocabulary_size))) <= most
 
 
 def test_a_reader_that_goes_away_ends_the_script_quietly(trained):

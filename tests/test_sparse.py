@@ -1,7 +1,6 @@
 """Sparse updates on any optimizer: how many parameters change, which keep their bits, and how far the others go."""
 
 import copy
-import pickle
 
 import pytest
 import torch
@@ -167,7 +166,7 @@ def test_momentum_chooses_by_the_first_moment_after_this_step():
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("way", ["state_dict", "deepcopy", "pickle", "distributed checkpoint"])
+@pytest.mark.parametrize("way", ["state_dict", "deepcopy", "distributed checkpoint"])
 def test_training_resumes_to_the_same_bits(policy, way):
     """Six steps at once, and three, a copy of model and optimizer by `way`, and three more."""
 
@@ -183,10 +182,9 @@ def test_training_resumes_to_the_same_bits(policy, way):
     optimizer = begin(first)
     for _ in range(3):
         step(first, optimizer)
-    if way in ("deepcopy", "pickle"):
+    if way == "deepcopy":
         # Together, so that the copied optimizer has the copied parameters. As torch has it, hooks do not go along.
-        clone = copy.deepcopy if way == "deepcopy" else lambda value: pickle.loads(pickle.dumps(value))
-        second, resumed = clone((first, optimizer))
+        second, resumed = copy.deepcopy((first, optimizer))
         attached(resumed, seed=5, policy=policy)
     else:
         second = Everything()
@@ -201,21 +199,6 @@ def test_training_resumes_to_the_same_bits(policy, way):
     for _ in range(3):
         step(second, resumed)
     assert bits(second) == bits(whole)
-
-
-def test_schedulers_see_the_rate_that_was_set():
-    model = Everything()
-    optimizer = attached(torch.optim.AdamW(trained(model), lr=1e-2))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
-    dense = torch.optim.AdamW(trained(Everything()), lr=1e-2)
-    reference = torch.optim.lr_scheduler.CosineAnnealingLR(dense, 10)
-    for _ in range(4):
-        step(model, optimizer)
-        dense.step()
-        schedule.step()
-        reference.step()
-        assert schedule.get_last_lr() == reference.get_last_lr()
-        assert optimizer.param_groups[0]["lr"] == dense.param_groups[0]["lr"]
 
 
 def test_learning_rate_is_put_back_after_a_step_that_failed():

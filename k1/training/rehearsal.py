@@ -49,4 +49,4 @@ def write_rehearsal(
     if arguments.stage > 1 and not arguments.rehearsal:
         return []
     known = next(batches_of_blocks(dataset.blocks["train"], arguments.rehearsal_sequences, arguments.stage_seed))
-    return begin_rehearsal(model, earlier or [], tokenizer, arguments, [known]).written
+    return begin_rehearsal(model, earlier or [], tokenizer, arguments, [known]).written  # type: ignore[union-attr]

@@ -137,8 +137,12 @@ class StageTrainer:
         keeps at the end the largest share of its change that stays within it.
         """
         arguments, last = self.arguments, self.arguments.max_steps
-        if resume_file and (state := resume_file.take(self._identity())):
-            self.load_state_dict(state)
+        if resume_file:
+            # What must be the same to resume: the stage, its processes, and what it starts from.
+            start = {"model": self.model.state_dict(), "written": self.rehearsal.written if self.rehearsal else []}
+            own = {"processes": process_count(), "starting state": content_digest(start)}
+            if state := resume_file.take(identity_of(arguments, self.dataset) | own):
+                self.load_state_dict(state)
         if event_log:
             event_log.begin(self.done)
         bar = tqdm(
@@ -157,42 +161,29 @@ class StageTrainer:
                     self.losses.append(self.step())
                     if is_logged:
                         speed = (step - first) * arguments.tokens_per_step / (time.perf_counter() - started)
-                        self._add_entry(learning_rate, changed_fraction(before, self.model), speed)
-                        bar.set_postfix_str(
-                            f"loss {self.history[-1]['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False
-                        )
+                        loss, divergence = (sum(values) / len(values) for values in zip(*self.losses))
+                        entry = {
+                            "step": step, "loss": loss, "divergence": divergence, "learning_rate": learning_rate,
+                            "updated_fraction": changed_fraction(before, self.model), "tokens_per_second": speed,
+                        }  # fmt: skip
+                        self.losses = []
+                        self.history.append(entry)
+                        bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
                         if event_log:
-                            event_log.add_entry(self.history[-1])
+                            event_log.add_entry(entry)
                         first, started = step, time.perf_counter()
-                    if resume_file:
+                    if resume_file and interruption:
                         self._save_or_stop(resume_file, interruption)
         except Diverged:
             if resume_file:
-                resume_file.remove()
+                resume_file.remove(arguments)
             raise
         require_identical("moments", self.optimizer.state_dict())
-        if self.rehearsal and self._start:
+        if self.rehearsal and arguments.forgetting_budget is not None:
             share = self.rehearsal.keep_within(self.model, self._start, arguments.forgetting_budget)
             if is_main_process():
                 print(f"kept {share:.0%} of the change of the stage", file=sys.stderr)
         return self.history
-
-    def _identity(self) -> dict:
-        """What must be the same for this training to resume: the stage, its processes, and what it starts from."""
-        start = {"model": self.model.state_dict(), "written": self.rehearsal.written if self.rehearsal else []}
-        own = {"processes": process_count(), "starting state": content_digest(start)}
-        return identity_of(self.arguments, self.dataset) | own
-
-    def _add_entry(self, learning_rate: float, updated_fraction: float, tokens_per_second: float) -> dict:
-        """Add the entry of the last step to the history; returns it."""
-        loss, divergence = (sum(values) / len(values) for values in zip(*self.losses))
-        self.losses = []
-        entry = {
-            "step": self.done, "loss": loss, "divergence": divergence, "learning_rate": learning_rate,
-            "updated_fraction": updated_fraction, "tokens_per_second": tokens_per_second,
-        }  # fmt: skip
-        self.history.append(entry)
-        return entry
 
     def _save_or_stop(self, resume_file: ResumeFile, interruption: Interruption) -> None:
         """Write the resume file if it is due; if a signal has come, write it and raise what the signal stands for."""
@@ -253,10 +244,9 @@ def accumulate_gradients(
         mine, mine_old = share_of(new.to(arguments.device)), share_of(old)
         tokens = mine if rehearsal is None else torch.cat([mine, rehearsal.sequences[mine_old]])
         # Gradients are exchanged once a step, not with every batch.
-        with nullcontext() if number == passes or process_count() == 1 else model.no_sync():
-            loss, divergence = summed_losses_of(
-                model, rehearsal and rehearsal.teacher, tokens, len(mine), arguments.precision
-            )
+        with model.no_sync() if isinstance(model, DistributedDataParallel) and number < passes else nullcontext():
+            teacher = rehearsal.teacher if rehearsal else None
+            loss, divergence = summed_losses_of(model, teacher, tokens, len(mine), arguments.precision)
             # DistributedDataParallel takes the mean over processes, of which each has the sums of its own rows.
             share, positions = process_count() / passes, tokens.shape[1] - 1
             loss = loss * share / (len(new) * positions)

@@ -112,6 +112,7 @@ def with_trainer(model, example: str | None, folder, capsys):
     assert [len(text) for text in names["following"].rehearsal.written] == [128, 128]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "use", "title"), [("llama", own_loop, "own loop"), ("gpt2", with_trainer, "Trainer")])
 def test_the_code_on_the_page_prevents_forgetting(tmp_path, capsys, kind, use, title):
     learned = learned_model(kind)

@@ -56,7 +56,7 @@ def test_a_signal_saves_first_and_the_same_command_resumes(trained, rehearsing, 
     shutil.copy(trained.models_dir / "baseline_dataset1.pt", models_dir)
     process = start_and_heed("train_baseline_all.py", [*flags, "--save_steps", "1"], *files)
     resume = models_dir / f"{arm}_final.resume.pt"
-    wait_for(lambda: (models_dir / f"{arm}_dataset2.pt").exists() and resume.exists())
+    wait_for(lambda: "stage 3:" in files[1].read_text() and resume.exists())
     process.send_signal(number)
     assert process.wait(120) == status
     stderr = files[1].read_text()
@@ -78,12 +78,12 @@ def test_it_never_replaces_a_file_unasked_and_never_the_first_stage(rehearsing, 
     before = (folder / FIRST).read_bytes()
     other = "--rehearsal", 0.5
     refused = train_arm(folder, trained.corpora, *other)
-    assert_one_clear_line(refused, 1, SECOND, "rehearsal 0.25, not 0.5; add --overwrite")
+    assert refused.status == 1 and f"{SECOND} exists already and has rehearsal 0.25, not 0.5; add" in refused.stderr
+    refused = train_arm(folder, trained.corpora, *other, "--batch_size", 4)
+    assert_one_clear_line(refused, 1, FIRST, "batch_size 8, not 4; add --overwrite")
     finished = train_arm(folder, trained.corpora, *other, "--overwrite")
     assert finished.status == 0 and "stage 1:" not in finished.stderr and (folder / FIRST).read_bytes() == before
     assert load_checkpoint(folder / FINAL).arguments["rehearsal"] == 0.5
-    finished = train_arm(folder, trained.corpora, *other, "--batch_size", 4, "--overwrite")
-    assert_one_clear_line(finished, 1, FIRST, "batch_size 8, not 4", "train_baseline_all.py with --overwrite first")
 
 
 def test_the_51_percent_alone_continue_k1s_first_stage_into_files_of_their_own(trained, tmp_path):

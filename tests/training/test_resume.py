@@ -13,11 +13,11 @@ import datasets
 import pytest
 import torch
 
-from k1.checkpoints import ResumeFile, output_path
-from k1.config import parse_training_flags, settings_of
+from k1.checkpoints import ResumeFile
+from k1.config import settings_of
 from k1.data.loader import TokenizedDataset
 from k1.errors import K1Error
-from k1.files import remove_leftovers
+from k1.files import lock
 from k1.training.rehearsal import begin_rehearsal, write_rehearsal
 from k1.training.trainer import StageTrainer
 from tests.conftest import assert_one_clear_line, run_script, start_script
@@ -151,7 +151,15 @@ def test_a_damaged_resume_file_is_refused_unless_overwrite(tiny_model, tmp_path)
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(K1Error, match="damaged or is not a resume file; add --overwrite"):
         ResumeFile(tmp_path / "k1_dataset1.pt")
-    assert ResumeFile(tmp_path / "k1_dataset1.pt", overwrite=True).stage == 0
+    assert ResumeFile(tmp_path / "k1_dataset1.pt", overwrite=True).take(arguments_of().as_dict()) is None
+
+
+def test_a_finished_training_takes_its_own_resume_file_along_and_no_other(tiny_model, tmp_path):
+    resume_file = stopped(tiny_model, tmp_path)
+    resume_file.remove(arguments_of(max_steps=14))
+    assert resume_file.path.exists()
+    resume_file.remove(arguments_of())
+    assert not resume_file.path.exists()
 
 
 def test_saves_are_due_by_steps_or_by_time(tmp_path, monkeypatch):
@@ -175,17 +183,10 @@ def test_a_full_disk_is_a_warning_while_training(tiny_model, tmp_path, monkeypat
 
 
 def test_a_file_that_another_process_writes_is_not_written_twice(tmp_path):
-    path = output_path(parse_training_flags("", "k1", ["--models_dir", str(tmp_path)]), stage=1)
+    path = tmp_path / "k1_dataset1.pt"
+    lock(path)
     flags = ("train_k1_dataset1.py", "--preset", "smoke", "--data_source", "bundled", "--models_dir", tmp_path)
     assert_one_clear_line(run_script(*flags), 1, f"another process is writing {path}")
-
-
-def test_only_leftovers_of_the_file_are_removed(tmp_path):
-    kept = ["a.pt", ".a.lock", ".ab.pt.12", ".b.pt.7", "a.pt.12", ".a.pt.x"]
-    for name in [*kept, ".a.pt.12", ".a.resume.pt.9"]:
-        (tmp_path / name).write_bytes(b"")
-    remove_leftovers(tmp_path / "a.pt")
-    assert sorted(os.listdir(tmp_path)) == sorted(kept)
 
 
 def start_and_heed(script: str, flags: list[str], stdout: Path, stderr: Path) -> ServerProcess:
@@ -200,12 +201,6 @@ def wait_for(condition, seconds=120) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
-
-
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="/proc stands for a folder that cannot be written")
-def test_a_folder_that_cannot_be_written_ends_before_training(tmp_path):
-    finished = run_script("train_k1_dataset1.py", "--preset", "smoke", "--models_dir", "/proc/models")
-    assert_one_clear_line(finished, 1, "cannot write into /proc/models", "choose another --models_dir")
 
 
 def limit_file_size() -> None:

@@ -2,18 +2,19 @@
 
 import math
 import shutil
+from functools import partial
 
 import pytest
 import torch
+from datasets import Dataset
 from torch.nn.functional import cross_entropy
 
 from k1.checkpoints import load_checkpoint
 from k1.config import settings_of
 from k1.experiment import ARM_FILES, FILES
 from k1.training.evaluation import evaluate_blocks
-from k1.training.trainer import StageTrainer, accumulate_gradients, changed_fraction, copy_parameters, warmup_and_cosine
+from k1.training.trainer import accumulate_gradients, changed_fraction, copy_parameters, warmup_and_cosine
 from tests.conftest import run_script
-from tests.training.test_resume import arguments_of, dataset_of
 
 
 @pytest.mark.slow
@@ -82,8 +83,7 @@ def test_the_schedule_warms_up_decays_and_never_comes_near_zero(warmup, steps):
     assert min(rates[warmup:], default=1) >= 0.1
 
 
-def arguments_with(**changes):
-    return settings_of("k1", "smoke", **changes)
+arguments_with = partial(settings_of, "k1", "smoke")
 
 
 def test_accumulated_gradients_are_those_of_the_large_batch(tiny_model):
@@ -108,8 +108,6 @@ def test_bfloat16_computes_about_the_same_loss_and_keeps_float32_parameters(tiny
 
 
 def test_evaluation_against_a_direct_computation(tiny_model):
-    from datasets import Dataset
-
     generator = torch.Generator().manual_seed(1)
     rows = [torch.randint(0, 37, (16,), generator=generator).tolist() for _ in range(5)] + [[1, 2, 3, 4]]
     arguments = arguments_with(seq_length=16)
@@ -124,12 +122,3 @@ def test_evaluation_against_a_direct_computation(tiny_model):
     assert result["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
     assert result["accuracy"] == sum(hits) / len(hits)
     assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
-
-
-@pytest.mark.parametrize("policy", ["windows", "stage", "momentum", "groups", "error_feedback"])
-def test_a_policy_changes_its_share_of_the_parameters(tiny_model, policy):
-    before = copy_parameters(tiny_model)
-    history = StageTrainer(tiny_model, dataset_of(10), arguments_of(policy=policy)).run()
-    assert all(abs(entry["updated_fraction"] - 0.51) < 0.01 for entry in history)
-    # With one mask for the whole stage all others keep their bits.
-    assert (changed_fraction(before, tiny_model) <= 0.511) == (policy == "stage")
