@@ -95,7 +95,10 @@ def is_stream(path: Path) -> bool:
 
 def user_path(text: str) -> Path:
     """The path that `text` names; ~ is the home folder, which the shell leaves alone in --flag=~/folder."""
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text}: there is no such home folder; name the folder in full")
 
 
 class Parser(argparse.ArgumentParser):

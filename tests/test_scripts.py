@@ -54,6 +54,7 @@ def test_help(script):
         ("baseline", "--logging_dir logs", "add --report_to tensorboard, or leave it out"),
         ("k1", "--compile maybe", "--compile"),
         ("k1", "--models_dir README.md/models", "is not a folder that can be written (Not a directory)"),
+        ("k1", "--models_dir ~nobody-here/models", "no such home folder"),
     ],
 )
 def test_usage_errors(capsys, method, flags, fragment):
