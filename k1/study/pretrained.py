@@ -23,6 +23,7 @@ from functools import partial
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -74,7 +75,7 @@ class Arm:
     fraction: float = 1.0
     replay: float = 0.0
     known: bool | None = None
-    adapter: Callable[[PreTrainedModel], PreTrainedModel] | None = None
+    adapter: Callable[[PreTrainedModel], Any] | None = None
     pull: float = 0.0
 
 
@@ -138,7 +139,9 @@ def cut_vocabulary(model: PreTrainedModel, texts: dict[str, dict[str, Tensor]]) 
     begin = model.config.bos_token_id
     used = [ids.flatten() for splits in texts.values() for ids in splits.values()]
     kept = torch.cat([torch.tensor([] if begin is None else [begin]).long(), *used]).unique()
-    layers = {id(layer.weight): layer for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    layers: dict[int, Any] = {
+        id(layer.weight): layer for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+    }
     rows = [layer.weight.detach()[kept].clone() for layer in layers.values()]
     model.resize_token_embeddings(len(kept), mean_resizing=False)
     for layer, weight in zip((model.get_input_embeddings(), model.get_output_embeddings()), rows):
@@ -235,7 +238,7 @@ def run(start: PreTrainedModel, texts: dict, arm: Arm, rate: float, seed: int, a
     known = torch.cat([texts[name]["train"] for name in KNOWN])
     torch.manual_seed(seed)
     begun = time.perf_counter()
-    trained = arm.adapter(model) if arm.adapter else model
+    trained: Any = arm.adapter(model) if arm.adapter else model
     rehearsal = None
     if arm.known is not None:
         with autocast(precision):

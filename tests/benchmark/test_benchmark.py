@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from k1.benchmark import __main__ as benchmark
+from k1.benchmark.__main__ import format_benchmark, with_spread
 from k1.benchmark.contestants import ADAMW, BASELINE, CONTESTANTS, K1, SHAPES, SPARSE, other_ways
-from k1.benchmark.summary import format_benchmark, with_spread
 from k1.data.loader import DataLoader
 from k1.data.tokenizer import train_tokenizer
 from k1.errors import K1Error
