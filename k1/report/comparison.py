@@ -52,25 +52,23 @@ def load_run(models_dir: Path, arm: str) -> list[Checkpoint]:
     return run
 
 
-def traits(run: list[Checkpoint], arm: str) -> dict[str, object]:
-    """What a run must have in common with K-1's for a comparison with `arm` to be fair."""
-    final, stages = run[-1], [checkpoint.arguments for checkpoint in run]
-    free = FREE.union(*(names for other, names in SHARED.items() if other != arm))
-    return {
-        "data": [(dataset["name"], dataset["fingerprint"]) for dataset in final.datasets],
-        "tokenizer": final.tokenizer,
-        "architecture": final.model_config,
-        "pretrained model": [checkpoint.start and checkpoint.start["sha256"] for checkpoint in run],
-        "tokens a step": [Arguments(**stage).tokens_per_step for stage in stages],
-        **{name: [stage[name] for stage in stages] for name in stages[0] if name not in free},
-    }
-
-
 def require_comparable(k1: list[Checkpoint], other: list[Checkpoint], arm: str) -> None:
-    """Raise `K1Error` that names what differs if a comparison of the two runs would not be fair."""
-    ours, theirs = traits(k1, arm), traits(other, arm)
-    different = [label for label in ours if ours[label] != theirs[label]]
-    if different:
+    """Raise `K1Error` that names what differs if a comparison of K-1's run with the other, of `arm`, is not fair."""
+    free = FREE.union(*(names for shared_by, names in SHARED.items() if shared_by != arm))
+
+    def traits(run: list[Checkpoint]) -> dict[str, object]:
+        final, stages = run[-1], [checkpoint.arguments for checkpoint in run]
+        return {
+            "data": [(dataset["name"], dataset["fingerprint"]) for dataset in final.datasets],
+            "tokenizer": final.tokenizer,
+            "architecture": final.model_config,
+            "pretrained model": [checkpoint.start and checkpoint.start["sha256"] for checkpoint in run],
+            "tokens a step": [Arguments(**stage).tokens_per_step for stage in stages],
+            **{name: [stage[name] for stage in stages] for name in stages[0] if name not in free},
+        }
+
+    ours, theirs = traits(k1), traits(other)
+    if different := [label for label in ours if ours[label] != theirs[label]]:
         raise K1Error(
             f"K-1 and {ARMS[arm]} cannot be compared, they differ in: {', '.join(different)}; "
             f"train both with the same settings (make does)"

@@ -126,7 +126,6 @@ def learn_later_datasets(run: dict, first: Path, settings: dict) -> dict:
     else:
         learner = Learner.of(previous, stages[0], datasets[:1])
         stage = partial(Stage, learned=learner.learned, importance=[])
-
         for arguments, dataset in zip(stages, datasets[1:], strict=True):
             history += learner.train(
                 dataset, arguments, lambda *trained: method.training(stage(*trained), **run["setting"]),

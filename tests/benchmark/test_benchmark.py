@@ -88,12 +88,6 @@ def test_missing_packages_are_named(monkeypatch):
         benchmark.main.__wrapped__()
 
 
-@pytest.mark.parametrize(
-    ("flag", "value", "message"),
-    [
-        ("--rounds", 0, "--rounds: must be at least 1, not 0"),
-        ("--json", "/nowhere/file.json", "/nowhere/file.json is not"),
-    ],
-)
-def test_flags_that_cannot_be_are_refused(flag, value, message):
-    assert_one_clear_line(run_script("-m k1.benchmark", flag, value), 2, message)
+def test_flags_that_cannot_be_are_refused():
+    finished = run_script("-m k1.benchmark", "--rounds", 0)
+    assert_one_clear_line(finished, 2, "--rounds: must be at least 1, not 0")
