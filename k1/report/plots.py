@@ -80,16 +80,18 @@ def learning_figure(report: dict) -> Figure:
     figure = Figure(figsize=(7.5, 3.75), layout="constrained")
     axes = figure.subplots()
     for (arm, history), (line, marker, color) in zip(histories.items(), STYLES.values()):
-        for start, entries in zip(starts, history):
+        for number, (start, entries) in enumerate(zip(starts, history)):
             axes.plot(
                 [start + entry["step"] for entry in entries], [entry["loss"] for entry in entries],
                 linestyle=line, color=color, marker=marker, markevery=[0], markersize=5, clip_on=False,
-                label=None if start else ARMS[arm],
+                label=None if number else ARMS[arm],
             )  # fmt: skip
     for start, end, name in zip(starts, starts[1:], stage_labels(report, 18)):
         if start:
             axes.axvline(start, color="0.6", linewidth=1, zorder=1)
-        axes.text((start + end) / 2, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom")
+        # A pretrained model may have no steps in stage 1.
+        if end > start:
+            axes.text((start + end) / 2, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom")
     axes.set_xlim(0, starts[-1])
     axes.set_xlabel("optimizer step (all stages)")
     axes.set_ylabel("training loss (nats per token)")

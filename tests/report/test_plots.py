@@ -75,6 +75,14 @@ def test_the_learning_curves_are_the_histories_one_stage_after_the_other(trained
     assert [len(set(kind)) for kind in zip(*looks)] == [4, 4, 4]
 
 
+def test_a_stage_without_steps_has_no_name_and_no_second_line_in_the_legend(report):
+    for model in report["models"].values():
+        model["history"] = [entry for entry in model["history"] if entry["stage"] > 1]
+    axes = learning_figure(report).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["2: numbers.jsonl", "3: kitchen.jsonl"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [*ARMS.values()]
+
+
 def test_unusual_runs_are_drawn_without_overlapping_labels(report):
     """Long names, nothing learned, one logged step in a stage."""
     for dataset in report["datasets"]:
