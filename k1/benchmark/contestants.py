@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -180,8 +181,9 @@ def additional_bytes(shape: Shape, threads: int) -> int:
     For a new process: what this one has freed would be used again and seem to be no memory.
     """
     configure_torch(threads)
-    # With the first, tiny model the code is loaded, which is not to count.
-    for model in (SHAPES["smoke"].model(), shape.model()):
+    # With it the code is loaded, which is not to count.
+    tiny: Any = nn.Linear(8, 8)
+    for model in (tiny, shape.model()):
         draw_gradients(model)
         optimizer = build_optimizer(model, shape.arguments("baseline"))
         peaks = []
