@@ -15,8 +15,7 @@ from k1.experiment import ARMS
 from k1.files import writing
 from k1.report.generation_arguments import TEMPERATURE, TOP_K
 from k1.report.metrics import accuracy_matrix
-from k1.report.tables import format_table
-from k1.report.text import accuracy_rows
+from k1.report.tables import accuracy_rows, format_table
 
 
 def require_free(folder: Path) -> None:

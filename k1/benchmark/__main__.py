@@ -26,12 +26,25 @@ from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from k1.benchmark.contestants import BASELINE, K1, SHAPES, additional_bytes, optimizer_steps, trainings
-from k1.benchmark.summary import format_benchmark
+import numpy as np
+
+from k1.benchmark.contestants import (
+    ADAMW,
+    BASELINE,
+    CONTESTANTS,
+    K1,
+    SHAPES,
+    SPARSE,
+    STEPS,
+    additional_bytes,
+    optimizer_steps,
+    trainings,
+)  # fmt: skip
 from k1.errors import K1Error, command, module_parser
 from k1.files import write_text
 from k1.flag_types import above_zero, file_to_write
 from k1.model import configure_torch, count_parameters, library_versions
+from k1.report.tables import format_table, rows_of
 
 
 def alternate(things: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -40,7 +53,8 @@ def alternate(things: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     So what else slows the machine down slows all of them down. Each round begins with another of them, so that none
     is always the first. One round goes before, uncounted: it allocates the optimizers' state.
     """
-    names, seconds = list(things), {name: [] for name in things}
+    names = list(things)
+    seconds: dict[str, list[float]] = {name: [] for name in things}
     for number in range(1 + rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
@@ -72,6 +86,62 @@ def measure_shape(name: str, rounds: int | None, threads: int) -> dict:
         "checkpoint_bytes": sizes,
         "additional_bytes": additional,
     }
+
+
+def with_spread(values: list[float] | np.ndarray, digits: int = 2) -> str:
+    """The median of `values`, at least one, and in brackets their quartiles."""
+    low, median, high = np.percentile(values, (25, 50, 75))
+    return f"{median:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def format_benchmark(results: dict) -> str:
+    """All tables of `results`, see above, as Markdown; ratios are of times of the same round."""
+    sections = [f"On {results['threads']} of {results['cores']} CPU threads; medians and, in brackets, quartiles."]
+    for name, found in results["shapes"].items():
+        if found["stage"]:
+            title = f"Shape `{name}`: {found['parameters']:,} parameters, {found['tokens_per_step']:,} tokens a step."
+            sections += [title, steps_table(found), stage_table(found)]
+    title = "Sparse updates in the optimizer, AdamW, alone."
+    return "\n\n".join([*sections, title, optimizer_table(results["shapes"])])
+
+
+def steps_table(found: dict) -> str:
+    """The contestants by the time of their steps."""
+    columns = {
+        "Tokens/s": lambda values: f"{STEPS * found['tokens_per_step'] / np.median(values):,.0f}",
+        "Step / baseline's": lambda values: with_spread(np.divide(values, found["seconds"][BASELINE])),
+    }
+    steps = [(name, found["seconds"][name]) for name in CONTESTANTS]
+    return format_table(rows_of("Training", steps, columns.items()))
+
+
+def stage_table(found: dict) -> str:
+    """A later stage of the baseline and of K-1 by what its time goes into, and the size of its checkpoint."""
+    sums = {arm: np.sum([*parts.values()], axis=0) for arm, parts in found["stage"].items()}
+    rows = [["Later stage, seconds", *found["stage"][K1], "sum", "Sum / baseline's", "Checkpoint MB"]]
+    for arm, parts in found["stage"].items():
+        rows.append([
+            arm, *(f"{np.median(parts[part]):.2f}" if part in parts else "" for part in found["stage"][K1]),
+            f"{np.median(sums[arm]):.2f}", with_spread(sums[arm] / sums[BASELINE]) if arm == K1 else "",
+            f"{found['checkpoint_bytes'][arm] / 1e6:.2f}",
+        ])  # fmt: skip
+    return format_table(rows)
+
+
+def optimizer_table(shapes: dict) -> str:
+    """Shapes by the time and memory that sparse updates take in the optimizer."""
+    rows = [["Shape", "Parameters", "AdamW, ms", "Step / AdamW's", "Training step / dense one",
+             "Bytes a parameter more"]]  # fmt: skip
+    for name, found in shapes.items():
+        adamw, sparse = (np.array(found["seconds"][optimizer]) for optimizer in (ADAMW, SPARSE))
+        in_training = ""
+        if found["stage"]:
+            in_training = with_spread(1 + (sparse - adamw) * STEPS / np.median(found["seconds"][BASELINE]), 3)
+        rows.append([
+            f"`{name}`", f"{found['parameters']:,}", with_spread(1e3 * adamw, 1), with_spread(sparse / adamw),
+            in_training, f"{found['additional_bytes'] / found['parameters']:.2f}",
+        ])  # fmt: skip
+    return format_table(rows)
 
 
 @command

@@ -1,10 +1,10 @@
 """What takes turns: training steps of the arms and of other ways to train, parts of a later stage, the optimizer."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,16 +119,22 @@ def trainings(shape: Shape, files: dict[str, Path]) -> tuple[dict[str, Callable[
     text = DataLoader("wikitext", arguments)
     tokenizer = train_tokenizer(text.text("train"), arguments.vocabulary_size)
     dataset = text.tokenize(tokenizer)
-    written = write_rehearsal(shape.model(), dataset, tokenizer, arguments)
+    model = shape.model()
+    written = write_rehearsal(model, dataset, tokenizer, arguments)
     stages = {}
     for arm, label in ARMS.items():
-        model = shape.model()
-        rehearsal = begin_rehearsal(model, written, tokenizer, shape.arguments(arm))
-        stages[label] = StageTrainer(model, dataset, shape.arguments(arm), rehearsal)
+        learner = shape.model()
+        rehearsal = begin_rehearsal(learner, written, tokenizer, shape.arguments(arm))
+        stages[label] = StageTrainer(learner, dataset, shape.arguments(arm), rehearsal)
         if rehearsal:
-            rehearsal.rewrite(model, 1)
-    model, rehearsal = stages[K1].model, stages[K1].rehearsal
+            rehearsal.rewrite(learner, 1)
+    rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
+    assert rehearsal
     scores = evaluate(model, [dataset], arguments)
+
+    def steps(step: Callable[[], object]) -> None:
+        for _ in range(STEPS):
+            step()
 
     def evaluate_one() -> None:
         # Both datasets after the stage; before it test text alone, of the new one, by this and by the initial model.
@@ -143,18 +149,20 @@ def trainings(shape: Shape, files: dict[str, Path]) -> tuple[dict[str, Callable[
         )  # fmt: skip
         save_checkpoint(files[arm], checkpoint)
 
-    steps = {name: stage.optimize for name, stage in stages.items()} | other_ways(shape, dataset)
-    things = {
-        **{name: partial(repeat, step) for name, step in steps.items()},
-        **{f"checkpoint of {arm}": partial(save, arm) for arm in files},
-        "evaluation": evaluate_one,
-        "rewriting": partial(rehearsal.rewrite, model, 1),
+    contestants = {name: stage.optimize for name, stage in stages.items()} | other_ways(shape, dataset)
+    once: dict[str, Callable[[], object]] = {
         "teacher": partial(begin_rehearsal, model, written, tokenizer, arguments),
         "writing": partial(write_rehearsal, model, dataset, tokenizer, arguments),
         "predicted forgetting": partial(rehearsal.predicted_forgetting, model),
     }
-    rewritings = sum(map(rehearsal.is_due, range(1, arguments.max_steps + 1)))
-    parts = {
+    things: dict[str, Callable[[], object]] = {
+        **{name: partial(steps, step) for name, step in contestants.items()},
+        **{f"checkpoint of {arm}": partial(save, arm) for arm in files},
+        "evaluation": evaluate_one,
+        "rewriting": partial(rehearsal.rewrite, model, 1),
+        **once,
+    }
+    parts: dict[str, dict] = {
         arm: {
             "training": (arm, arguments.max_steps / STEPS),
             "checkpoint": (f"checkpoint of {arm}", 1),
@@ -162,15 +170,9 @@ def trainings(shape: Shape, files: dict[str, Path]) -> tuple[dict[str, Callable[
         }
         for arm in files
     }
-    parts[K1] |= {"rewriting": ("rewriting", rewritings)}
-    parts[K1] |= {part: (part, 1) for part in ("teacher", "writing", "predicted forgetting")}
+    rewritings = sum(map(rehearsal.is_due, range(1, arguments.max_steps + 1)))
+    parts[K1] |= {"rewriting": ("rewriting", rewritings), **{part: (part, 1) for part in once}}
     return things, parts
-
-
-def repeat(step: Callable[[], object]) -> None:
-    """Take `STEPS` steps."""
-    for _ in range(STEPS):
-        step()
 
 
 def additional_bytes(shape: Shape, threads: int) -> int:
@@ -179,8 +181,9 @@ def additional_bytes(shape: Shape, threads: int) -> int:
     For a new process: what this one has freed would be used again and seem to be no memory.
     """
     configure_torch(threads)
-    # With the first, tiny model the code is loaded, which is not to count.
-    for model in (nn.Linear(8, 8), shape.model()):
+    # With it the code is loaded, which is not to count.
+    tiny: Any = nn.Linear(8, 8)
+    for model in (tiny, shape.model()):
         draw_gradients(model)
         optimizer = build_optimizer(model, shape.arguments("baseline"))
         peaks = []
@@ -195,7 +198,7 @@ def additional_bytes(shape: Shape, threads: int) -> int:
 def peak_bytes() -> int:
     """The peak of this process's memory so far; raises `K1Error` on systems other than Linux."""
     # getrusage begins with the peak of the process that started this one.
-    try:
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-    except OSError as error:
-        raise K1Error("memory can be measured on Linux only") from error
+    status = Path("/proc/self/status")
+    if not status.exists():
+        raise K1Error("memory can be measured on Linux only")
+    return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])

@@ -10,8 +10,8 @@ from k1.files import write_text
 from k1.flag_types import file_to_write, folder_to_write
 from k1.report.comparison import datasets_of, load_runs, report_of
 from k1.report.page import continue_all, format_page
-from k1.report.plots import plot_report
-from k1.report.text import format_report
+from k1.report.plots import FIGURES, write_figure
+from k1.report.tables import format_report
 
 
 @command
@@ -29,13 +29,13 @@ def main() -> None:
     runs = load_runs(arguments.models_dir)
     datasets = datasets_of(runs["k1"][-1])
     # Before the report sets the number of threads: with the generate scripts' own the bits are theirs.
-    continuations = continue_all(runs, datasets, device) if arguments.html else []
-    report = report_of(runs, datasets, device)
+    continuations = continue_all(runs, device) if arguments.html else []
+    report = report_of(arguments.models_dir, runs, datasets, device)
     print(format_report(report), flush=True)
     if arguments.json:
         write_text(arguments.json, json.dumps(report, indent=2) + "\n")
-    if arguments.plots:
-        plot_report(report, arguments.plots)
+    for name, figure in FIGURES.items() if arguments.plots else ():
+        write_figure(arguments.plots / f"{name}.png", figure(report))
     if arguments.html:
         write_text(arguments.html, format_page(report, continuations))
         print(f"the report as a page: {arguments.html}", file=sys.stderr)

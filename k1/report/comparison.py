@@ -9,11 +9,12 @@ from k1.data.sources import dataset_labels
 from k1.data.tokenizer import load_tokenizer
 from k1.errors import K1Error
 from k1.experiment import ARM_FILES, ARM_KINDS, ARMS, FILES, SCRIPTS
-from k1.model import configure_torch, count_parameters, empty_model
+from k1.model import count_parameters, empty_model
 from k1.report.metrics import (
     accuracy_matrix,
     average_forgetting_percent,
     backward_transfer,
+    final_loss,
     forgetting_percent,
     forward_transfer,
     mean,
@@ -51,25 +52,23 @@ def load_run(models_dir: Path, arm: str) -> list[Checkpoint]:
     return run
 
 
-def traits(run: list[Checkpoint], arm: str) -> dict[str, object]:
-    """What a run must have in common with K-1's for a comparison with `arm` to be fair."""
-    final, stages = run[-1], [checkpoint.arguments for checkpoint in run]
-    free = FREE.union(*(names for other, names in SHARED.items() if other != arm))
-    return {
-        "data": [(dataset["name"], dataset["fingerprint"]) for dataset in final.datasets],
-        "tokenizer": final.tokenizer,
-        "architecture": final.model_config,
-        "pretrained model": [checkpoint.start and checkpoint.start["sha256"] for checkpoint in run],
-        "tokens a step": [Arguments(**stage).tokens_per_step for stage in stages],
-        **{name: [stage[name] for stage in stages] for name in stages[0] if name not in free},
-    }
-
-
 def require_comparable(k1: list[Checkpoint], other: list[Checkpoint], arm: str) -> None:
-    """Raise `K1Error` that names what differs if a comparison of the two runs would not be fair."""
-    ours, theirs = traits(k1, arm), traits(other, arm)
-    different = [label for label in ours if ours[label] != theirs[label]]
-    if different:
+    """Raise `K1Error` that names what differs if a comparison of K-1's run with the other, of `arm`, is not fair."""
+    free = FREE.union(*(names for shared_by, names in SHARED.items() if shared_by != arm))
+
+    def traits(run: list[Checkpoint]) -> dict[str, object]:
+        final, stages = run[-1], [checkpoint.arguments for checkpoint in run]
+        return {
+            "data": [(dataset["name"], dataset["fingerprint"]) for dataset in final.datasets],
+            "tokenizer": final.tokenizer,
+            "architecture": final.model_config,
+            "pretrained model": [checkpoint.start and checkpoint.start["sha256"] for checkpoint in run],
+            "tokens a step": [Arguments(**stage).tokens_per_step for stage in stages],
+            **{name: [stage[name] for stage in stages] for name in stages[0] if name not in free},
+        }
+
+    ours, theirs = traits(k1), traits(other)
+    if different := [label for label in ours if ours[label] != theirs[label]]:
         raise K1Error(
             f"K-1 and {ARMS[arm]} cannot be compared, they differ in: {', '.join(different)}; "
             f"train both with the same settings (make does)"
@@ -89,18 +88,17 @@ def load_runs(models_dir: Path) -> dict[str, list[Checkpoint]]:
 
 
 def results_of(run: list[Checkpoint], generation: dict) -> dict:
-    """All figures of one method's run, as plain values; `generation` is what `GenerationTest.quality` returns."""
-    final, accuracy = run[-1], accuracy_matrix(run[-1])
+    """All figures of one arm's run, as plain values; `generation` is what `GenerationTest.quality` returns."""
+    final, accuracy, loss = run[-1], accuracy_matrix(run[-1]), accuracy_matrix(run[-1], "loss")
     names = [dataset["name"] for dataset in final.datasets]
-    end = {name: final.evaluations[-1][name]["test"] for name in names}
     entries = [(checkpoint.stage, entry) for checkpoint in run for entry in checkpoint.history]
     return {
         "own": {name: row[name]["test"] for name, row in zip(names, final.evaluations)},
-        "final": end,
-        "mean_final_loss": mean([scores["loss"] for scores in end.values()]),
+        "final": {name: final.evaluations[-1][name]["test"] for name in names},
+        "mean_final_loss": final_loss(loss),
         "accuracy_matrix": accuracy,
-        "loss_matrix": accuracy_matrix(final, score="loss"),
-        "forgetting_percent": dict(zip(names, forgetting_percent(accuracy))),
+        "loss_matrix": loss,
+        "forgetting_percent": dict(zip(names, forgetting_percent(accuracy).tolist())),
         "average_forgetting_percent": average_forgetting_percent(accuracy),
         "backward_transfer": backward_transfer(accuracy),
         "forward_transfer": forward_transfer(accuracy),
@@ -114,44 +112,41 @@ def results_of(run: list[Checkpoint], generation: dict) -> dict:
 
 
 def judge(k1: dict, baseline: dict) -> list[dict]:
-    """The four success criteria, each with `criterion`, `met`, `values` and `figures` (the values as text)."""
+    """The four success criteria, each with `criterion`, whether it is `met`, and `figures`, the values as text."""
     name = next(iter(k1["own"]))
     ours, theirs = ((arm["forgetting_percent"][name], arm["average_forgetting_percent"]) for arm in (k1, baseline))
     labels = dict(zip(k1["own"], dataset_labels(k1["own"])))
     first, threshold = labels[name], f"{MAX_FORGETTING_PERCENT:g}% of {labels[name]}"
+    # Nothing follows the last dataset, of which all is kept.
     kept = {
-        name: {score: values["interval"][0] for score, values in scores.items()}
-        for name, scores in k1["generation"].items()
+        labels[name]: {SCORES[score][0]: values["interval"][0] for score, values in scores.items()}
+        for name, scores in list(k1["generation"].items())[:-1]
     }
-
     found = [
         (
-            f"1. K-1 keeps dataset 1: it forgets at most {threshold}", ours[0] <= MAX_FORGETTING_PERCENT,
-            {"k1": ours[0], "threshold": MAX_FORGETTING_PERCENT}, f"{ours[0]:.1f}%",
+            f"1. K-1 keeps dataset 1: it forgets at most {threshold}",
+            ours[0] <= MAX_FORGETTING_PERCENT, f"{ours[0]:.1f}%",
         ),
         (
-            f"2. The baseline does not: it forgets more than {threshold}", theirs[0] > MAX_FORGETTING_PERCENT,
-            {"baseline": theirs[0], "threshold": MAX_FORGETTING_PERCENT}, f"{theirs[0]:.1f}%",
+            f"2. The baseline does not: it forgets more than {threshold}",
+            theirs[0] > MAX_FORGETTING_PERCENT, f"{theirs[0]:.1f}%",
         ),
         (
             f"3. K-1's generated text stays good: at least {MIN_QUALITY_KEPT:.0%} of each score is kept, "
             "by the lower end of its 95% interval",
             all(min(shares.values()) >= MIN_QUALITY_KEPT for shares in kept.values()),
-            {"k1": kept, "threshold": MIN_QUALITY_KEPT},
-            # Nothing follows the last dataset.
             "; ".join(
-                f"{labels[name]} " + ", ".join(f"{SCORES[score]} {share:.0%}" for score, share in shares.items())
-                for name, shares in list(kept.items())[:-1]
+                f"{label} " + ", ".join(f"{score} {share:.0%}" for score, share in shares.items())
+                for label, shares in kept.items()
             ),
         ),
         (
             f"4. K-1 forgets less than the baseline, of {first} and on average",
             all(mine < other for mine, other in zip(ours, theirs)),
-            {"k1": list(ours), "baseline": list(theirs)},
             f"{first} {ours[0]:.1f}% against {theirs[0]:.1f}%, average {ours[1]:.1f}% against {theirs[1]:.1f}%",
         ),
     ]  # fmt: skip
-    return [dict(zip(("criterion", "met", "values", "figures"), item)) for item in found]
+    return [dict(zip(("criterion", "met", "figures"), item)) for item in found]
 
 
 def datasets_of(final: Checkpoint) -> list[TokenizedDataset]:
@@ -159,12 +154,14 @@ def datasets_of(final: Checkpoint) -> list[TokenizedDataset]:
     return load_datasets(final.datasets, load_tokenizer(final.tokenizer), Arguments(**final.arguments))
 
 
-def report_of(runs: dict[str, list[Checkpoint]], datasets: list[TokenizedDataset], device: str) -> dict:
-    """Everything the report shows of runs that `load_runs` has found comparable, on `datasets`, as plain values."""
-    final = runs["k1"][-1]
-    configure_torch(final.arguments["threads"])
-    test = GenerationTest(datasets, load_tokenizer(final.tokenizer), final.arguments["seq_length"], final.seed)
-    models = {arm: results_of(run, test.quality(run, device)) for arm, run in runs.items()}
+def report_of(
+    models_dir: Path, runs: dict[str, list[Checkpoint]], datasets: list[TokenizedDataset], device: str
+) -> dict:
+    """Everything the report shows of `runs`, which `load_runs` found in `models_dir`, as plain values."""
+    final, files = runs["k1"][-1], {arm: [models_dir / file for file in ARM_FILES[arm]] for arm in runs}
+    test = GenerationTest(datasets, load_tokenizer(final.tokenizer), final.arguments["seq_length"])
+    qualities = test.qualities(files, device, final.arguments["threads"], final.seed)
+    models = {arm: results_of(run, qualities[arm]) for arm, run in runs.items()}
     return {
         "models": models,
         "criteria": judge(models["k1"], models["baseline"]),

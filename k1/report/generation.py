@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Iterator
-from itertools import chain
 
 import torch
 from tokenizers import Tokenizer
@@ -29,7 +28,7 @@ def generate(
 ) -> list[list[int]]:  # fmt: skip
     """Continue `prompts`, lists of token ids of one length, and return the token ids of the continuations.
 
-    The sampling is seeded: the same call gives the same tokens. `temperature` 0
+    The sampling is seeded: the same call gives the same tokens. `temperature` 0, or next to it,
     takes the most probable token each time; `top_k` 0 samples from the whole
     vocabulary. With `stop_at_end` a continuation ends where the model ends the
     document and may be padded with end-of-document tokens, otherwise it always has
@@ -42,7 +41,8 @@ def generate(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, pad_token_id=end, eos_token_id=end if stop_at_end else None,
         suppress_tokens=suppressed or None, use_cache=True, disable_compile=True,
-        **({"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {}),
+        # Dividing by less overflows float32.
+        **({"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature >= 1e-3 else {}),
     )  # fmt: skip
     model.eval()
     continuations = []
@@ -53,7 +53,7 @@ def generate(
             )
             # For a single prompt, copying is cheaper than the empty rest of a cache in one piece.
             cache = static_cache(model, batch.shape[1] + max_new_tokens) if len(batch) > 1 else None
-            output = model.generate(
+            output = model.generate(  # type: ignore[operator]
                 batch, attention_mask=torch.ones_like(batch), generation_config=config, past_key_values=cache
             )
             continuations += output[:, batch.shape[1] :].tolist()
@@ -95,20 +95,18 @@ def print_continuations(method: str, arguments: argparse.Namespace) -> None:
         labels = dataset_labels(dataset["name"] for dataset in checkpoint.datasets)
         if len(arguments.checkpoints) > 1:
             print(f"##### checkpoint {number}, after {labels[-1]}")
-        # Of each domain.
-        prompts = {label: dataset["prompts"] for label, dataset in zip(labels, checkpoint.datasets)}
+        by_domain = zip(labels, (dataset["prompts"] for dataset in checkpoint.datasets))
         if arguments.prompt:
-            prompts = {"prompt": arguments.prompt}
+            by_domain = zip(["prompt"], [arguments.prompt])
+        prompts = [(f"{domain} {i}", text) for domain, texts in by_domain for i, text in enumerate(texts, start=1)]
         continuations = continue_prompts(
-            checkpoint, list(chain(*prompts.values())), device,
+            checkpoint, [prompt for _, prompt in prompts], device,
             arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.seed,
         )  # fmt: skip
-        for domain, texts in prompts.items():
-            for index, prompt in enumerate(texts, start=1):
-                # First, so that of a prompt that is too long nothing is printed.
-                continuation = next(continuations)
-                print(f"=== {domain} {index}: " + prompt.replace("\n", "\\n"))
-                print(continuation, end="\n\n")
+        # Of a prompt that is too long nothing is printed.
+        for (heading, prompt), continuation in zip(prompts, continuations):
+            print(f"=== {heading}: " + prompt.replace("\n", "\\n"))
+            print(continuation, end="\n\n")
 
 
 def check_length(tokens: int, checkpoint: Checkpoint) -> None:

@@ -38,11 +38,11 @@ class KneserNey:
         tokens = np.asarray(tokens, dtype=np.int64)
         # Of the n-gram that begins at each position: its index among the n-grams of its length.
         indices = np.zeros(len(tokens), dtype=np.int64)
-        shorter = None
+        shorter = counts = indices[:0]
         for length in range(1, min(order, len(tokens)) + 1):
             ngrams = indices[: len(tokens) - length + 1] * vocabulary_size + tokens[length - 1 :]
             keys, first, longer, counts = np.unique(ngrams, return_index=True, return_inverse=True, return_counts=True)
-            if shorter is not None:
+            if length > 1:
                 # Each different n-gram without its first token.
                 self._add_level(shorter, np.bincount(indices[first + 1], minlength=len(shorter)))
             shorter, indices = keys, longer

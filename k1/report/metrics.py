@@ -5,46 +5,44 @@ accuracy (0 to 1) or loss (nats per token) on held-out text, None if it was not 
 """
 
 import re
-from math import sqrt
-from statistics import stdev
+from collections.abc import Sequence
 
-from scipy.stats import t as student
+import numpy as np
+from scipy import stats
 
 from k1.checkpoints import Checkpoint
 
-Matrix = list[list[float | None]]
+Matrix = Sequence[Sequence[float | None]] | np.ndarray
 # Forgetting of three datasets: of which one, and after which stage.
 KINDS = {"dataset 1 after stage 2": (0, 2), "dataset 1 at the end": (0, 3), "dataset 2 at the end": (1, 3)}
-# How a score is called in tables, its factor there, and its digits.
-SHOWN = {"accuracy": ("Next-token accuracy on test text in %", 100, 1), "loss": ("Nats per token on test text", 1, 3)}
 
 
-def accuracy_matrix(checkpoint: Checkpoint, score: str = "accuracy") -> Matrix:
+def accuracy_matrix(checkpoint: Checkpoint, score: str = "accuracy") -> list[list[float | None]]:
     """The matrix of `score` on test text, `accuracy` or `loss`; row 0 is the untrained model."""
     names = [dataset["name"] for dataset in checkpoint.datasets]
     rows = [checkpoint.initial_evaluation, *checkpoint.evaluations]
     return [[row[name]["test"][score] if name in row else None for name in names] for row in rows]
 
 
-def own_and_end(matrix: Matrix) -> list[tuple[float, float]]:
-    """Of each dataset the score after its own stage and the one at the end."""
-    return [(matrix[number + 1][number], end) for number, end in enumerate(matrix[-1])]
+def mean_matrix(matrices: Sequence[Matrix]) -> np.ndarray:
+    """The mean of several matrices, NaN if one of them has None there."""
+    return np.array(matrices, dtype=float).mean(0)
 
 
-def own_to_end(matrices: list[Matrix], number: int, score: str) -> str:
-    """The `score` of dataset `number` after its own stage -> at the end, means of runs with their intervals."""
-    _, scale, digits = SHOWN[score]
-    own, end = zip(*(own_and_end(matrix)[number] for matrix in matrices))
-    return " -> ".join(mean_and_interval([scale * value for value in values], digits) for values in (own, end))
+def own_and_end(matrix: Matrix) -> np.ndarray:
+    """The score of each dataset after its own stage and the one at the end, (2, datasets)."""
+    scores = mean_matrix([matrix])
+    return np.stack([scores.diagonal(-1), scores[-1]])
 
 
-def forgetting_percent(accuracy: Matrix) -> list[float]:
+def forgetting_percent(accuracy: Matrix) -> np.ndarray:
     """Of each dataset, the share of the accuracy reached after its own stage that is lost at the end, in percent.
 
     Negative if later stages improved it, 0 for the last dataset. If a model learned nothing (accuracy 0) nothing can
     be forgotten: 0.
     """
-    return [100 * (own - end) / own if own else 0.0 for own, end in own_and_end(accuracy)]
+    own, end = own_and_end(accuracy)
+    return np.divide(100 * (own - end), own, out=np.zeros_like(own), where=own > 0)
 
 
 def average_forgetting_percent(accuracy: Matrix) -> float:
@@ -58,7 +56,8 @@ def backward_transfer(matrix: Matrix) -> float:
     Of accuracy, it is negative when later stages harm earlier datasets (gradient episodic memory, arXiv:1706.08840,
     eq. 3); of loss, it is what was forgotten, in nats per token.
     """
-    return mean([end - own for own, end in own_and_end(matrix)[:-1]])
+    own, end = own_and_end(matrix)
+    return mean((end - own)[:-1])
 
 
 def forward_transfer(accuracy: Matrix) -> float:
@@ -66,32 +65,37 @@ def forward_transfer(accuracy: Matrix) -> float:
 
     Positive when earlier stages help with text not seen yet (gradient episodic memory, arXiv:1706.08840, eq. 4).
     """
-    return mean([accuracy[i][i] - accuracy[0][i] for i in range(1, len(accuracy) - 1)])
+    scores = mean_matrix([accuracy])
+    return mean((scores.diagonal() - scores[0])[1:])
 
 
 def new_dataset_loss(loss: Matrix) -> float:
     """Mean nats per token of the second and all later datasets, each after its own stage."""
-    return mean([own for own, _ in own_and_end(loss)[1:]])
+    return mean(own_and_end(loss)[0, 1:])
+
+
+def final_loss(loss: Matrix) -> float:
+    """Mean nats per token of all datasets at the end."""
+    return mean(own_and_end(loss)[1])
 
 
 def kinds_of_forgetting(loss: Matrix) -> dict[str, float]:
     """By how much the loss has risen since the dataset's own stage, in nats per token, by the names of `KINDS`."""
-    return {kind: loss[stage][number] - loss[number + 1][number] for kind, (number, stage) in KINDS.items()}
+    own, rows = own_and_end(loss)[0], mean_matrix([loss])
+    return {kind: float(rows[stage, number] - own[number]) for kind, (number, stage) in KINDS.items()}
 
 
-def mean(values: list[float]) -> float:
+def mean(values: Sequence[float] | np.ndarray) -> float:
     """Arithmetic mean."""
-    return sum(values) / len(values)
+    return float(sum(values) / len(values))
 
 
-def half_interval(values: list[float]) -> float:
+def half_interval(values: Sequence[float] | np.ndarray) -> float:
     """Half the width of the 95% interval of the mean of `values` (Student's t); 0 for one value, which has none."""
-    if len(values) < 2:
-        return 0.0
-    return float(student.ppf(0.975, len(values) - 1)) * stdev(values) / sqrt(len(values))
+    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)) if len(values) > 1 else 0.0
 
 
-def mean_and_interval(values: list[float], digits: int = 3) -> str:
+def mean_and_interval(values: Sequence[float] | np.ndarray, digits: int = 3) -> str:
     """The mean and, for several values, half the width of its 95% interval."""
     text = f"{mean(values):z.{digits}f}"
     return text if len(values) < 2 else f"{text} ± {half_interval(values):.{digits}f}"

@@ -15,7 +15,8 @@ from matplotlib.patches import Rectangle
 
 from k1.experiment import ARMS
 from k1.files import write_atomically
-from k1.report.text import first_model, labels_of
+from k1.report.metrics import mean_matrix
+from k1.report.tables import first_model, labels_of
 
 matplotlib.rcParams["axes.spines.top"] = matplotlib.rcParams["axes.spines.right"] = False
 # Line, marker and colour of each arm: any one of them tells the arms apart.
@@ -25,12 +26,6 @@ PANELS_ACROSS = 2
 DARK = 0.46
 
 
-def plot_report(report: dict, folder: Path) -> None:
-    """Draw accuracy.png and learning.png from a report (see `k1.report.comparison.report_of`) into `folder`."""
-    write_figure(folder / "accuracy.png", accuracy_figure(report))
-    write_figure(folder / "learning.png", learning_figure(report))
-
-
 def stage_labels(report: dict, width: int) -> list[str]:
     """The datasets as `1: name`, numbered by stage, in up to three lines of about `width` characters."""
     names = [f"{stage}: {label}" for stage, label in enumerate(labels_of(report), start=1)]
@@ -38,23 +33,16 @@ def stage_labels(report: dict, width: int) -> list[str]:
     return [textwrap.fill(name, width, max_lines=3, placeholder="…").replace("$", r"\$") for name in names]
 
 
-def percent(values: list[float | None]) -> list[float | None]:
-    """Shares, 0 to 1, as percentages; None stays None."""
-    return [None if value is None else 100 * value for value in values]
-
-
-def heat_map(axes: Axes, rows: list[list[float | None]], labels: list[str], top: float) -> AxesImage:
-    """Draw `rows` of percentages as greys, white for 0 and black for `top`, numbers in the cells, None hatched."""
-    image = axes.imshow(np.array(rows, dtype=float), cmap="Greys", vmin=0, vmax=top, aspect="auto")
-    for i, row in enumerate(rows):
-        for j, value in enumerate(row):
-            hatch = "////" if value is None else None
-            axes.add_patch(
-                Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="0.75", linewidth=0.8, hatch=hatch)
-            )
-            if value is not None:
-                color = "white" if image.to_rgba(value)[0] < DARK else "black"
-                axes.text(j, i, f"{value:.1f}", ha="center", va="center", color=color)
+def heat_map(axes: Axes, rows: np.ndarray, labels: list[str], top: float) -> AxesImage:
+    """Draw `rows` of percentages as greys, white for 0 and black for `top`, numbers in the cells, NaN hatched."""
+    image = axes.imshow(rows, cmap="Greys", vmin=0, vmax=top, aspect="auto")
+    greys = image.to_rgba(rows)[..., 0]
+    for (i, j), value in np.ndenumerate(rows):
+        hatch = "////" if np.isnan(value) else None
+        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="0.75", linewidth=0.8, hatch=hatch))
+        if not hatch:
+            color = "white" if greys[i, j] < DARK else "black"
+            axes.text(j, i, f"{value:.1f}", ha="center", va="center", color=color)
     axes.set_xticks(range(len(labels) + 1), map(str, range(len(labels) + 1)), fontsize=9)
     axes.set_yticks(range(len(labels)), labels)
     axes.tick_params(length=0)
@@ -64,9 +52,9 @@ def heat_map(axes: Axes, rows: list[list[float | None]], labels: list[str], top:
 
 def accuracy_figure(report: dict) -> Figure:
     """Next-token accuracy on test text in %, dataset by stage, all models side by side on one scale."""
-    by_arm = {arm: list(map(percent, zip(*model["accuracy_matrix"]))) for arm, model in report["models"].items()}
+    by_arm = {arm: 100 * mean_matrix([model["accuracy_matrix"]]).T for arm, model in report["models"].items()}
     # A scale from 0 to 0 would have no colours.
-    top = np.nanmax(np.array(list(by_arm.values()), dtype=float)) or 1
+    top = np.nanmax(list(by_arm.values())) or 1
     across = min(PANELS_ACROSS, len(by_arm))
     down = -(-len(by_arm) // across)
     figure = Figure(figsize=(7.5, 0.5 + 2.5 * down), layout="constrained")
@@ -92,21 +80,26 @@ def learning_figure(report: dict) -> Figure:
     figure = Figure(figsize=(7.5, 3.75), layout="constrained")
     axes = figure.subplots()
     for (arm, history), (line, marker, color) in zip(histories.items(), STYLES.values()):
-        for start, entries in zip(starts, history):
+        for number, (start, entries) in enumerate(zip(starts, history)):
             axes.plot(
                 [start + entry["step"] for entry in entries], [entry["loss"] for entry in entries],
                 linestyle=line, color=color, marker=marker, markevery=[0], markersize=5, clip_on=False,
-                label=None if start else ARMS[arm],
+                label=None if number else ARMS[arm],
             )  # fmt: skip
     for start, end, name in zip(starts, starts[1:], stage_labels(report, 18)):
         if start:
             axes.axvline(start, color="0.6", linewidth=1, zorder=1)
-        axes.text((start + end) / 2, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom")
+        # A pretrained model may have no steps in stage 1.
+        if end > start:
+            axes.text((start + end) / 2, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom")
     axes.set_xlim(0, starts[-1])
     axes.set_xlabel("optimizer step (all stages)")
     axes.set_ylabel("training loss (nats per token)")
     axes.legend(frameon=False)
     return figure
+
+
+FIGURES = {"accuracy": accuracy_figure, "learning": learning_figure}
 
 
 def write_figure(path: Path, figure: Figure, dpi: int = 120) -> None:

@@ -1,21 +1,25 @@
 """The quality of generated text, right after a dataset's own stage and at the end, and how much of it is kept."""
 
+from concurrent.futures import Future, ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+
 import numpy as np
 import pyarrow.compute
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from tokenizers import Tokenizer
-from transformers import PreTrainedModel
 
-from k1.checkpoints import Checkpoint, restore_model
+from k1.checkpoints import load_checkpoint, restore_model
 from k1.data.loader import TokenizedDataset
-from k1.data.tokenizer import vocabulary_size
+from k1.data.tokenizer import load_tokenizer, vocabulary_size
+from k1.model import configure_torch
 from k1.report.generation import generate
 from k1.report.generation_arguments import TEMPERATURE, TOP_K
 from k1.report.kneser_ney import KneserNey
 from k1.report.metrics import distinct_2
-from k1.report.tables import SCORES
 
 # Of each dataset by each model.
 CONTINUATIONS = 400
@@ -66,19 +70,21 @@ class GenerationTest:
     its own, of order 5 with Kneser-Ney smoothing, of its first 5 million training tokens.
     """
 
-    def __init__(self, datasets: list[TokenizedDataset], tokenizer: Tokenizer, seq_length: int, seed: int) -> None:
+    def __init__(self, datasets: list[TokenizedDataset], tokenizer: Tokenizer, seq_length: int) -> None:
         # Together no longer than the sequences the models were trained on.
         prompt_tokens = max(1, min(PROMPT_TOKENS, seq_length // 2))
-        self.new_tokens = new_tokens = min(NEW_TOKENS, seq_length - prompt_tokens)
-        self.tokenizer, self.seed = tokenizer, seed
-        self.names = [dataset.name for dataset in datasets]
-        self.passages = [cut_passages(dataset, prompt_tokens, new_tokens) for dataset in datasets]
-        training = [token_stream(dataset, "train", NGRAM_TOKENS) for dataset in datasets]
+        self.new_tokens = min(NEW_TOKENS, seq_length - prompt_tokens)
+        self.datasets, self.tokenizer = datasets, tokenizer
+        self.passages = [cut_passages(dataset, prompt_tokens, self.new_tokens) for dataset in datasets]
+
+    def train_judges(self) -> None:
+        """Train the classifier and the n-gram models."""
+        training = [token_stream(dataset, "train", NGRAM_TOKENS) for dataset in self.datasets]
         self.ngram_tokens = [len(tokens) for tokens in training]
-        self.ngrams = [KneserNey(tokens, vocabulary_size(tokenizer), ORDER) for tokens in training]
+        self.ngrams = [KneserNey(tokens, vocabulary_size(self.tokenizer), ORDER) for tokens in training]
         # The same number of every dataset: none is likelier before anything is read.
-        count = min(SNIPPETS, min(self.ngram_tokens) - new_tokens + 1)
-        snippets = np.vstack([windows(tokens, new_tokens, count) for tokens in training])
+        count = min(SNIPPETS, min(self.ngram_tokens) - self.new_tokens + 1)
+        snippets = np.vstack([windows(tokens, self.new_tokens, count) for tokens in training])
         # Hashing needs no vocabulary, so that memory does not grow with the text.
         self.classifier = make_pipeline(
             HashingVectorizer(
@@ -86,16 +92,7 @@ class GenerationTest:
             ),
             TfidfTransformer(sublinear_tf=True),
             LogisticRegression(C=10, max_iter=1_000),
-        ).fit(tokenizer.decode_batch(snippets.tolist()), np.repeat(np.arange(len(training)), count))
-
-    def score_model(self, model: PreTrainedModel, index: int) -> dict[str, np.ndarray]:
-        """The scores of what `model` generates for dataset number `index`."""
-        tokens, prompt_length = self.passages[index]
-        prompts = tokens[:, :prompt_length]
-        continuations = generate(
-            model, self.tokenizer, prompts.tolist(), self.new_tokens, TEMPERATURE, TOP_K, self.seed, stop_at_end=False
-        )
-        return self.score(index, np.hstack([prompts, continuations]))
+        ).fit(self.tokenizer.decode_batch(snippets.tolist()), np.repeat(np.arange(len(training)), count))
 
     def score(self, index: int, tokens: np.ndarray) -> dict[str, np.ndarray]:
         """The scores of continuations, means over groups of 8 successive ones.
@@ -123,25 +120,54 @@ class GenerationTest:
         `real_text` with the scores of what really follows the prompts, and
         `classifier_accuracy`, over all datasets, on that text.
         """
-        real = [self.score(index, tokens) for index, (tokens, _) in enumerate(self.passages)]
-        real_text = [{score: float(values[score].mean()) for score in SCORES} for values in real]
+        names, texts = [dataset.name for dataset in self.datasets], [tokens for tokens, _ in self.passages]
+        real = [
+            {score: float(values.mean()) for score, values in self.score(index, tokens).items()}
+            for index, tokens in enumerate(texts)
+        ]
         return {
-            "continuations": {name: len(tokens) for name, (tokens, _) in zip(self.names, self.passages)},
-            "ngram_tokens": dict(zip(self.names, self.ngram_tokens)),
-            "real_text": dict(zip(self.names, real_text)),
-            "classifier_accuracy": float(np.mean([scores["domain"] for scores in real_text])),
+            "continuations": dict(zip(names, map(len, texts))),
+            "ngram_tokens": dict(zip(names, self.ngram_tokens)),
+            "real_text": dict(zip(names, real)),
+            "classifier_accuracy": float(np.mean([scores["domain"] for scores in real])),
         }
 
-    def quality(self, run: list[Checkpoint], device: str) -> dict:
-        """The quality of the text that the models of `run` generate: dataset -> score -> see `quality_kept`."""
-        final = restore_model(run[-1], device)
-        end = [self.score_model(final, index) for index in range(len(run))]
-        # Nothing follows the last dataset.
-        own = [self.score_model(restore_model(checkpoint, device), index) for index, checkpoint in enumerate(run[:-1])]
-        return {
-            name: {score: quality_kept(before[score], after[score], score == "fluency", self.seed) for score in SCORES}
-            for name, before, after in zip(self.names, [*own, end[-1]], end)
-        }
+    def qualities(self, runs: dict[str, list[Path]], device: str, threads: int, seed: int) -> dict[str, dict]:
+        """The quality of what the models of each run, checkpoints by stage, write: dataset -> score -> `quality_kept`.
+
+        Two processes write, while this one trains the judges.
+        """
+        # A fork would inherit the threads of this process.
+        pool = ProcessPoolExecutor(2, mp_context=get_context("spawn"))
+
+        @cache  # some arms share a file
+        def written(path: Path, index: int) -> Future[np.ndarray]:
+            tokens, length = self.passages[index]
+            return pool.submit(write, path, tokens[:, :length], self.new_tokens, device, threads, seed)
+
+        def kept(index: int, *texts: Future[np.ndarray]) -> dict:
+            own, end = (self.score(index, text.result()) for text in texts)
+            return {score: quality_kept(own[score], end[score], score == "fluency", seed) for score in own}
+
+        try:
+            texts = {
+                arm: [(index, written(own, index), written(files[-1], index)) for index, own in enumerate(files)]
+                for arm, files in runs.items()
+            }
+            self.train_judges()
+            names = [dataset.name for dataset in self.datasets]
+            return {arm: dict(zip(names, [kept(*asked) for asked in found])) for arm, found in texts.items()}
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def write(path: Path, prompts: np.ndarray, new_tokens: int, device: str, threads: int, seed: int) -> np.ndarray:
+    """What the model of the checkpoint at `path` writes after `prompts`, and them in front; (count, length) ids."""
+    configure_torch(threads)
+    checkpoint = load_checkpoint(path)
+    model, tokenizer = restore_model(checkpoint, device), load_tokenizer(checkpoint.tokenizer)
+    written = generate(model, tokenizer, prompts.tolist(), new_tokens, TEMPERATURE, TOP_K, seed, stop_at_end=False)
+    return np.hstack([prompts, written])
 
 
 def quality_kept(own: np.ndarray, final: np.ndarray, lower_is_better: bool, seed: int) -> dict:

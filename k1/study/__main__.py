@@ -23,9 +23,8 @@ from k1.errors import UsageError, command, module_parser
 from k1.flag_types import above_zero, at_least, checked, positive
 from k1.report.plots import accuracy_figure, write_figure
 from k1.study.frontier import accuracies, study_figure, study_tables
-from k1.study.grid import execute_all, open_results, show
+from k1.study.grid import execute_all, open_results, read, show
 from k1.study.methods import GRIDS, METHODS, require_packages
-from k1.study.sequence import read
 
 
 @command
@@ -72,7 +71,8 @@ def main() -> None:
     ]
     records = execute_all(runs, results, out, arguments.jobs)
     show(out, study_tables(records), "frontier.png", study_figure(records))
-    if arms := accuracies(records):
+    arms = accuracies(records)
+    if arms["models"]:
         write_figure(out / "accuracy.png", accuracy_figure(arms))
 
 

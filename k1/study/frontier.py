@@ -11,19 +11,18 @@ from matplotlib.figure import Figure
 
 from k1.experiment import ARMS
 from k1.report.metrics import (
-    SHOWN,
     average_forgetting_percent,
     backward_transfer,
+    final_loss,
     half_interval,
     mean,
     mean_and_interval,
+    mean_matrix,
     new_dataset_loss,
 )
 from k1.report.plots import STYLES
-from k1.report.tables import Table, rows_of
-from k1.report.text import AT_BOTH_TIMES, at_both_times
+from k1.report.tables import AT_BOTH_TIMES, SHOWN, Column, Table, at_both_times, entry, mean_of, rows_of
 from k1.study.methods import METHODS
-from k1.study.seeds import mean_of
 
 # A setting of a method: the records of its runs, one a seed.
 Point = list[dict]
@@ -31,23 +30,28 @@ Line = list[tuple[float, float]]
 # Of what is no arm of the experiment, which are drawn heavier and in colour.
 OTHER_MARKERS = "v^<>DpPX*hd8sH"
 TEST, VALIDATION = "loss_matrix", "validation_loss_matrix"
+# The first columns of a table of points, behind the method.
+SETTING: list[Column] = [
+    ("Rehearsal %", lambda point: f"{100 * METHODS[point[0]['method']].rehearsal:g}"),
+    ("Setting", lambda point: ", ".join(
+        [f"{point[0]['learning_rate']:g}", *(f"{name} {value:g}" for name, value in point[0]["setting"].items())]
+    )),
+    ("Seeds", lambda point: str(len(point))),
+]  # fmt: skip
+# Of a run, in nats per token on test text.
+NATS: dict[str, Callable[[dict], float]] = {
+    "Forgetting": lambda run: backward_transfer(run[TEST]),
+    "New-dataset loss": lambda run: new_dataset_loss(run[TEST]),
+    "Loss at the end": lambda run: final_loss(run[TEST]),
+}
 
 
 def points_of(records: list[dict]) -> dict[str, list[Point]]:
     """The settings of each method, in the order of `METHODS`."""
-    found = defaultdict(list)
-    for record in sorted(records, key=lambda record: record["seed"]):
-        found[record["method"], tuple(record["setting"].items()), record["learning_rate"]].append(record)
-    return {
-        method: points
-        for method in METHODS
-        if (points := [point for (name, *_), point in sorted(found.items()) if name == method])
-    }
-
-
-def final_loss(loss: list) -> float:
-    """Mean nats per token of all datasets at the end."""
-    return mean(loss[-1])
+    found: dict[str, dict[tuple, Point]] = {method: defaultdict(list) for method in METHODS}
+    for record in sorted(records, key=entry("seed")):
+        found[record["method"]][tuple(record["setting"].items()), record["learning_rate"]].append(record)
+    return {method: [point for _, point in sorted(points.items())] for method, points in found.items() if points}
 
 
 def best_point(points: list[Point]) -> Point:
@@ -75,70 +79,61 @@ def undominated(positions: Line) -> Line:
 
 def position(point: Point, text: str) -> tuple[float, float]:
     """(loss on new datasets, forgetting), means over seeds, in nats per token, of `TEST` or `VALIDATION` text."""
-    return tuple(mean([metric(record[text]) for record in point]) for metric in (new_dataset_loss, backward_transfer))
+    losses = [record[text] for record in point]
+    return mean([*map(new_dataset_loss, losses)]), mean([*map(backward_transfer, losses)])
 
 
-def ratios_at_equal_learning(point: Point, reference: list[Point], text: str) -> list[float | None]:
+def ratios_at_equal_learning(point: Point, reference: list[Point], text: str) -> list[float]:
     """Forgetting of each run over that of the `reference` of its seed at the same new-dataset loss.
 
-    None if that is out of its range.
+    Empty if one of them is out of its range.
     """
     ratios = []
     for record in point:
         line = [position([run], text) for other in reference for run in other if run["seed"] == record["seed"]]
         learned, forgotten = position([record], text)
-        level = interpolated(line, learned)
-        ratios.append(None if level is None else forgotten / level)
+        if (level := interpolated(line, learned)) is None:
+            return []
+        ratios.append(forgotten / level)
     return ratios
-
-
-# The first columns of a table of points, behind the method.
-SETTING: list[tuple[str, Callable[[Point], str]]] = [
-    ("Rehearsal %", lambda point: f"{100 * METHODS[point[0]['method']].rehearsal:g}"),
-    ("Setting", lambda point: ", ".join(
-        [f"{point[0]['learning_rate']:g}", *(f"{name} {value:g}" for name, value in point[0]["setting"].items())]
-    )),
-    ("Seeds", lambda point: str(len(point))),
-]  # fmt: skip
 
 
 def equal_learning_table(points: dict[str, list[Point]]) -> Table:
     """Of each method the point that forgets least at equal learning, on validation text, and its share on test text."""
-    rows = [["Method", *(name for name, _ in SETTING), "Share"]]
-    for name, found in points.items():
+    found = []
+    for name, settings in points.items():
         reference = points.get(METHODS[name].reference, [])
-        ratios = [(ratios_at_equal_learning(point, reference, VALIDATION), point) for point in found]
-        in_range = [(mean(shares), point) for shares, point in ratios if None not in shares]
-        if found is reference or not in_range:
-            continue
-        _, point = min(in_range, key=lambda pair: pair[0])
-        shares = ratios_at_equal_learning(point, reference, TEST)
-        share = "out of range" if None in shares else mean_and_interval(shares, 2)
-        rows.append([METHODS[name].label, *(cell(point) for _, cell in SETTING), share])
+        ratios = [(ratios_at_equal_learning(point, reference, VALIDATION), point) for point in settings]
+        if settings is not reference and any(shares for shares, _ in ratios):
+            _, point = min((pair for pair in ratios if pair[0]), key=lambda pair: mean(pair[0]))
+            found.append((METHODS[name].label, (point, ratios_at_equal_learning(point, reference, TEST))))
+    columns: list[Column] = [
+        *((name, lambda row, cell=cell: cell(row[0])) for name, cell in SETTING),
+        ("Share", lambda row: mean_and_interval(row[1], 2) if row[1] else "out of range"),
+    ]
     caption = (
         "Forgetting at equal learning, as a share of what the reference forgets at the same loss on the new datasets; "
         "each method at its best setting, without those that learn more or less than any reference"
     )
-    return Table(caption, rows)
+    return Table(caption, rows_of("Method", found, columns))
 
 
 def averages_table(best: dict[str, Point]) -> Table:
     """What each method forgot and learned on average, and that less what its reference did."""
-    nats = {"Forgetting": backward_transfer, "New-dataset loss": new_dataset_loss, "Loss at the end": final_loss}
 
-    def less(metric: Callable[[list], float]) -> Callable[[Point], str]:
+    def less(metric: Callable[[dict], float]) -> Callable[[Point], str]:
         def cell(point: Point) -> str:
             reference = best.get(METHODS[point[0]["method"]].reference, [])
-            theirs = {record["seed"]: metric(record[TEST]) for record in reference if reference is not point}
-            values = [metric(record[TEST]) - theirs[record["seed"]] for record in point if record["seed"] in theirs]
+            theirs = {record["seed"]: metric(record) for record in reference if reference is not point}
+            values = [metric(record) - theirs[record["seed"]] for record in point if record["seed"] in theirs]
             return mean_and_interval(values) if values else "-"
 
         return cell
 
     columns = [
         *SETTING,
-        *(mean_of(name, lambda record, metric=metric: metric(record[TEST])) for name, metric in nats.items()),
-        *((f"{name} - reference's", less(metric)) for name, metric in nats.items()),
+        *(mean_of(name, metric) for name, metric in NATS.items()),
+        *((f"{name} - reference's", less(metric)) for name, metric in NATS.items()),
         mean_of("Forgetting %", lambda record: average_forgetting_percent(record["accuracy_matrix"]), 1),
         ("Changed per step %", lambda point: f"{100 * mean([run['updated_fraction'] for run in point]):.1f}"),
         ("Seconds", lambda point: f"{mean([run['seconds'] for run in point]):.0f}"),
@@ -163,9 +158,8 @@ def study_tables(records: list[dict]) -> str:
         )
         for score, (title, _, _) in SHOWN.items()
     ]
-    tables.append(averages_table(best))
-    equal = equal_learning_table(points)
-    return "\n\n".join(map(str, [*tables, equal] if len(equal.rows) > 1 else tables))
+    tables += [averages_table(best), equal_learning_table(points)]
+    return "\n\n".join(str(table) for table in tables if len(table.rows) > 1)
 
 
 def study_figure(records: list[dict]) -> Figure:
@@ -204,14 +198,9 @@ def study_figure(records: list[dict]) -> Figure:
 
 def accuracies(records: list[dict]) -> dict:
     """The arms among the methods, each at its best setting, as `k1.report.plots.accuracy_figure` takes them."""
-    best = {arm: best_point(found) for arm, found in points_of(records).items() if arm in ARMS}
-
-    def means(point: Point) -> list:
-        return [
-            [None if None in cells else mean(cells) for cells in zip(*rows)]
-            for rows in zip(*(record["accuracy_matrix"] for record in point))
-        ]
-
-    datasets = [{"name": label} for label in records[0]["datasets"]]
-    models = {arm: {"accuracy_matrix": means(point)} for arm, point in best.items()}
-    return {"models": models, "datasets": datasets, "start": None} if models else {}
+    models = {
+        arm: {"accuracy_matrix": mean_matrix([record["accuracy_matrix"] for record in best_point(found)])}
+        for arm, found in points_of(records).items()
+        if arm in ARMS
+    }
+    return {"models": models, "datasets": [{"name": label} for label in records[0]["datasets"]], "start": None}

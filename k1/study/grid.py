@@ -1,24 +1,33 @@
-"""Runs that are recorded and not repeated: the folder of a study, and the execution of what it lacks."""
+"""Runs of the study, in the same steps as the scripts; in a folder that records them, so that none is repeated."""
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partial
+from dataclasses import replace
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
+from filelock import FileLock
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from k1.checkpoints import Evaluation, load_checkpoint, save_checkpoint
+from k1.config import Arguments, settings_of
+from k1.data.loader import DataLoader, TokenizedDataset
+from k1.data.sources import dataset_labels
+from k1.data.tokenizer import load_tokenizer
 from k1.errors import Diverged, K1Error
 from k1.files import lock, write_text
+from k1.model import build_model, configure_torch
+from k1.report.metrics import mean
 from k1.report.plots import write_figure
-from k1.study.methods import METHODS
-from k1.study.sequence import learn_first_dataset, learn_later_datasets
-
-Key, Result = TypeVar("Key"), TypeVar("Result")
+from k1.stages import Learner
+from k1.study.methods import METHODS, Stage, mixture
+from k1.training.evaluation import evaluate
+from k1.training.trainer import StageTrainer
 
 
 def open_results(out: Path, settings: dict) -> dict:
@@ -59,20 +68,97 @@ def name_of(run: dict) -> str:
     return f"{run['method']}-seed{run['seed']}-{run['learning_rate']:g}{setting}"
 
 
-def in_processes(jobs: int, tasks: dict[Key, Callable[[], Result]]) -> Iterator[tuple[Key, Result]]:
-    """What the `tasks` return, each with its key and as it ends; `jobs` are done at a time."""
-    # A fork would inherit the threads of this process.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(task): key for key, task in tasks.items()}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+def stage_arguments(script: str, stage: int, settings: dict, **flags: Any) -> Arguments:
+    """The settings of a stage of `script` (`k1` or `baseline`), with `flags` as a user would type them."""
+    return settings_of(script, settings["preset"], stage, data_source=settings["data_source"], threads=1, **flags)
 
 
-def execute(run: dict, first: Path, settings: dict) -> dict:
-    """The record of `run`; a training that diverges is recorded as such, any other `K1Error` names the run."""
+def read(name: str, settings: dict) -> DataLoader:
+    """The text of the dataset `name`, as all runs read it."""
+    return DataLoader(name, stage_arguments("k1", 1, settings))
+
+
+@lru_cache(maxsize=8)
+def tokenized(name: str, tokenizer: str, preset: str, data_source: str) -> TokenizedDataset:
+    """A dataset, read once in each process."""
+    return read(name, {"preset": preset, "data_source": data_source}).tokenize(load_tokenizer(tokenizer))
+
+
+def learn_first_dataset(script: str, seed: int, output: Path, settings: dict) -> None:
+    """Learn dataset 1 as `script` (`k1` or `baseline`) does, and save the model to `output`."""
+    arguments = stage_arguments(script, 1, settings, seed=seed)
+    configure_torch(arguments.threads)
+    text = read(settings["dataset_names"][0], settings)
+    learner = Learner.new(None, arguments, text.text("train"))
+    learner.learn(text.tokenize(learner.tokenizer), arguments, lambda *stage: StageTrainer(*stage).run(progress=False))
+    assert learner.checkpoint
+    save_checkpoint(output, learner.checkpoint)
+
+
+def learn_later_datasets(run: dict, first: Path, settings: dict) -> dict:
+    """Learn datasets 2, 3 and so on as the method of `run` does, from the model in the file `first`.
+
+    Returns the record: scores of all datasets so far after each stage, as matrices (`k1.report.metrics`) of
+    accuracy and loss on test text and of loss on validation text; the share of parameters that a step updated; seconds.
+    """
+    started = time.perf_counter()
+    method, names = METHODS[run["method"]], settings["dataset_names"]
+    previous = load_checkpoint(first, method.script)
+    stages = [
+        stage_arguments(
+            method.script, stage, settings, seed=previous.seed, learning_rate=run["learning_rate"],
+            rehearsal=method.rehearsal, **method.flags,
+        )
+        for stage in range(2, len(names) + 1)
+    ]  # fmt: skip
+    configure_torch(stages[0].threads)
+    datasets = [tokenized(name, previous.tokenizer, settings["preset"], settings["data_source"]) for name in names]
+    evaluations: list[Evaluation] = previous.evaluations[:1]
+    history: list[dict] = []
+    if method.joint:
+        # From fresh weights, with as many tokens of each as the stages read; the model after each is that at the end.
+        model = build_model(previous.model_config, previous.seed, stages[-1].device)
+        steps = [previous.arguments["max_steps"], *(arguments.max_steps for arguments in stages)]
+        arguments = replace(stages[-1], max_steps=sum(steps))
+        joint = mixture(datasets, [count / sum(steps) for count in steps], arguments)
+        history = StageTrainer(model, joint, arguments).run(progress=False)
+        evaluations = [evaluate(model, datasets, arguments)] * len(datasets)
+    else:
+        learner = Learner.of(previous, stages[0], datasets[:1])
+        stage = partial(Stage, learned=learner.learned, importance=[])
+        for arguments, dataset in zip(stages, datasets[1:], strict=True):
+            history += learner.train(
+                dataset, arguments, lambda *trained: method.training(stage(*trained), **run["setting"]),
+                is_last=arguments is stages[-1],
+            )[0]  # fmt: skip
+            evaluations.append(evaluate(learner.model, learner.learned, arguments))
+
+    def matrix(split: str, score: str) -> list[list[float | None]]:
+        names = list(evaluations[-1])
+        rows = [[row[name][split][score] if name in row else None for name in names] for row in evaluations]
+        return [[None] * len(names), *rows]
+
+    return {
+        "datasets": dataset_labels(evaluations[-1]),
+        "accuracy_matrix": matrix("test", "accuracy"),
+        "loss_matrix": matrix("test", "loss"),
+        "validation_loss_matrix": matrix("validation", "loss"),
+        "updated_fraction": mean([entry["updated_fraction"] for entry in history]),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def execute(run: dict, out: Path, settings: dict) -> dict:
+    """The record of `run`; a training that diverges is recorded as such, any other `K1Error` names the run.
+
+    What it continues, a model of dataset 1 at the preset's learning rate, is trained if the folder `out` lacks it.
+    """
+    script = METHODS[run["method"]].script
+    first = out / "first" / f"{script}-seed{run['seed']}.pt"
+    # Other runs continue it too.
+    with FileLock(first.with_suffix(".lock")):
+        if not first.exists():
+            learn_first_dataset(script, run["seed"], first, settings)
     try:
         return run | learn_later_datasets(run, first, settings)
     except Diverged as error:
@@ -82,27 +168,26 @@ def execute(run: dict, first: Path, settings: dict) -> dict:
 
 
 def execute_all(runs: list[dict], results: dict, out: Path, jobs: int) -> list[dict]:
-    """Execute the `runs` that `results` lacks, and record each as it ends; before them what they continue.
+    """Execute the `runs` that `results` lacks, `jobs` at a time, and record each as it ends.
 
-    That are models of dataset 1, one a seed and script, at the preset's learning rate. Returns the records of the
-    runs that finished, and names the others on stderr; raises `K1Error` if none did.
+    Returns the records of the runs that finished, and names the others on stderr; raises `K1Error` if none did.
     """
-    settings, records, names = results["settings"], results["runs"], list(map(name_of, runs))
-    waiting, firsts = {}, {}
-    for name, run in zip(names, runs):
-        if name not in records:
-            script, seed = METHODS[run["method"]].script, run["seed"]
-            first = out / "first" / f"{script}-seed{seed}.pt"
-            waiting[name] = partial(execute, run, first, settings)
-            if not first.exists():
-                firsts[first] = partial(learn_first_dataset, script, seed, first, settings)
+    records, names = results["runs"], list(map(name_of, runs))
     (out / "first").mkdir(exist_ok=True)
-    list(in_processes(jobs, firsts))
-    with tqdm(total=len(runs), initial=len(runs) - len(waiting), unit="run", file=sys.stderr) as bar:
-        for name, record in in_processes(jobs, waiting):
-            records[name] = record
+    # A fork would inherit the threads of this process.
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    try:
+        futures = {
+            pool.submit(execute, run, out, results["settings"]): name
+            for name, run in zip(names, runs)
+            if name not in records
+        }
+        done = len(runs) - len(futures)
+        for future in tqdm(as_completed(futures), total=len(runs), initial=done, unit="run", file=sys.stderr):
+            records[futures[future]] = future.result()
             write_results(results, out)
-            bar.update()
+    finally:
+        pool.shutdown(cancel_futures=True)
     for name in names:
         if "failed" in records[name]:
             print(f"warning: {name} is left out: {records[name]['failed']}", file=sys.stderr)

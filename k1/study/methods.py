@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice, product
+from typing import Any
 
 import torch
 from datasets import interleave_datasets
@@ -82,13 +83,13 @@ def fisher_information(model: PreTrainedModel, dataset: TokenizedDataset, argume
     Fisher information of EWC, of mini-batches instead of samples.
     """
     model.eval()
-    total = [torch.zeros_like(parameter) for parameter in model.parameters()]
+    parameters = list(model.parameters())
+    total = [torch.zeros_like(parameter) for parameter in parameters]
     batches = batches_of_blocks(dataset.blocks["train"], FISHER_ROWS, arguments.stage_seed)
     for ids in islice(batches, FISHER_BATCHES):
-        model(input_ids=ids, labels=ids).loss.backward()
-        for value, parameter in zip(total, model.parameters()):
-            value.addcmul_(parameter.grad, parameter.grad, value=1 / FISHER_BATCHES)
-        model.zero_grad()
+        gradients = torch.autograd.grad(model(input_ids=ids, labels=ids).loss, parameters)
+        for value, gradient in zip(total, gradients):
+            value.addcmul_(gradient, gradient, value=1 / FISHER_BATCHES)
     return total
 
 
@@ -112,12 +113,13 @@ def consolidation(
 
     def pull(*_: object) -> None:
         for parameter, omega, value in zip(model.parameters(), importance, start):
-            parameter.grad.addcmul_(omega, parameter.detach() - value, value=weight)
+            if parameter.grad is not None:
+                parameter.grad.addcmul_(omega, parameter.detach() - value, value=weight)
 
     return lambda optimizer: optimizer.register_step_pre_hook(pull)
 
 
-def adapted(adapter: Callable[..., PreTrainedModel], stage: Stage, **dial: float) -> list[dict]:
+def adapted(adapter: Callable[..., Any], stage: Stage, **dial: float) -> list[dict]:
     """Train what `adapter`, of the package peft, puts into the model, and merge it into the weights."""
     # Its fresh weights depend on the stage's seed.
     torch.manual_seed(stage.arguments.stage_seed)
@@ -130,14 +132,14 @@ def adapted(adapter: Callable[..., PreTrainedModel], stage: Stage, **dial: float
     return history
 
 
-def low_rank_adapter(model: PreTrainedModel, rank: float) -> PreTrainedModel:
+def low_rank_adapter(model: PreTrainedModel, rank: float) -> Any:
     """`model` with trainable low-rank matrices beside its frozen linear layers (LoRA, arXiv:2106.09685)."""
     from peft import LoraConfig, get_peft_model
 
     return get_peft_model(model, LoraConfig(r=int(rank), lora_alpha=int(rank), target_modules="all-linear"))
 
 
-def orthogonal_subspace(model: PreTrainedModel, embeddings: float = 0) -> PreTrainedModel:
+def orthogonal_subspace(model: PreTrainedModel, embeddings: float = 0) -> Any:
     """`model` with the top 49% singular directions of its linear layers frozen (OSF, arXiv:2504.07097).
 
     `embeddings` 1 also trains what is not in a linear layer: embeddings, normalisations and the output layer.
@@ -242,7 +244,4 @@ def require_packages(names: Iterable[str]) -> None:
     """Raise `K1Error` if one of the methods `names` needs peft, which only requirements-dev.txt brings."""
     needing = [name for name in names if getattr(METHODS[name].training, "func", None) is adapted]
     if needing and find_spec("peft") is None:
-        raise K1Error(
-            f"the package peft is missing, for {' and '.join(needing)}; run: pip install -r requirements-dev.txt, "
-            "or choose other --methods"
-        )
+        raise K1Error(f"{', '.join(needing)} need peft; run pip install -r requirements-dev.txt or choose --methods")

@@ -25,6 +25,7 @@ from functools import partial
 from hashlib import sha256
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -77,7 +78,7 @@ class Arm:
     fraction: float = 1.0
     replay: float = 0.0
     known: bool | None = None
-    adapter: Callable[[PreTrainedModel], PreTrainedModel] | None = None
+    adapter: Callable[[PreTrainedModel], Any] | None = None
     pull: float = 0.0
 
 
@@ -156,7 +157,9 @@ def cut_vocabulary(
     begin = model.config.bos_token_id
     used = [ids.flatten() for splits in texts.values() for ids in splits.values()]
     kept = torch.cat([torch.tensor([] if begin is None else [begin]).long(), *used]).unique()
-    layers = {id(layer.weight): layer for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    layers: dict[int, Any] = {
+        id(layer.weight): layer for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+    }
     rows = [layer.weight.detach()[kept].clone() for layer in layers.values()]
     model.resize_token_embeddings(len(kept), mean_resizing=False)
     for layer, weight in zip((model.get_input_embeddings(), model.get_output_embeddings()), rows):
@@ -281,7 +284,7 @@ def run(
     model, precision = copy.deepcopy(start), arguments.precision
     known = torch.cat([texts[name]["train"] for name in KNOWN])
     torch.manual_seed(seed)
-    trained = arm.adapter(model) if arm.adapter else model
+    trained: Any = arm.adapter(model) if arm.adapter else model
     rehearsal, after, seconds, writing = None, [], 0.0, 0.0
     for task in tasks_of(texts):
         begun = time.perf_counter()

@@ -2,20 +2,35 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from operator import itemgetter, sub, truediv
 from pathlib import Path
-from statistics import correlation
-from typing import TypeVar
+
+import numpy as np
 
 from k1.errors import K1Error, command, module_parser
 from k1.experiment import ARMS
-from k1.report.metrics import KINDS, SHOWN, kinds_of_forgetting, mean, mean_and_interval, new_dataset_loss
-from k1.report.tables import Table, rows_of
-from k1.report.text import AT_BOTH_TIMES, at_both_times, labels_of
+from k1.report.metrics import KINDS, kinds_of_forgetting, mean, mean_and_interval, new_dataset_loss
+from k1.report.tables import (
+    AT_BOTH_TIMES,
+    SHOWN,
+    Table,
+    at_both_times,
+    entry,
+    forgetting_columns,
+    labels_of,
+    mean_of,
+    rows_of,
+)
 
-Item = TypeVar("Item")
 # By arm the reports' results, one a seed.
 Models = dict[str, list[dict]]
+# What four arms, in the order of `ARMS`, say together: the weight of each.
+CONTRASTS = {
+    "51% - 100%": (-0.5, 0.5, -0.5, 0.5),
+    "rehearsal - none": (-0.5, -0.5, 0.5, 0.5),
+    "interaction": (1, -1, -1, 1),
+}
 
 
 def load_reports(paths: list[Path]) -> list[dict]:
@@ -43,29 +58,21 @@ def load_reports(paths: list[Path]) -> list[dict]:
     return [*reports.values()]
 
 
-def mean_of(name: str, metric: Callable[[Item], float], digits: int = 3) -> tuple[str, Callable[[list[Item]], str]]:
-    """A column with the mean of `metric` over the runs of an arm, with its interval."""
-    return name, lambda runs: mean_and_interval([metric(run) for run in runs], digits)
+def forgotten(kind: str) -> Callable[[dict], float]:
+    """The forgetting of a run that is one of `KINDS`, in nats per token."""
+    return lambda run: kinds_of_forgetting(run["loss_matrix"])[kind]
 
 
 def format_seeds(reports: list[dict]) -> str:
     """Means over the seeds with 95% intervals, K-1's forgetting as a share of the baseline's, criteria by seed."""
-    labels, names = labels_of(reports[0]), [dataset["name"] for dataset in reports[0]["datasets"]]
+    labels = labels_of(reports[0])
     models = {arm: [report["models"][arm] for report in reports] for arm in ARMS}
     arms = [(ARMS[arm], runs) for arm, runs in models.items()]
-    percent = [
-        mean_of(label, lambda run, name=name: run["forgetting_percent"][name], 1)
-        for label, name in zip(labels, names[:2])
-    ]
     tables = {
         **{f"{title}: {AT_BOTH_TIMES}": at_both_times(score, labels) for score, (title, _, _) in SHOWN.items()},
-        "Forgetting in % of the accuracy after the dataset's own stage": [
-            *percent, mean_of("Average", lambda run: run["average_forgetting_percent"], 1),
-        ],
-        "Forgetting in nats per token": [
-            mean_of(kind, lambda run, kind=kind: kinds_of_forgetting(run["loss_matrix"])[kind]) for kind in KINDS
-        ],
-    }  # fmt: skip
+        "Forgetting in % of the accuracy after the dataset's own stage": forgetting_columns(reports[0], 2),
+        "Forgetting in nats per token": [mean_of(kind, forgotten(kind)) for kind in KINDS],
+    }
     criteria = [["Criterion", *(f"seed {report['seed']}" for report in reports)]]
     for items in zip(*(report["criteria"] for report in reports)):
         criteria.append([items[0]["criterion"], *("met" if item["met"] else "NOT MET" for item in items)])
@@ -81,17 +88,14 @@ def format_seeds(reports: list[dict]) -> str:
 
 def against_baseline(models: Models, labels: list[str]) -> Table:
     """Each model but the baseline against it, seed by seed, in nats per token."""
-    # Of each seed the matrices of loss of both.
-    pairs = [
-        (ARMS[arm], [(run["loss_matrix"], dense["loss_matrix"]) for run, dense in zip(runs, models["baseline"])])
-        for arm, runs in models.items()
-        if arm != "baseline"
-    ]
-    columns = [
-        mean_of(kind, lambda pair, kind=kind: truediv(*(kinds_of_forgetting(loss)[kind] for loss in pair)))
-        for kind in KINDS
-    ] + [
-        mean_of(f"new loss of {label}", lambda pair, number=number: sub(*(loss[number + 1][number] for loss in pair)))
+
+    def compared(operation: Callable[..., float], metric: Callable[[dict], float]) -> Callable[[tuple], float]:
+        return lambda pair: operation(*map(metric, pair))
+
+    pairs = [(ARMS[arm], [*zip(runs, models["baseline"])]) for arm, runs in models.items() if arm != "baseline"]
+    columns = [mean_of(kind, compared(truediv, forgotten(kind))) for kind in KINDS]
+    columns += [
+        mean_of(f"new loss of {label}", compared(sub, entry("loss_matrix", number + 1, number)))
         for number, label in enumerate(labels[1:], start=1)
     ]
     caption = (
@@ -108,25 +112,19 @@ def two_by_two(models: Models) -> Table:
     columns, that of rehearsal the mean of (rehearsal - none) over both rows, and the interaction is how much
     more the 51% do with rehearsal than without.
     """
-    quantities = {
-        "average forgetting, %": lambda run: run["average_forgetting_percent"],
-        "mean of the three kinds of forgetting, nats": lambda run: mean(
-            list(kinds_of_forgetting(run["loss_matrix"]).values())
-        ),
+    quantities: dict[str, Callable[[dict], float]] = {
+        "average forgetting, %": entry("average_forgetting_percent"),
+        "mean of the three kinds of forgetting, nats": lambda run: mean([forgotten(kind)(run) for kind in KINDS]),
         "loss on new datasets, nats": lambda run: new_dataset_loss(run["loss_matrix"]),
-        "mean loss at the end, nats": lambda run: run["mean_final_loss"],
+        "mean loss at the end, nats": entry("mean_final_loss"),
     }
-    # Of each seed the quantity of the four arms: dense, sparse, rehearsal, both.
+    # Of each seed the quantity of the four arms.
     seeds = [
-        (title, list(zip(*([quantity(run) for run in models[arm]] for arm in ARMS))))
+        (title, [[quantity(run) for run in runs] for runs in zip(*(models[arm] for arm in ARMS))])
         for title, quantity in quantities.items()
     ]
-    columns = [
-        *(mean_of(label, itemgetter(place)) for place, label in enumerate(ARMS.values())),
-        mean_of("51% - 100%", lambda four: ((four[1] - four[0]) + (four[3] - four[2])) / 2),
-        mean_of("rehearsal - none", lambda four: ((four[2] - four[0]) + (four[3] - four[1])) / 2),
-        mean_of("interaction", lambda four: (four[3] - four[2]) - (four[1] - four[0])),
-    ]
+    columns = [mean_of(label, itemgetter(place)) for place, label in enumerate(ARMS.values())]
+    columns += [mean_of(label, partial(np.dot, weights)) for label, weights in CONTRASTS.items()]
     caption = "Two by two: what the 51% do, what rehearsal does, and what they do together"
     return Table(caption, rows_of("", seeds, columns))
 
@@ -136,19 +134,21 @@ def predicted_and_real(models: Models) -> Table:
 
     In nats per token, means over the seeds.
     """
-    rows, pairs = [["Model", "Stage", "Dataset", "Predicted", "Real"]], []
+    rows = [["Model", "Stage", "Dataset", "Predicted", "Real"]]
+    pairs: list[tuple[float, float]] = []
     for arm, runs in models.items():
-        stages = runs[0]["predicted_forgetting"]
-        for stage, dataset in [(stage, number) for stage, found in enumerate(stages) for number in range(len(found))]:
-            predicted = [run["predicted_forgetting"][stage][dataset] for run in runs]
-            real = [run["loss_matrix"][stage + 1][dataset] - run["loss_matrix"][stage][dataset] for run in runs]
-            pairs += zip(predicted, real)
-            rows.append([ARMS[arm], str(stage + 1), str(dataset + 1), *map(mean_and_interval, (predicted, real))])
-    error = mean([abs(predicted - real) for predicted, real in pairs])
+        for stage, found in enumerate(runs[0]["predicted_forgetting"]):
+            for dataset in range(len(found)):
+                predicted = [run["predicted_forgetting"][stage][dataset] for run in runs]
+                losses = [run["loss_matrix"] for run in runs]
+                real = [loss[stage + 1][dataset] - loss[stage][dataset] for loss in losses]
+                pairs += zip(predicted, real)
+                rows.append([ARMS[arm], str(stage + 1), str(dataset + 1), *map(mean_and_interval, (predicted, real))])
+    both = np.array(pairs).T
     caption = (
         "Predicted forgetting, the divergence on the model's own text, beside the real rise of the loss in the same "
-        f"stage, in nats per token; they are {error:.3f} apart in the mean of {len(pairs)} pairs, their correlation is "
-        f"{correlation(*zip(*pairs)):.2f}"
+        f"stage, in nats per token; they are {mean(abs(both[0] - both[1])):.3f} apart in the mean of {len(pairs)} "
+        f"pairs, their correlation is {np.corrcoef(both)[0, 1]:.2f}"
     )
     return Table(caption, rows)
 

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import distributions
+from pathlib import Path
 
 from k1.data.corpora import package_dir, python_files
 from k1.data.docstrings import clean_docstring, object_docstrings
@@ -40,7 +41,7 @@ def licence_documents() -> Iterator[str]:
         texts = [re.sub(r"\A(.+\n)+\n", "", installed.read_text("METADATA") or "")]
         for file in sorted(installed.files or []):
             if re.match(r"(licen[cs]e|copying|notice|authors|readme|third)", file.name, re.I) and file.suffix != ".py":
-                texts.append(file.locate().read_text(encoding="utf-8", errors="ignore"))
+                texts.append(Path(file.locate()).read_text(encoding="utf-8", errors="ignore"))
         for text in texts:
             # Long collections of licences share most of theirs: each paragraph is kept once.
             paragraphs = [part for part in re.split(r"\n\s*\n", text) if part.strip() and part not in seen]

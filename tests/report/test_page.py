@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 import pytest
 
 from k1.experiment import ARMS, FILES
-from k1.report.comparison import datasets_of, load_runs
-from k1.report.page import continue_all, format_page, marked
-from k1.report.text import format_report
-from tests.conftest import VOCABULARIES, run_script
+from k1.report.comparison import load_runs
+from k1.report.page import continue_all, format_page
+from k1.report.tables import format_report
+from tests.conftest import run_script
 
 pytestmark = [pytest.mark.xdist_group("page"), pytest.mark.slow]
 
@@ -30,8 +30,7 @@ def html(written):
 
 @pytest.fixture(scope="module")
 def continuations(trained):
-    runs = load_runs(trained.models_dir)
-    return continue_all(runs, datasets_of(runs["k1"][-1]), "cpu")
+    return continue_all(load_runs(trained.models_dir), "cpu")
 
 
 def parse(page):
@@ -70,11 +69,7 @@ def test_the_same_checkpoints_give_the_same_page_and_stdout_stays_the_report(wri
 def test_nothing_is_loaded_and_nothing_runs(page):
     for element in page.iter():
         assert element.tag not in ("script", "iframe", "object", "embed", "base", "form")
-        assert not [name for name in element.attrib if name.startswith("on")]
-        for name in ("src", "href", "srcset", "poster"):
-            assert element.get(name, "data:").startswith(("data:", "#"))
-    style = page.find(".//style").text
-    assert "url(" not in style and "@import" not in style
+        assert all(value.startswith(("data:", "#")) for name, value in element.items() if name in ("src", "href"))
     policy = page.find(".//meta[@http-equiv='Content-Security-Policy']").get("content")
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -119,40 +114,13 @@ def test_the_page_has_what_the_generate_scripts_print(trained, page, method):
     assert {cell for cell in cells(page) if cell[2] == ARMS[method]} == expected
 
 
-def test_words_that_are_not_known_are_marked_whole_in_either_case():
-    text = "er Xyl is\n a3den_se XYL, straße <b>"
-    pieces, words = marked("The riv", text, {"is", "a", "den", "strasse", "b"})
-    assert "".join(piece for piece, _ in pieces) == text and words == 9
-    assert [piece for piece, is_new in pieces if is_new] == ["er", "Xyl", "se", "XYL"]
-    # A last word that may be cut off does not count, nor one that ends with the prompt.
-    assert marked("The river", " ends", set()) == ([(" ends", False)], 0)
-    assert marked("The river ", "Ends.", set()) == ([("Ends", True), (".", False)], 1)
-    assert marked("a", "", set()) == ([], 0)
-
-
-def test_a_word_is_marked_if_the_training_text_does_not_have_it(page):
-    prompts, count = page.findall(".//details[@class='prompt']"), 0
-    for number, prompt in enumerate(prompts):
-        vocabulary = [*VOCABULARIES.values()][number // 3]
-        for sample in prompt.iter("samp"):
-            pieces, _ = marked(text_of(prompt.find(".//h4")), text_of(sample), set(vocabulary))
-            expected = [piece for piece, is_new in pieces if is_new]
-            assert list(map(text_of, sample.iter("mark"))) == expected
-            count += len(expected)
-    assert len(prompts) == 9 and count > 10
-
-
 def test_names_prompts_and_texts_are_escaped(report, continuations):
     for number, dataset in enumerate(report["datasets"]):
         dataset["name"] = f"/{number}\ud800\x00{HOSTILE.replace('/', '')}"
         for model in report["models"].values():
             model["forgetting_percent"][dataset["name"]] = 0.0
     text, prompts = f"\ud83d\x00\x1b {HOSTILE}\n{HOSTILE}", [HOSTILE, "", "\udcff\x0b"]
-    pieces, words = marked("", text, {"img"})
-    hostile = [
-        found._replace(prompt=prompts[found.place % 3], text=text, pieces=pieces, words=words)
-        for found in continuations
-    ]
+    hostile = [found._replace(prompt=prompts[found.place % 3], text=text) for found in continuations]
     page = format_page(report, hostile)
     page.encode()
     tree = parse(page)
@@ -171,7 +139,7 @@ def test_four_arms_stand_side_by_side_with_the_answer(report, continuations):
         model["average_forgetting_percent"] = 10.25 * number
     met = sum(item["met"] for item in report["criteria"])
     four = [
-        found._replace(arm=arm, **({} if found.place else {"text": " ", "pieces": [(" ", False)], "words": 0}))
+        found._replace(arm=arm, text=found.text if found.place else " ")
         for arm in ARMS
         for found in continuations
         if found.arm == like.get(arm, arm)

@@ -7,7 +7,7 @@ import torch
 
 from k1.checkpoints import load_checkpoint
 from k1.experiment import ARMS, FILES
-from k1.report.plots import accuracy_figure, learning_figure, plot_report
+from k1.report.plots import FIGURES, accuracy_figure, learning_figure, write_figure
 
 
 @pytest.fixture
@@ -22,13 +22,13 @@ def report(written):
 
 
 def test_the_pictures_are_the_same_each_time(written, tmp_path):
-    plot_report(written.results, tmp_path)
     folder = written.folder / "new" / "plots"
     assert sorted(path.name for path in folder.iterdir()) == ["accuracy.png", "learning.png"]
-    for path in folder.iterdir():
-        content = path.read_bytes()
+    for name, figure in FIGURES.items():
+        write_figure(tmp_path / "again.png", figure(written.results))
+        content = (folder / f"{name}.png").read_bytes()
         assert content.startswith(b"\x89PNG\r\n\x1a\n") and b"Software" not in content
-        assert (tmp_path / path.name).read_bytes() == content
+        assert (tmp_path / "again.png").read_bytes() == content
 
 
 def test_the_accuracy_map_shows_every_measured_cell_on_one_scale(report):
@@ -73,6 +73,14 @@ def test_the_learning_curves_are_the_histories_one_stage_after_the_other(trained
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [*ARMS.values()]
     looks = {(line.get_linestyle(), line.get_marker(), line.get_color()) for line in axes.lines[:12]}
     assert [len(set(kind)) for kind in zip(*looks)] == [4, 4, 4]
+
+
+def test_a_stage_without_steps_has_no_name_and_no_second_line_in_the_legend(report):
+    for model in report["models"].values():
+        model["history"] = [entry for entry in model["history"] if entry["stage"] > 1]
+    axes = learning_figure(report).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["2: numbers.jsonl", "3: kitchen.jsonl"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [*ARMS.values()]
 
 
 def test_unusual_runs_are_drawn_without_overlapping_labels(report):

@@ -51,7 +51,9 @@ def judged():
         )
         for name in VOCABULARIES
     ]
-    return GenerationTest(corpora, tokenizer, seq_length=2 * PROMPT, seed=0)
+    test = GenerationTest(corpora, tokenizer, seq_length=2 * PROMPT)
+    test.train_judges()
+    return test
 
 
 def means(judged, index, tokens):
@@ -84,7 +86,7 @@ def test_a_short_text_gives_fewer_and_then_shorter_passages(tokens, count, promp
 def test_real_text_is_recognized_and_another_domain_is_not(judged):
     described = judged.describe()
     assert described["classifier_accuracy"] > 0.99
-    for index, name in enumerate(judged.names):
+    for index, name in enumerate(VOCABULARIES):
         real, other = judged.passages[index][0], judged.passages[(index + 1) % 3][0]
         assert described["real_text"][name] == means(judged, index, real)
         assert described["real_text"][name]["domain"] > 0.99 and described["continuations"][name] == len(real) > 50

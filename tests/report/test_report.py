@@ -1,13 +1,12 @@
 """The report: its figures are those of the checkpoints, and unfair comparisons are refused."""
 
 import copy
-import re
 
 import pytest
 
 from k1.checkpoints import load_checkpoint, save_checkpoint
 from k1.errors import K1Error
-from k1.experiment import ARM_FILES, ARMS, FILES
+from k1.experiment import ARM_FILES, FILES
 from k1.report.comparison import (
     MAX_FORGETTING_PERCENT,
     MIN_QUALITY_KEPT,
@@ -17,8 +16,7 @@ from k1.report.comparison import (
     report_of,
     require_comparable,
 )
-from k1.report.tables import SCORES
-from k1.report.text import format_report
+from k1.report.tables import SCORES, format_report
 from tests.conftest import assert_one_clear_line, run_script
 
 
@@ -30,12 +28,6 @@ def results(written):
 @pytest.fixture(scope="module")
 def runs(trained):
     return load_runs(trained.models_dir)
-
-
-def rows_after(text, caption):
-    """The cells of the first table that begins after `caption`, without head."""
-    table = text[text.index(caption) :].split("\n\n")[1]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()][2:]
 
 
 def test_the_json_has_the_numbers_of_the_checkpoints(runs, results):
@@ -53,46 +45,15 @@ def test_the_json_has_the_numbers_of_the_checkpoints(runs, results):
         assert results["parameters"] == sum(value.numel() for value in dataset2.model.values())
     assert results["models"]["k1"]["updated_fraction"] == pytest.approx(0.51, abs=0.01)
     assert [len(found) for found in results["models"]["k1"]["predicted_forgetting"]] == [0, 1, 2]
-
-
-def test_the_text_shows_the_same_figures(written, results):
-    text = written.printed.stdout
-    for row, result in zip(rows_after(text, "Next-token accuracy"), results["models"].values(), strict=True):
-        assert row[-1] == f"{result['average_forgetting_percent']:.1f}"
-        for cell, own, final in zip(row[1:], result["own"].values(), result["final"].values()):
-            assert cell == f"{100 * own['accuracy']:.1f} -> {100 * final['accuracy']:.1f}"
-    first, _, third = results["judges"]["real_text"]
-    for caption, score, scale, digits in (
-        ("Domain: ", "domain", 100, 1), ("Fluency: ", "fluency", 1, 2), ("Distinct-2: ", "distinct_2", 100, 1),
-    ):  # fmt: skip
-        real, *rows = rows_after(text, caption)
-        assert real[:2] == ["real text", f"{scale * results['judges']['real_text'][first][score]:.{digits}f}"]
-        for row, (arm, result) in zip(rows, results["models"].items(), strict=True):
-            values = result["generation"][first][score]
-            low, high = values["interval"]
-            assert row[:2] == [
-                ARMS[arm],
-                f"{scale * values['own']:.{digits}f} -> {scale * values['final']:.{digits}f} "
-                f"({100 * values['kept']:.0f}%, {100 * low:.0f} to {100 * high:.0f})",
-            ]
-            assert row[3] == f"{scale * result['generation'][third][score]['final']:.{digits}f}"
-    assert len(re.findall(r"^[1-4]\. .*: (met|NOT MET) \(", text, re.M)) == 4
-
-
-def test_the_scores_of_generated_text_after_the_last_stage_are_final(results):
-    for result in results["models"].values():
-        *earlier, last = result["generation"].values()
-        for values in last.values():
-            assert values["own"] == values["final"] and values["kept"] == 1 and values["interval"] == [1, 1]
-        for scores in earlier:
-            assert all(values["interval"][0] <= values["kept"] <= values["interval"][1] for values in scores.values())
-            assert scores["fluency"]["own"] != scores["fluency"]["final"]
-    assert results["judges"]["classifier_accuracy"] > 0.95
+    for *earlier, last in (result["generation"].values() for result in results["models"].values()):
+        # Nothing follows the last dataset.
+        assert all(values["own"] == values["final"] and values["interval"] == [1, 1] for values in last.values())
+        assert all(scores["fluency"]["own"] != scores["fluency"]["final"] for scores in earlier)
 
 
 @pytest.mark.slow
-def test_two_reports_are_the_same(runs, written):
-    report = report_of(runs, datasets_of(runs["k1"][-1]), "cpu")
+def test_two_reports_are_the_same(trained, runs, written):
+    report = report_of(trained.models_dir, runs, datasets_of(runs["k1"][-1]), "cpu")
     assert format_report(report) == written.printed.stdout.rstrip("\n")
 
 
@@ -122,7 +83,7 @@ def test_criteria_at_their_thresholds():
         assert met(10, 30, **{score: MIN_QUALITY_KEPT})[2]
         assert not met(10, 30, **{score: MIN_QUALITY_KEPT - 0.001})[2]
         figures = verdict(10, 30, **{score: 0.5})[2]["figures"]
-        assert f"{SCORES[score]} 50%" in figures and figures.count("100%") == len(SCORES) - 1
+        assert f"{SCORES[score][0]} 50%" in figures and figures.count("100%") == len(SCORES) - 1
 
 
 DIFFERENCES = {
@@ -180,22 +141,17 @@ def test_files_of_two_runs_are_refused_in_one_line(links):
     assert_one_clear_line(run_script("-m k1.report", "--models_dir", links), 1, "does not continue", "--overwrite")
 
 
-@pytest.mark.parametrize(
-    ("file", "script"), [("k1_dataset2.pt", "train_k1_dataset2.py"), ("baseline_final.pt", "train_baseline_all.py")]
-)
-def test_a_missing_file_names_its_script(links, file, script):
-    (links / file).unlink()
-    with pytest.raises(K1Error, match=rf"{file} does not exist; run {script} first"):
+def test_a_missing_file_names_its_script(links):
+    (links / "k1_dataset2.pt").unlink()
+    with pytest.raises(K1Error, match="k1_dataset2.pt does not exist; run train_k1_dataset2.py first"):
         load_runs(links)
 
 
 @pytest.mark.parametrize(
     ("flags", "fragment"),
     [
-        (["--html", "."], "--html: . is not a file in a folder that can be written"),
         (["--json", "none/report.json"], "is not a file in a folder that can be written"),
         (["--plots", "file"], "--plots: file is not a folder that can be written"),
-        (["--plots", "file/plots"], "is not a folder that can be written"),
     ],
 )
 def test_what_cannot_be_written_is_refused_before_anything_is_computed(tmp_path, flags, fragment):

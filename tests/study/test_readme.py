@@ -10,7 +10,7 @@ from k1.checkpoints import SECONDS_BETWEEN_SAVES
 from k1.config import PRESETS
 from k1.data.local_files import SECTION_CHARACTERS
 from k1.report.metrics import mean
-from k1.report.text import format_report
+from k1.report.tables import format_report
 from k1.sparse import UPDATE_FRACTION
 from k1.study.readme import BLOCK, PAGES, render
 from k1.study.seeds import format_seeds, load_reports
@@ -90,7 +90,7 @@ def test_the_answer_of_the_readme_is_what_the_seeds_found(seeds):
 
 
 def test_the_command_fills_all_pages_from_the_records(made_up):
-    finished = run_script("-m k1.study.readme", "--root", made_up)
+    finished = run_script("-m k1.study.readme", cwd=made_up)
     assert (finished.status, finished.stdout, finished.stderr) == (0, "", "")
     (text,) = set(pages_of(made_up).values())
     # Of `a` 25% are known at all times; 10 (5.0 - 4) % are forgotten at both seeds, and 6 and 8 of K-1.
@@ -109,7 +109,7 @@ def test_the_command_fills_all_pages_from_the_records(made_up):
 def test_a_missing_record_is_one_line_and_changes_nothing(made_up):
     (made_up / "results" / "study.md").unlink()
     before = pages_of(made_up)
-    finished = run_script("-m k1.study.readme", "--root", made_up)
+    finished = run_script("-m k1.study.readme", cwd=made_up)
     assert_one_clear_line(finished, 1, "results/study.md", "make record writes")
     assert pages_of(made_up) == before
 

@@ -3,7 +3,7 @@
 import json
 import random
 import sys
-from dataclasses import replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -12,13 +12,11 @@ from datasets import Dataset
 from peft import PeftModel
 
 from k1.checkpoints import load_checkpoint
-from k1.config import PRESETS, Arguments
-from k1.data.loader import load_datasets
-from k1.data.tokenizer import load_tokenizer
+from k1.config import PRESETS
 from k1.errors import K1Error
 from k1.experiment import ARM_FILES
 from k1.report.metrics import accuracy_matrix, backward_transfer, own_and_end
-from k1.study.grid import execute_all
+from k1.study.grid import execute_all, learn_later_datasets
 from k1.study.methods import (
     GRIDS,
     METHODS,
@@ -29,7 +27,6 @@ from k1.study.methods import (
     orthogonal_subspace,
     require_packages,
 )
-from k1.study.sequence import learn_later_datasets
 from tests.conftest import assert_one_clear_line, run_script, train_all
 from tests.study.records import record
 
@@ -126,7 +123,7 @@ def test_four_datasets_are_learned_one_after_another(corpora, tmp_path):
     assert finished.status == 0, finished.stderr
     (run,) = json.loads((tmp_path / "results.json").read_text())["runs"].values()
     # Each dataset is learned in its own stage: an even guess among 512 tokens costs 6.2 nats.
-    assert run["datasets"][-1] == path.name and all(own < 4 for own, _ in own_and_end(run["loss_matrix"]))
+    assert run["datasets"][-1] == path.name and max(own_and_end(run["loss_matrix"])[0]) < 4
     assert run["learning_rate"] == PRESETS["smoke"].learning_rate["k1"][1]
     # Other text under the same name.
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
@@ -218,17 +215,17 @@ def test_adapters_start_from_the_same_function_and_train_what_they_should(tiny_m
     assert not torch.allclose(trained, before, atol=1e-4)
 
 
-def test_a_mixture_has_its_share_of_old_blocks(trained):
-    final = load_checkpoint(trained.models_dir / ARM_FILES["k1"][-1], "k1")
-    arguments = Arguments(**final.arguments)
-    first, second, third = load_datasets(final.datasets, load_tokenizer(final.tokenizer), arguments)
-    repeated = replace(
-        third, blocks={"train": third.blocks["train"].select(list(range(len(third.blocks["train"]))) * 40)}
-    )
-    mixed = mixture([repeated, first, second], [0.95, 0.025, 0.025], arguments).blocks["train"]
-    old = {tuple(block.tolist()) for dataset in (first, second) for block in dataset.blocks["train"]["input_ids"]}
-    share = sum(tuple(block.tolist()) in old for block in mixed["input_ids"]) / len(mixed)
-    assert 0.01 < share < 0.12
+@dataclass
+class Blocks:
+    """A dataset, of which only the blocks count."""
+
+    blocks: dict
+
+
+def test_a_mixture_has_its_share_of_old_blocks():
+    new, old = (Blocks({"train": Dataset.from_dict({"input_ids": [[number]] * 2_000})}) for number in (0, 1))
+    mixed = mixture([new, old], [0.9, 0.1], SimpleNamespace(stage_seed=0)).blocks["train"]
+    assert 0.08 < float(mixed["input_ids"][:].float().mean()) < 0.12
 
 
 def hide_peft():
@@ -238,7 +235,7 @@ def hide_peft():
 
 def test_without_peft_only_the_methods_that_need_it_are_refused_and_before_any_training(tmp_path, monkeypatch):
     finished = run_script("-m k1.study", "--out", tmp_path / "out", prepare=hide_peft)
-    assert_one_clear_line(finished, 1, "for lora and osf and lora_rehearsal", "install -r requirements-dev.txt")
+    assert_one_clear_line(finished, 1, "lora, osf, lora_rehearsal, osf_rehearsal need peft; run pip install -r")
     assert not (tmp_path / "out").exists()
     monkeypatch.setitem(sys.modules, "peft", None)
     require_packages(GRIDS["map"] + GRIDS["stream"])
