@@ -107,7 +107,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no configuration": (lambda folder: (folder / "config.json").unlink(), "No such file or directory"),
     "code": (code_beside, "cannot be used as a pretrained model"),
     "a quantization": (in_config(quantization_config={"quant_method": "bitsandbytes"}), "quantiz"),
-    "no causal model": (in_config(model_type="t5"), "no causal language model"),
+    "no causal model": (in_config(model_type="t5"), "for this kind of AutoModel: AutoModelForCausalLM"),
     "pickled weights": (pickled, "cannot be used as a pretrained model"),
     "weights cut off": (
         lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9]),

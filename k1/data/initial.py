@@ -1,38 +1,33 @@
 """The model that stage 1 starts from: fresh weights and a trained tokenizer, or a pretrained model with its own."""
 
 import json
-import re
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 from torch import Tensor
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 from k1.config import Arguments
 from k1.data.messages import refusals, say_once
-from k1.data.tokenizer import beginning_of_text, pretrained_tokenizer, train_tokenizer, vocabulary_size
+from k1.data.tokenizer import beginning_of_text, load_tokenizer, train_tokenizer, vocabulary_size
 from k1.errors import K1Error, user_path
 from k1.files import content_digest
 from k1.model import build_model, known_positions, model_config
-from k1.parallel import is_main_process, main_process_first
+from k1.parallel import main_process_first
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # Of a model on the hub; none of them could hold code.
-MODEL_FILES = (
+MODEL_FILES = [
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "model*.safetensors*",
-)  # fmt: skip
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,8 +69,7 @@ def initial_model(init_from: str | None, arguments: Arguments, text: Iterable[st
             f"--seq_length {arguments.seq_length} is more than the {positions} positions that {init_from} knows; "
             f"lower it"
         )
-    if is_main_process():
-        print(f"starting from {init_from}, SHA-256 {initial.start['sha256'][:12]}", file=sys.stderr)
+    say_once(f"starting from {init_from}, SHA-256 {initial.start['sha256'][:12]}")
     return initial
 
 
@@ -90,23 +84,34 @@ def load_pretrained(name: str, seed: int, revision: str = "") -> InitialModel:
     if folder.is_dir() and not revision:
         folder = folder.resolve()
         name = str(folder)
-    elif HUB_NAME.fullmatch(name):
-        with main_process_first(), refusals(f"the model {name} cannot be had", "mend this, or name a folder"):
-            found = huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=MODEL_FILES)
-        folder = Path(found)
-        revision = folder.name
     else:
-        raise K1Error(f"there is no folder {name}, and it is no name on the hub (owner/name); name another --init_from")
+        problem = f"there is no folder {name}, and no model of this name can be had from the hub"
+        with main_process_first(), refusals(problem, "name another --init_from"):
+            folder = Path(
+                huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=MODEL_FILES)
+            )
+        revision = folder.name
     with refusals(f"{name} cannot be used as a pretrained model", "name another --init_from"):
         settings = json.loads((folder / "config.json").read_bytes())
-        config, dropout = training_config(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if getattr(config, "quantization_config", None) is not None:
+            raise ValueError("its weights are quantized; save it without quantization_config")
+        dropout = [
+            key for key, value in config.to_dict().items() if "drop" in key and isinstance(value, float) and value
+        ]
+        # Tokens that end a text would end generation before its end.
+        tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+        rest = {"dtype": "float32", "use_cache": False, "return_dict": True}
+        for key, value in {**dict.fromkeys(dropout, 0.0), **tokens, **rest}.items():
+            setattr(config, key, value)
         model, found = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
             output_loading_info=True,
         )  # fmt: skip
         if found["missing_keys"]:
             raise ValueError(f"its weights lack {', '.join(sorted(found['missing_keys']))}")
-        if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
+        weights = model.state_dict()
+        if not all(tensor.isfinite().all() for tensor in weights.values()):
             raise ValueError("a weight is not finite")
         require_causal(model)
         tokenizer = read_tokenizer(folder, settings)
@@ -117,32 +122,10 @@ def load_pretrained(name: str, seed: int, revision: str = "") -> InitialModel:
     if dropout:
         say_once(f"dropout of {name} is switched off: {', '.join(dropout)}")
     config.bos_token_id = next(iter(beginning_of_text(tokenizer)), None)
-    weights = model.state_dict()
     # Of the settings as they are in the file: other versions of transformers add others.
     sha256 = content_digest({"config": json.dumps(settings), "tokenizer": tokenizer.to_str(), "weights": weights})
     start = {"name": name, "revision": revision, "sha256": sha256}
     return InitialModel(json.loads(config.to_json_string(use_diff=False)), tokenizer, seed, weights, start)
-
-
-def training_config(folder: Path) -> tuple[PretrainedConfig, list[str]]:
-    """The configuration to train with, float32 and without dropout, and the settings of dropout that it switches off.
-
-    Raises `ValueError` for what is no causal language model.
-    """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
-        raise ValueError(f"a model of type {config.model_type} is no causal language model")
-    if getattr(config, "quantization_config", None) is not None:
-        raise ValueError("its weights are quantized; save it without quantization_config")
-    if not isinstance(getattr(config, "vocab_size", None), int):
-        raise ValueError("its configuration states no vocab_size; models of several kinds of input are not known")
-    dropout = [key for key, value in config.to_dict().items() if "drop" in key and isinstance(value, float) and value]
-    # Tokens that end a text would end generation before its end.
-    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    rest = {"dtype": "float32", "use_cache": False, "return_dict": True}
-    for key, value in {**dict.fromkeys(dropout, 0.0), **tokens, **rest}.items():
-        setattr(config, key, value)
-    return config, dropout
 
 
 @torch.no_grad()
@@ -154,15 +137,24 @@ def require_causal(model: PreTrainedModel) -> None:
 
 
 def read_tokenizer(folder: Path, settings: dict) -> Tokenizer:
-    """The tokenizer in `folder`; a document ends with the token that ends a text by its files, or by `settings`.
+    """Read the tokenizer in `folder`; a document ends with the token that ends a text by its files, or by `settings`.
 
+    Its post-processor then says so, and the token that it put before every text still stands there.
     Raises `ValueError` if no such token is named, and what the libraries raise if it cannot be read.
     """
-    content = (folder / "tokenizer.json").read_text("utf-8")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     named = PreTrainedTokenizerFast.from_pretrained(folder)
-    number = settings.get("eos_token_id")
-    number = number[0] if isinstance(number, list) and number else number
-    end = named.eos_token or (isinstance(number, int) and named.convert_ids_to_tokens(number))
-    if not end:
+    numbers = settings.get("eos_token_id")
+    number = numbers[0] if isinstance(numbers, list) and numbers else numbers
+    end = named.eos_token or (isinstance(number, int) and tokenizer.id_to_token(number))
+    if not end or tokenizer.token_to_id(end) is None:
         raise ValueError("its tokenizer names no token that ends a text (eos_token)")
-    return pretrained_tokenizer(content, end)
+    tokens, plain = (tokenizer.encode("a", add_special_tokens=added).tokens for added in (True, False))
+    front = tokens[: tokens.index(plain[0])] if plain else []
+    if not plain or len(front) > 1:
+        raise ValueError("its tokenizer knows no letters, or puts several tokens before a text")
+    special = [(token, tokenizer.token_to_id(token)) for token in {*front, end}]
+    tokenizer.post_processor = processors.TemplateProcessing(single=[*front, "$A", end], special_tokens=special)
+    return load_tokenizer(tokenizer.to_str())

@@ -120,7 +120,10 @@ def test_what_cannot_be_loaded_is_one_line_that_says_why(loaded, endpoint, home)
     results, printed = load(home, endpoint, *(["data", name] for name in REFUSED), ["model", "owner/name"])
     for name, found in zip(REFUSED, results):
         assert REFUSED[name] in found and name in found and "\n" not in found, found
-    assert "the model owner/name cannot be had: 404 Client Error. Repository Not Found" in results[-1]
+    assert (
+        "no folder owner/name, and no model of this name can be had from the hub: 404 Client Error. Repository Not"
+        in results[-1]
+    )
     assert printed == []
 
 
@@ -137,4 +140,4 @@ def test_without_the_hub_the_cached_copy_is_taken_else_the_bundled_text(loaded, 
     assert warning.startswith("warning: the bundled text is used, as science cannot be loaded from the hub: ")
     assert reason in warning and reason in results[2] and reason in results[3]
     assert "use --data_source bundled" in results[2] and "use a local path" in results[3]
-    assert results[4].startswith("the model owner/model cannot be had: ")
+    assert results[4].startswith("there is no folder owner/model, and no model of this name can be had from the hub: ")
