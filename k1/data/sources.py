@@ -12,7 +12,7 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 
-from k1.data import corpora, docstrings, wiki_markup
+from k1.data import corpora
 from k1.data.cache import SPLITS, stored
 from k1.data.corpora import BUNDLED_CORPORA, bundled_documents, bundled_version
 from k1.data.local_files import local_splits
@@ -139,7 +139,6 @@ def hub_or_bundled(
     elif not has_bundled:
         raise K1Error(f"{name} has no bundled text; use --data_source hub or a local path")
     # Read from its package once and then from the cache.
-    code = "".join(map(inspect.getsource, (corpora, wiki_markup, docstrings)))
-    identity = hashlib.sha256(f"{name}, {bundled_version(name)}, {code}".encode()).hexdigest()
+    identity = hashlib.sha256(f"{name}, {bundled_version(name)}, {inspect.getsource(corpora)}".encode()).hexdigest()
     documents = stored("text", pa.string(), bundled_documents(name), f"documents-{name}-{identity[:16]}")
     return {"train": documents.select(range(min(max_documents, len(documents))))}, "bundled"

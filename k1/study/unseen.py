@@ -18,8 +18,7 @@ from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 
-from k1.data.corpora import package_dir, python_files
-from k1.data.docstrings import clean_docstring, object_docstrings
+from k1.data.corpora import clean_docstring, object_docstrings, package_dir, python_files
 from k1.errors import Parser, command
 from k1.files import write_text
 from k1.flag_types import folder_to_write

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from k1.data import corpora
-from k1.data.wiki_markup import clean_wikitext
+from k1.data.corpora import clean_wikitext
 from k1.errors import K1Error
 
 MIN_CHARS = {"wikitext": 2_000_000, "code": 5_000_000, "science": 2_000_000}
