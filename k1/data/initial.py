@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import torch
@@ -47,10 +48,10 @@ class InitialModel:
 
     def build(self, device: str) -> PreTrainedModel:
         """A new model with the initial weights, the same each time."""
-        model = build_model(self.config, self.seed)
+        model = build_model(self.config, self.seed, device)
         if self.weights is not None:
             model.load_state_dict(self.weights)
-        return model.to(device)
+        return model
 
 
 def initial_model(init_from: str | None, arguments: Arguments, text: Iterable[str]) -> InitialModel:
@@ -69,7 +70,8 @@ def initial_model(init_from: str | None, arguments: Arguments, text: Iterable[st
             f"--seq_length {arguments.seq_length} is more than the {positions} positions that {init_from} knows; "
             f"lower it"
         )
-    say_once(f"starting from {init_from}, SHA-256 {initial.start['sha256'][:12]}")
+    if initial.start:
+        say_once(f"starting from {init_from}, SHA-256 {initial.start['sha256'][:12]}")
     return initial
 
 
@@ -104,10 +106,11 @@ def load_pretrained(name: str, seed: int, revision: str = "") -> InitialModel:
         rest = {"dtype": "float32", "use_cache": False, "return_dict": True}
         for key, value in {**dict.fromkeys(dropout, 0.0), **tokens, **rest}.items():
             setattr(config, key, value)
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
             output_loading_info=True,
         )  # fmt: skip
+        model, found = loaded  # its annotation knows of no second value
         if found["missing_keys"]:
             raise ValueError(f"its weights lack {', '.join(sorted(found['missing_keys']))}")
         weights = model.state_dict()

@@ -69,7 +69,7 @@ class DataLoader:
 
     def text(self, split: str) -> Iterator[str]:
         """The documents of one split, one by one."""
-        return iterate_text(self.documents[split])
+        return iter(self.documents[split]["text"])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -142,12 +142,6 @@ def tokens_in(blocks: Dataset) -> int:
     return (len(blocks) - 1) * len(blocks[0]["input_ids"]) + len(blocks[len(blocks) - 1]["input_ids"])
 
 
-def iterate_text(documents: Dataset) -> Iterator[str]:
-    """The documents one by one, read in batches so that memory does not grow with the corpus."""
-    for batch in documents.iter(batch_size=100):
-        yield from batch["text"]
-
-
 def split_documents(documents: dict[str, Dataset], name: str) -> dict[str, Dataset]:
     """Divide documents into train, validation and test so that no text is in two of them.
 
@@ -162,7 +156,7 @@ def split_documents(documents: dict[str, Dataset], name: str) -> dict[str, Datas
     chosen: dict[str, list[tuple[bytes, int]]] = {}
     for split in reversed(SPLITS):
         chosen[split] = []
-        for index, text in enumerate(iterate_text(documents[split]) if split in documents else ()):
+        for index, text in enumerate(documents[split]["text"] if split in documents else ()):
             digest = hashlib.sha256(text.encode()).digest()[:16]
             if digest not in lengths:
                 lengths[digest] = len(text)

@@ -53,7 +53,7 @@ class HubSource:
         splits = {}
         for split in ("train",) if self.is_streamed else SPLITS:
             if split in loaded:
-                documents = self.rows_to_documents(rows(loaded[split], self.id, self.columns))
+                documents = self.rows_to_documents(text or "" for text in rows(loaded[split], self.id, self.columns))
                 documents = (document for document in documents if document and not document.isspace())
                 most = max_documents if split == "train" else None
                 splits[split] = stored("text", pa.string(), islice(documents, most))
