@@ -49,7 +49,7 @@ def local_splits(path: Path, max_documents: int) -> dict[str, Iterable[str]]:
         files = files_by_split(path, [path] if path.is_file() else folder_files(path))
         splits, is_one = {split: documents_of(files[split], path) for split in files}, len(files["train"]) == 1
     first = {"train": max_documents} if is_one else {}
-    texts = {split: with_text(splits[split], path, first.get(split)) for split in splits}
+    texts: dict[str, Iterable[str]] = {split: with_text(splits[split], path, first.get(split)) for split in splits}
     if not is_one:
         total = sum(1 for _ in with_text(documents_of(files["train"], path), path))
         texts["train"] = evenly(texts["train"], total, max_documents, path)
@@ -116,9 +116,9 @@ def documents_of(files: list[Path], path: Path) -> Iterator[str | None]:
     documents = chain.from_iterable(map(file_documents, files))
     if "text" not in formats:
         return documents
-    documents = (document for document in documents if not document.isspace())
-    first = list(islice(documents, FEW_DOCUMENTS))
-    return chain(first if len(first) == FEW_DOCUMENTS else sections_of(first), documents)
+    filled = (document for document in documents if document and not document.isspace())
+    first = list(islice(filled, FEW_DOCUMENTS))
+    return chain(first if len(first) == FEW_DOCUMENTS else sections_of(first), filled)
 
 
 def sections_of(texts: list[str]) -> list[str]:
@@ -153,9 +153,9 @@ def cut_at_lines(text: str) -> list[str]:
     return [piece.strip("\r\n\f\xa0") for piece in pieces] if len(pieces) > 1 else pieces
 
 
-def cut(text: str | None, most: int, ends: tuple[str, ...]) -> list[str | None]:
+def cut(text: str, most: int, ends: tuple[str, ...]) -> list[str]:
     """Cut a text that is longer than `most` characters before the last match of the first of `ends` that there is."""
-    if text is None or len(text) <= most:
+    if len(text) <= most:
         return [text]
     before_end = [rf".{{1,{most - 1}}}{end}" for end in ends]
     pattern = "|".join([rf".{{1,{most}}}\Z", *before_end, rf".{{1,{most}}}"])
@@ -168,7 +168,8 @@ def with_text(documents: Iterable[str | None], path: Path, most: int | None = No
     Raises `K1Error` if more than `MISSING_SHARE` of the rows have no text.
     """
     read = missing = blank = kept = 0
-    for piece in (piece for document in documents for piece in cut(document, LONG_DOCUMENT, LONG_ENDS)):
+    pieces = ([None] if text is None else cut(text, LONG_DOCUMENT, LONG_ENDS) for text in documents)
+    for piece in chain.from_iterable(pieces):
         if kept == most:
             say_once(f"{path}: the first {most:,} documents are read (--max_documents)")
             break

@@ -6,7 +6,7 @@ import gzip
 import json
 import lzma
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
@@ -26,7 +26,7 @@ FORMATS = {
     ".jsonl": "json", ".ndjson": "json", ".ldjson": "json", ".jsonlines": "json", ".json": "json", ".txt": "text",
     ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow",
 }  # fmt: skip
-COMPRESSIONS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+COMPRESSIONS: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 ARCHIVES = (".zip", ".zst", ".tar", ".tgz", ".7z", ".rar")
 NUMBER = re.compile(r"[-+.:/%\dTZeE ]*\d[-+.:/%\dTZeE ]*|true|false|nan", re.IGNORECASE)
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -150,7 +150,7 @@ def csv_rows(table: csv.DictReader) -> Iterator[dict]:
     try:
         for row in table:
             if any(more := row.get(None, [])):
-                width = len(table.fieldnames)
+                width = len(table.fieldnames or [])
                 raise ValueError(f"line {table.line_num}: {width + len(more)} fields under {width} names of columns")
             yield row
     except csv.Error as error:
@@ -160,8 +160,8 @@ def csv_rows(table: csv.DictReader) -> Iterator[dict]:
 
 def csv_kind(values: list[str | None]) -> str:
     """Return what a column holds: "text", "numbers" (or dates, or truth values), or "" for nothing."""
-    values = list(filter(None, values))
-    return "" if not values else "numbers" if all(map(NUMBER.fullmatch, values)) else "text"
+    filled = [value for value in values if value]
+    return "" if not filled else "numbers" if all(NUMBER.fullmatch(value) for value in filled) else "text"
 
 
 def read_parquet(file: BinaryIO, where: Path) -> Iterator[str | None]:

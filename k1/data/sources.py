@@ -93,7 +93,8 @@ def load_documents(
     elif dataset_name.startswith((".", "~", "/")) or dataset_name.lower().endswith((*FORMATS, *COMPRESSIONS)):
         raise K1Error(f"{dataset_name}: no such file or folder; check the path")
     elif re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", dataset_name):
-        splits, source = hub_or_bundled(dataset_name, HubSource(*dataset_name.split(":")), data_source, max_documents)
+        name, _, config = dataset_name.partition(":")
+        splits, source = hub_or_bundled(dataset_name, HubSource(name, config or None), data_source, max_documents)
     else:
         raise K1Error(
             f'unknown dataset "{dataset_name}": no such path exists; use one of the presets '

@@ -256,7 +256,8 @@ def peak_memory(is_reset: bool = False) -> int:
         return 0
     if is_reset:
         Path("/proc/self/clear_refs").write_text("5")
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    _, peak = Path("/proc/self/status").read_text().split("VmHWM:")
+    return 1024 * int(peak.split()[0])
 
 
 def prompts(texts: dict) -> Tensor:
@@ -472,7 +473,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[PreTrainedModel, dict, Calla
     texts, kept = cut_vocabulary(model, read_texts(tokenizer, arguments.steps, arguments.evaluated, arguments.tasks))
 
     def decode(ids: Tensor) -> str:
-        return tokenizer.decode(kept[ids], skip_special_tokens=True)
+        return "".join(tokenizer.batch_decode(kept[ids][None], skip_special_tokens=True))
 
     settings = {
         "model": Path(arguments.model).name, "steps": arguments.steps, "adapt_steps": arguments.adapt_steps,
