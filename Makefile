@@ -163,8 +163,10 @@ benchmark: .venv/.installed-dev
 
 # What keeps a real pretrained model from forgetting; MODEL is a folder or a name on the hub. Resumes where it stopped.
 STEPS ?= 60
+TASKS ?= 1
 model-study: .venv/.installed-dev
-	$(RUN) -m k1.study.pretrained $(MODEL) --steps $(STEPS) --out models/model_study$(STEPS)
+	$(RUN) -m k1.study.pretrained $(MODEL) --steps $(STEPS) --tasks $(TASKS) \
+		--out models/model_study$(STEPS)$(if $(filter 2,$(TASKS)),_two_tasks)
 
 # What the pages show, from make, make seeds and all other commands that train; a test compares them with results/.
 # Of what was not run here the record stays as it is.
@@ -172,7 +174,8 @@ RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) \
 	$(foreach end,json md,benchmark.$(end):benchmark.$(end)) \
 	$(foreach steps,60 240,$(foreach end,results.json results.md frontier.png, \
 		model_study$(steps)/$(end):pretrained$(steps)$(suffix $(end)))) \
-	model_study60/equal.md:equal.md \
+	$(foreach file,equal.md continuations.md,model_study60/$(file):$(file)) \
+	$(foreach end,json md,model_study60_two_tasks/results.$(end):two_tasks.$(end)) \
 	$(foreach name,unseen unseen2,$(name)/report.json:$(name).json $(name)/report.md:$(name).md) \
 	$(foreach name,study stream map,$(name)/results.json:$(name).json $(name)/results.md:$(name).md) \
 	study/frontier.png:study.png stream/accuracy.png:stream.png map/frontier.png:map.png
