@@ -20,7 +20,7 @@ from k1.rehearsal import Divergence, InverseTransformSampling, sample_tokens
 from k1.training.rehearsal import begin_rehearsal, write_rehearsal
 from k1.training.trainer import StageTrainer, accumulate_gradients
 
-TOKENIZER = SimpleNamespace(token_to_id={END_OF_DOCUMENT: 0}.__getitem__, post_processor=None)
+TOKENIZER = SimpleNamespace(get_vocab={END_OF_DOCUMENT: 0}.copy, post_processor=None)
 
 
 def arguments_of(arm="k1", stage=2, **changes):

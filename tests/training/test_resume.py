@@ -16,6 +16,7 @@ import torch
 from k1.checkpoints import ResumeFile
 from k1.config import settings_of
 from k1.data.loader import TokenizedDataset
+from k1.data.tokenizer import END_OF_DOCUMENT
 from k1.errors import K1Error
 from k1.files import lock
 from k1.training.rehearsal import begin_rehearsal, write_rehearsal
@@ -55,7 +56,7 @@ def arguments_of(stage=1, method="k1", **settings):
 
 def trained_parameters(model, arguments, resume_file=None):
     """The parameters and the losses after training `model`, with rehearsal if `arguments` has it."""
-    tokenizer = SimpleNamespace(token_to_id=lambda token: 0, post_processor=None)
+    tokenizer = SimpleNamespace(get_vocab=lambda: {END_OF_DOCUMENT: 0}, post_processor=None)
     written = write_rehearsal(model, dataset_of(7), tokenizer, arguments)
     rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
     history = StageTrainer(model, dataset_of(10), arguments, rehearsal).run(resume_file)
@@ -94,7 +95,7 @@ def test_a_trainer_is_stepped_from_outside_and_hands_its_state_to_another(tiny_m
     """With the same bits as one that runs, whose state was moved through memory between two steps."""
     arguments = arguments_of(stage=2, rehearsal=0.5, rehearsal_interval=4)
     expected, losses = trained_parameters(copy.deepcopy(tiny_model), arguments)
-    tokenizer = SimpleNamespace(token_to_id=lambda token: 0, post_processor=None)
+    tokenizer = SimpleNamespace(get_vocab=lambda: {END_OF_DOCUMENT: 0}, post_processor=None)
 
     def trainer_of(model):
         written = write_rehearsal(tiny_model, dataset_of(7), tokenizer, arguments)
