@@ -57,7 +57,7 @@ class K1Callback(TrainerCallback):
         fraction: float = UPDATE_FRACTION,
         policy: str | None = None,
         weight: float = REHEARSAL_WEIGHT,
-        sequences: int = 128,
+        sequences: int = 512,
         length: int | None = None,
         rows: int | None = None,
         interval: int = 50,

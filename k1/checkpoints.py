@@ -20,7 +20,7 @@ from k1.files import content_digest, read_content, write_content
 from k1.model import build_model, library_versions
 from k1.parallel import is_main_process, require_identical
 
-FORMAT, RESUME_FORMAT = 8, 5
+FORMAT, RESUME_FORMAT = 8, 4
 SECONDS_BETWEEN_SAVES = 60
 REMEDY = "train the stage that writes it again with --overwrite"
 START_ANEW = "add --overwrite to start anew"

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import chain, count, islice
+from itertools import count
 from typing import Any
 
 import torch
@@ -29,7 +29,6 @@ from k1.teacher import config_of, in_mode, teacher_of, unwrapped, without_adapte
 REHEARSAL_WEIGHT = 3.0
 LENGTH = 128  # tokens of a sequence, where the model has as many positions
 ROWS = 128  # written side by side
-READINGS = 2  # of a sequence before it is regenerated: reading costs less than writing
 # Keeps the seeds of one stage's sequences apart from those of other stages, and those of processes.
 SEEDS_PER_STAGE = 1_000_003
 STEPS_PER_PROCESS = 2**20
@@ -54,13 +53,12 @@ class Rehearsal:
     tasks. With neither it begins with the token that begins a text.
 
     A training step rehearses `rows` sequences of `length` tokens in each of its
-    `passes_per_step` forward passes. Each begins with half of `length` from anywhere in
-    what was written, and the model in training continues it, with the `seed`; all are
-    regenerated every `interval` steps, and each is rehearsed twice until then. `end` is the
-    token that ends a document, if any. `written` has the token ids of each dataset learned
-    so far, (sequences, at most three quarters of `length`), int32. Raises `K1Error` for a
-    model that is no causal language model, numbers that cannot be, too little text, and if
-    the predictions of the model are not finite.
+    `passes_per_step` forward passes. Each begins with a quarter of `length` from
+    anywhere in what was written, and the model in training continues it, regenerated
+    every `interval` steps, with the `seed`. `end` is the token that ends a document, if
+    any. `written` has the token ids of each dataset learned so far, (sequences, at most three
+    quarters of `length`), int32. Raises `K1Error` for a model that is no causal language model,
+    numbers that cannot be, too little text, and if the predictions of the model are not finite.
     """
 
     def __init__(
@@ -70,7 +68,7 @@ class Rehearsal:
         written: Sequence[Tensor] = (),
         *,
         tokenizer: object = None,
-        sequences: int = 128,
+        sequences: int = 512,
         length: int | None = None,
         rows: int = 1,
         interval: int = 50,
@@ -90,9 +88,9 @@ class Rehearsal:
             raise K1Error(f"length {length} is more than the {positions} positions of the model")
         self.rows, self.length, self.interval, self.passes_per_step = rows, length, interval, passes_per_step
         self.end, self.seed, self.step = end, seed, 0
-        self.given, self.half = max(1, length // 4), length // 2
+        self.given = max(1, length // 4)
         self._begin = first_token(getattr(config, "bos_token_id", None))
-        if any(text.dim() != 2 or text.shape[1] < self.half for text in written):
+        if any(text.dim() != 2 or text.shape[1] < self.given for text in written):
             raise K1Error(f"what was written earlier is not of length {length}; give every rehearsal the same length")
         self._moves = teacher_device is None
         self.teacher = teacher_of(model, teacher_dtype, teacher_device)
@@ -140,9 +138,9 @@ class Rehearsal:
         return torch.cat([sample_tokens(model, rows, new, drawn_by, self.end) for drawn_by, rows in parts])
 
     @property
-    def size(self) -> int:
-        """The number of sequences: those that the steps of half an interval rehearse."""
-        return self.rows * self.passes_per_step * math.ceil(self.interval / READINGS)
+    def passes(self) -> int:
+        """Forward passes in which the same sequences are rehearsed, each its part of them."""
+        return self.interval * self.passes_per_step
 
     def is_due(self, step: int) -> bool:
         """Whether the sequences are regenerated before `step`, the first one included."""
@@ -150,18 +148,19 @@ class Rehearsal:
 
     @torch.no_grad()
     def rewrite(self, model: PreTrainedModel, step: int, is_shared: bool = True) -> None:
-        """Let the `model` in training write the `sequences` of the next `interval` steps, (`size`, length).
+        """Let the `model` in training write the `sequences` of the next `interval` steps, (rows x passes, length).
 
         Several processes have the same, written in one batch, or each its own if they are not `is_shared`.
         """
         seed = self.seed + SEEDS_PER_STAGE * (step if is_shared else step + STEPS_PER_PROCESS * process_rank())
         generator = torch.Generator().manual_seed(seed)
+        rows = self.rows * self.passes
         # Of every dataset learned so far about as many.
-        dataset = torch.randint(len(self.written), (self.size,), generator=generator).tolist()
+        dataset = torch.randint(len(self.written), (rows,), generator=generator).tolist()
         texts = [self.written[number] for number in dataset]
         chosen = [int(torch.randint(len(text), (), generator=generator)) for text in texts]
-        starts = [int(torch.randint(text.shape[1] - self.half + 1, (), generator=generator)) for text in texts]
-        pieces = [text[row, at : at + self.half] for text, row, at in zip(texts, chosen, starts)]
+        starts = [int(torch.randint(text.shape[1] - self.given + 1, (), generator=generator)) for text in texts]
+        pieces = [text[row, at : at + self.given] for text, row, at in zip(texts, chosen, starts)]
         begun = with_beginning(self._begin, torch.stack(pieces).long())[:, : self.length - 1].to(model.device)
         at_once = len(begun) if is_shared else ROWS
         with in_mode(model, training=False):
@@ -181,8 +180,9 @@ class Rehearsal:
         self.step = step = self.step + 1 if step is None else step
         if self.is_due(step) or not len(self.sequences):
             self.rewrite(unwrapped(model), step, is_shared=False)
-        first = self.passes_per_step * (step - 1)
-        return self.sequences[list(chain(*islice(self.batches(first), self.passes_per_step)))]
+        size = self.rows * self.passes_per_step
+        first = size * ((step - 1) % self.interval)
+        return self.sequences[first : first + size]
 
     def divergence(self, model: PreTrainedModel, tokens: Tensor, from_teacher: bool = False) -> Tensor:
         """The divergence of `model` from the teacher in `tokens`, (rows, length) ids, see `divergence_from`."""
@@ -203,15 +203,15 @@ class Rehearsal:
 
     def restore(self, sequences: Tensor) -> None:
         """Resume with the `sequences` of a training that was stopped; raises `ValueError` if they do not fit."""
-        if sequences.shape != (self.size, self.length) or sequences.dtype != torch.long:
+        if sequences.shape != (self.rows * self.passes, self.length) or sequences.dtype != torch.long:
             raise ValueError("other rehearsed sequences")
         self.sequences = sequences.to(self.teacher.device)
 
     def batches(self, skip: int = 0) -> Iterator[list[int]]:
         """The numbers of the sequences of each forward pass, without end; the first `skip` passes are left out."""
         for number in count(skip):
-            first = self.rows * (number % (self.interval * self.passes_per_step))
-            yield [row % self.size for row in range(first, first + self.rows)]
+            first = self.rows * (number % self.passes)
+            yield list(range(first, first + self.rows))
 
     @torch.no_grad()
     def predicted_forgetting(self, model: PreTrainedModel) -> list[float]:

@@ -130,7 +130,7 @@ def test_the_gradient_of_the_divergence_is_added_and_no_more_is_read_at_once_tha
     monkeypatch.setattr(Rehearsal, "divergence", lambda *inputs: sizes.append(len(inputs[2])) or divergence(*inputs))
     callback.on_step_begin(arguments, state, None, model=model)
     # A quarter of the 30 sequences of a step, at most 3 at once.
-    assert sizes == [3, 3, 1] and callback.rehearsal.sequences.shape == (14, 8)
+    assert sizes == [3, 3, 1] and callback.rehearsal.sequences.shape == (21, 8)
     alone, sequences = copy.deepcopy(model), callback.rehearsal.sequences[7:14]
     (0.7 * divergence_from(callback.rehearsal.teacher, sequences, alone(input_ids=sequences).logits) / 49).backward()
     alone.get_input_embeddings().weight.grad += 1
@@ -150,7 +150,7 @@ def test_text_is_read_by_the_tokenizer_of_the_trainer(tmp_path, known):
 def test_without_known_text_or_settings_the_model_begins_by_itself(tmp_path):
     callback = k1.K1Callback()
     trainer_of(tmp_path, callback, max_steps=1).train()
-    assert callback.rehearsal.written[0].shape == (128, 24) and callback.rehearsal.length == 32
+    assert callback.rehearsal.written[0].shape == (512, 24) and callback.rehearsal.length == 32
     assert "known text" not in callback.report() and "new text" in callback.report()
 
 

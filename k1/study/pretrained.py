@@ -293,7 +293,10 @@ def run(
             # Of earlier tasks it rehearses what it wrote; without known text it writes of all anew.
             written = rehearsal.written if rehearsal and arm.known else ()
             with autocast(precision):
-                rehearsal = Rehearsal(trained, [known] if arm.known else None, written, length=LENGTH, seed=seed)
+                rehearsal = Rehearsal(
+                    trained, [known] if arm.known else None, written,
+                    sequences=64, length=LENGTH, rows=1, interval=20, seed=seed,
+                )  # fmt: skip
             known = texts[task]["train"]
         writing += time.perf_counter() - begun
         rows = batches(texts[task]["train"], known, arm, seed)
