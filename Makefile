@@ -174,7 +174,7 @@ RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) \
 	$(foreach end,json md,benchmark.$(end):benchmark.$(end)) \
 	$(foreach steps,60 240,$(foreach end,results.json results.md frontier.png, \
 		model_study$(steps)/$(end):pretrained$(steps)$(suffix $(end)))) \
-	$(foreach file,equal.md continuations.md,model_study60/$(file):$(file)) \
+	model_study60/equal.md:equal.md model_study60_two_tasks/continuations.md:continuations.md \
 	$(foreach end,json md,model_study60_two_tasks/results.$(end):two_tasks.$(end)) \
 	$(foreach name,unseen unseen2,$(name)/report.json:$(name).json $(name)/report.md:$(name).md) \
 	$(foreach name,study stream map,$(name)/results.json:$(name).json $(name)/results.md:$(name).md) \
