@@ -250,16 +250,6 @@ def losses_at_shares(start: PreTrainedModel, model: PreTrainedModel, texts: dict
     return found
 
 
-def peak_memory(is_reset: bool = False) -> int:
-    """The most bytes that this process has held, with `is_reset` from now on; 0 if the system is not Linux."""
-    if not Path("/proc/self/clear_refs").exists():
-        return 0
-    if is_reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    _, peak = Path("/proc/self/status").read_text().split("VmHWM:")
-    return 1024 * int(peak.split()[0])
-
-
 def prompts(texts: dict) -> Tensor:
     """The beginnings of 5 blocks of each known text, (10, PROMPT) token ids."""
     return torch.cat([texts[name]["test"][:5, :PROMPT] for name in KNOWN])
@@ -279,9 +269,8 @@ def run(
     """One training from the model `start`, which stays as it is.
 
     Returns the `losses` by share of the change, those `after` each task, the `predicted` forgetting, seconds,
-    `writing` among them, the peak of `memory` in bytes beside what there was, and the `continuations`.
+    `writing` among them, and the `continuations`.
     """
-    held = peak_memory(is_reset=True)
     model, precision = copy.deepcopy(start), arguments.precision
     known = torch.cat([texts[name]["train"] for name in KNOWN])
     torch.manual_seed(seed)
@@ -305,14 +294,13 @@ def run(
         after.append(losses(trained, texts, precision))
         if arm.replay:
             known = torch.cat([known, texts[task]["train"][:256]])
-    memory = peak_memory() - held
     with autocast(precision):
         predicted = max(rehearsal.predicted_forgetting(trained)) if rehearsal else None
     if arm.adapter:
         # In place: the adapter is inside `model`.
         trained.merge_and_unload()
     return {
-        "after": after, "predicted": predicted, "seconds": seconds, "writing": writing, "memory": memory,
+        "after": after, "predicted": predicted, "seconds": seconds, "writing": writing,
         "continuations": continuations(model, texts, decode, precision),
         "losses": losses_at_shares(start, model, texts, precision),
     }  # fmt: skip
@@ -398,8 +386,8 @@ def runs_table(results: dict) -> str:
     tasks = tasks_of(start)
     of_tasks = ["Rise of task 1"] if len(tasks) > 1 else []
     rows = [["Arm", "Learning rate", "Seeds", *tasks, *KNOWN, *of_tasks, "Rise of known", "with 75%", "with 50%",
-             "Predicted", "Seconds, writing", "GiB"]]  # fmt: skip
-    rows.append(["start", "", "", *(f"{start[name]:.3f}" for name in (*tasks, *KNOWN)), *[""] * (6 + len(of_tasks))])
+             "Predicted", "Seconds, writing"]]  # fmt: skip
+    rows.append(["start", "", "", *(f"{start[name]:.3f}" for name in (*tasks, *KNOWN)), *[""] * (5 + len(of_tasks))])
     for name, rates in found.items():
         for rate, records in rates.items():
             whole = [record["losses"]["1"]["test"] for record in records]
@@ -413,7 +401,6 @@ def runs_table(results: dict) -> str:
                 *(f"{rise:.3f} at {new:.3f}" for new, rise in parts),
                 mean_and_interval(predicted) if predicted else "",
                 ", ".join(f"{mean([record.get(key, 0) for record in records]):.0f}" for key in ("seconds", "writing")),
-                f"{max(record.get('memory', 0) for record in records) / 2**30:.1f}",
             ])  # fmt: skip
     settings = results["settings"]
     caption = (
@@ -421,8 +408,7 @@ def runs_table(results: dict) -> str:
         f"{settings['steps']} steps of {ROWS} sequences of {LENGTH} tokens of {' and then '.join(tasks)} text, "
         "what is rehearsed or replayed comes on top, weight of rehearsal "
         f"{settings['rehearsal_weight']:g}; nats per token on test text. Rise of known: mean of both texts; with 75%: "
-        "the rise, and the loss on new text, if only 75% of the change of all weights is kept; GiB: the most memory "
-        "that training took beside the model of the start"
+        "the rise, and the loss on new text, if only 75% of the change of all weights is kept"
     )
     return str(Table(caption, rows))
 

@@ -156,17 +156,7 @@ def test_forgetting_is_the_rise_since_the_start_beside_the_line_of_full_fine_tun
         }
         for part in (runs_table(results), equal_learning_table(results))
     )
-    assert first["K-1"][2:] == [
-        "1.500",
-        "3.250",
-        "1.250",
-        "0.250",
-        "0.125 at 1.750",
-        "0.062 at 2.000",
-        "0.125",
-        "7, 0",
-        "0.0",
-    ]
+    assert first["K-1"][2:] == ["1.500", "3.250", "1.250", "0.250", "0.125 at 1.750", "0.062 at 2.000", "0.125", "7, 0"]
     assert second[""] == ["at 1.000", "at 2.000"]
     assert second["full fine-tuning, nats per token"] == ["2.000", "1.000"]
     # The run that learned more, with half of its change, has a loss of 1.667; that with 75% of it 1.333 and 2 / 2.
