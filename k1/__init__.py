@@ -29,9 +29,12 @@ def __getattr__(name: str) -> object:
     """A public name, imported when it is first asked for: the libraries behind some of them take seconds."""
     if name not in MODULES:
         raise AttributeError(f"module 'k1' has no attribute '{name}'")
-    if name not in LIBRARY:  # the process of a script
+    before = sys.excepthook
+    if name not in LIBRARY:  # of a script, which ends in one line if this fails or is stopped
         sys.excepthook = quiet_excepthook
-    return getattr(import_module(MODULES[name]), name)
+    value = getattr(import_module(MODULES[name]), name)
+    sys.excepthook = before
+    return value
 
 
 def __dir__() -> list[str]:

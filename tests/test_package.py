@@ -8,6 +8,7 @@ from importlib.metadata import Distribution
 import pytest
 from packaging.requirements import Requirement
 
+import k1
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.xdist_group("package"), pytest.mark.slow]
@@ -78,6 +79,11 @@ print(k1.__file__, changed, needless)
 sys.argv = ["k1.export", "--help"]
 runpy.run_module("k1.export", run_name="__main__")
 """
+
+
+def test_names_of_the_scripts_leave_the_hook_for_errors_as_it_was():
+    before = sys.excepthook
+    assert all(getattr(k1, name) for name in k1.MODULES) and sys.excepthook is before
 
 
 def test_the_library_changes_nothing_in_the_process_that_imports_it_and_commands_work_from_elsewhere(

@@ -275,8 +275,8 @@ def run(
     known = torch.cat([texts[name]["train"] for name in KNOWN])
     torch.manual_seed(seed)
     trained: Any = arm.adapter(model) if arm.adapter else model
-    rehearsal, after, seconds, writing = None, [], 0.0, 0.0
-    for task in tasks_of(texts):
+    tasks, rehearsal, after, seconds, writing = tasks_of(texts), None, [], 0.0, 0.0
+    for task in tasks:
         begun = time.perf_counter()
         if arm.known is not None:
             # Of earlier tasks it rehearses what it wrote; without known text it writes of all anew.
@@ -291,7 +291,8 @@ def run(
         rows = batches(texts[task]["train"], known, arm, seed)
         learn(trained, rows, arguments.steps, rate, precision, arm, seed, rehearsal, arguments.rehearsal_weight)
         seconds += time.perf_counter() - begun
-        after.append(losses(trained, texts, precision))
+        if task != tasks[-1]:
+            after.append(losses(trained, texts, precision))
         if arm.replay:
             known = torch.cat([known, texts[task]["train"][:256]])
     with autocast(precision):
@@ -299,10 +300,12 @@ def run(
     if arm.adapter:
         # In place: the adapter is inside `model`.
         trained.merge_and_unload()
+    written_at_end = continuations(model, texts, decode, precision)
+    # It changes the model, and so comes last.
+    found = losses_at_shares(start, model, texts, precision)
     return {
-        "after": after, "predicted": predicted, "seconds": seconds, "writing": writing,
-        "continuations": continuations(model, texts, decode, precision),
-        "losses": losses_at_shares(start, model, texts, precision),
+        "losses": found, "after": [*after, found["1"]], "predicted": predicted, "seconds": seconds, "writing": writing,
+        "continuations": written_at_end,
     }  # fmt: skip
 
 
@@ -462,7 +465,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[PreTrainedModel, dict, Calla
     texts, kept = cut_vocabulary(model, read_texts(tokenizer, arguments.steps, arguments.evaluated, arguments.tasks))
 
     def decode(ids: Tensor) -> str:
-        return "".join(tokenizer.batch_decode(kept[ids][None], skip_special_tokens=True))
+        return str(tokenizer.decode(kept[ids], skip_special_tokens=True))
 
     settings = {
         "model": Path(arguments.model).name, "steps": arguments.steps, "adapt_steps": arguments.adapt_steps,
@@ -480,8 +483,9 @@ def prepare(arguments: argparse.Namespace) -> tuple[PreTrainedModel, dict, Calla
         write_atomically(adapted, lambda file: torch.save(model.state_dict(), file))
         results["start"] = losses(model, texts, arguments.precision)
         write_results(results, arguments.out)
-    results["prompts"] = [decode(row) for row in prompts(texts)]
-    results["continuations"] = continuations(model, texts, decode, arguments.precision)
+    if "continuations" not in results:
+        results["prompts"] = [decode(row) for row in prompts(texts)]
+        results["continuations"] = continuations(model, texts, decode, arguments.precision)
     return model, texts, decode, results
 
 
