@@ -27,7 +27,8 @@ REHEARSED_SHARE = 4  # one rehearsed sequence for so many new ones
 SAMPLE = 32  # sequences of each text that the report measures
 INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "labels")
 # What `accelerate launch` tells its processes, and the Trainer's arguments do not say.
-UNFIT = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_MIXED_PRECISION": "fp16"}
+PRECISION = "ACCELERATE_MIXED_PRECISION"
+UNFIT = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_DEEPSPEED": "true", PRECISION: "fp16"}
 WRITTEN_FILE, SETTINGS_FILE = "written.safetensors", "settings.json"
 
 
@@ -239,7 +240,8 @@ class K1Callback(TrainerCallback):
 
 def autocast(args: TrainingArguments, model: PreTrainedModel) -> torch.autocast:
     """The number format of the Trainer's forward pass."""
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16)
+    is_bfloat16 = args.bf16 or os.environ.get(PRECISION) == "bf16"
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=is_bfloat16)
 
 
 def new_sample(loader: Any, args: TrainingArguments) -> list[dict[str, Tensor]]:

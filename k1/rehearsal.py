@@ -284,7 +284,7 @@ def sample_tokens(model: Any, prompts: Tensor, new_tokens: int, seed: int, end: 
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = GenerationConfig(
         max_new_tokens=new_tokens, do_sample=False, pad_token_id=end, eos_token_id=None,
-        use_cache=True, remove_invalid_values=True, disable_compile=True,
+        use_cache=True, disable_compile=True,
     )  # fmt: skip
     sampling = InverseTransformSampling(torch.Generator().manual_seed(seed))
     with settings_of_ours(model):
