@@ -15,7 +15,7 @@ RUN = .venv/bin/python
 # trained with these settings and text, and replaces what was trained with others.
 train = @echo '$(strip $(1))' >&2; $(RUN) $(1) $(SETTINGS) --overwrite && touch $@
 
-.PHONY: all report seeds unseen unseen2 pretrained study map stream model-study benchmark record
+.PHONY: all report seeds unseen unseen2 pretrained study map stream model-study model-costs benchmark record
 .PHONY: test test-fast test-oldest lint numerics kills clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -168,13 +168,20 @@ model-study: .venv/.installed-dev
 	$(RUN) -m k1.study.pretrained $(MODEL) --steps $(STEPS) --tasks $(TASKS) \
 		--out models/model_study$(STEPS)$(if $(filter 2,$(TASKS)),_two_tasks)
 
+# Time and memory of the arms, in turns and each run in a process of its own; on an otherwise idle machine.
+model-costs: .venv/.installed-dev
+	@for seed in 0 1 2; do for arm in full sparse lora replay_25 rehearsal k1 k1_lora; do \
+		$(RUN) -m k1.study.pretrained $(MODEL) --steps 20 --evaluated 8 --seeds $$seed --arms $$arm \
+			--learning_rates 1e-5 --out models/model_costs > /dev/null || exit 1; done; done
+	@cat models/model_costs/costs.md
+
 # What the pages show, from make, make seeds and all other commands that train; a test compares them with results/.
 # Of what was not run here the record stays as it is.
 RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) \
 	$(foreach end,json md,benchmark.$(end):benchmark.$(end)) \
 	$(foreach steps,60 240,$(foreach end,results.json results.md frontier.png, \
 		model_study$(steps)/$(end):pretrained$(steps)$(suffix $(end)))) \
-	model_study60/equal.md:equal.md model_study60_two_tasks/continuations.md:continuations.md \
+	model_study60/equal.md:equal.md model_study60_two_tasks/continuations.md:continuations.md model_costs/costs.md:costs.md \
 	$(foreach end,json md,model_study60_two_tasks/results.$(end):two_tasks.$(end)) \
 	$(foreach name,unseen unseen2,$(name)/report.json:$(name).json $(name)/report.md:$(name).md) \
 	$(foreach name,study stream map,$(name)/results.json:$(name).json $(name)/results.md:$(name).md) \

@@ -10,12 +10,14 @@ the texts use. Every run is also judged with a share of its change (WiSE-FT,
 arXiv:2109.01903). A run that is recorded in results.json below --out is not repeated.
 The tables go to stdout and results.md, the picture of forgetting against learning to
 frontier.png; equal.md has forgetting at equal learning alone, continuations.md what the
-model writes before and after.
+model writes before and after, costs.md time and memory beside full fine-tuning. Memory is
+that of runs that had a process of their own: one arm, rate and seed at a time.
 """
 
 import argparse
 import copy
 import re
+import resource
 import sys
 import time
 from collections import defaultdict
@@ -269,7 +271,8 @@ def run(
     """One training from the model `start`, which stays as it is.
 
     Returns the `losses` by share of the change, those `after` each task, the `predicted` forgetting, seconds,
-    `writing` among them, and the `continuations`.
+    `writing` among them, the `peak` of the process's memory so far in bytes, how many parameters were `trained`,
+    and the `continuations`.
     """
     model, precision = copy.deepcopy(start), arguments.precision
     known = torch.cat([texts[name]["train"] for name in KNOWN])
@@ -295,6 +298,8 @@ def run(
             after.append(losses(trained, texts, precision))
         if arm.replay:
             known = torch.cat([known, texts[task]["train"][:256]])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    learned = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
     with autocast(precision):
         predicted = max(rehearsal.predicted_forgetting(trained)) if rehearsal else None
     if arm.adapter:
@@ -305,7 +310,7 @@ def run(
     found = losses_at_shares(start, model, texts, precision)
     return {
         "losses": found, "after": [*after, found["1"]], "predicted": predicted, "seconds": seconds, "writing": writing,
-        "continuations": written_at_end,
+        "peak": peak, "trained": learned, "continuations": written_at_end,
     }  # fmt: skip
 
 
@@ -416,6 +421,39 @@ def runs_table(results: dict) -> str:
     return str(Table(caption, rows))
 
 
+def costs_table(results: dict) -> str:
+    """Time and memory of the arms whose runs had a process of their own, beside full fine-tuning's, as Markdown.
+
+    Seconds are divided by those of full fine-tuning with the same seed.
+    """
+    found = {
+        name: {record["seed"]: record for records in rates.values() for record in records if "peak" in record}
+        for name, rates in by_arm_and_rate(results).items()
+    }
+    full, settings = found.get("full", {}), results["settings"]
+    steps = settings["steps"] * len(tasks_of(results["start"]["test"]))
+    rows = [["Arm", "Seconds a step", "Step / full's", "with writing", "Writing, s", "Peak GB", "Trained %"]]
+    for name, records in found.items():
+        pairs = [(records[seed], full[seed]) for seed in records if seed in full]
+        if not pairs:
+            continue
+        ours, theirs = ([record["seconds"] for record in part] for part in zip(*pairs))
+        writing = [record["writing"] for record, _ in pairs]
+        training = [seconds - written for seconds, written in zip(ours, writing)]
+        rows.append([
+            ARMS[name].label, mean_and_interval([seconds / steps for seconds in training], 2),
+            *(mean_and_interval([one / other for one, other in zip(of, theirs)], 2) for of in (training, ours)),
+            f"{mean(writing):.1f}", mean_and_interval([record["peak"] / 1e9 for record, _ in pairs], 2),
+            f"{100 * pairs[0][0]['trained'] / settings['parameters']:.1f}",
+        ])  # fmt: skip
+    caption = (
+        f"Time and memory, {settings['model']}, {steps} steps of {ROWS} sequences of {LENGTH} tokens of new text on "
+        f"{settings['threads']} thread; what is rehearsed or replayed comes on top and regenerating is in the steps. "
+        "Writing: before the first step; peak: of the process, with what it had loaded, in 10^9 bytes"
+    )
+    return str(Table(caption, rows))
+
+
 def continuations_page(results: dict) -> str:
     """What the model writes before, and after the largest learning rate of each arm, as Markdown."""
     columns = {"before": results["continuations"]}
@@ -509,18 +547,24 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     start, texts, decode, results = prepare(arguments)
+    is_first = True
     for seed in arguments.seeds:
         for name in arguments.arms:
             for rate in arguments.learning_rates or ARMS[name].rates:
                 key = f"{name}-{rate:g}-seed{seed}"
                 if key not in results["runs"]:
                     found = run(start, texts, decode, ARMS[name], rate, seed, arguments)
+                    if not is_first:
+                        # Later runs use memory that this one left.
+                        del found["peak"]
+                    is_first = False
                     results["runs"][key] = {"arm": name, "rate": rate, "seed": seed, **found}
                     write_results(results, arguments.out)
     tables = [runs_table(results)]
     if any(record["arm"] == "full" for record in results["runs"].values()):
         tables.append(equal_learning_table(results))
         write_text(arguments.out / "equal.md", tables[-1] + "\n")
+    write_text(arguments.out / "costs.md", costs_table(results) + "\n")
     write_text(arguments.out / "continuations.md", continuations_page(results) + "\n")
     show(arguments.out, "\n\n".join(tables), "frontier.png", frontier_figure(results))
 

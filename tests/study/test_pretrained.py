@@ -20,6 +20,7 @@ from k1.study.pretrained import (
     batches,
     blocks_of,
     by_arm_and_rate,
+    costs_table,
     cut_vocabulary,
     equal_learning_table,
     known_rise,
@@ -73,10 +74,22 @@ def command(tokenizer, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_runs_are_recorded_shown_and_not_repeated(command, tmp_path, capsys, monkeypatch):
-    arms = ["full", "k1", "lora", "osf", "k1_lora"]
-    flags = ["--arms", *arms, "--learning_rates", 1e-2]
+    arms, rate = ["full", "lora", "k1", "osf", "k1_lora"], ["--learning_rates", 1e-2]
+    for arm in arms[:2]:
+        command("--arms", arm, *rate)
+    flags = ["--arms", *arms, *rate]
+    capsys.readouterr()
     recorded = command(*flags)
-    assert list(recorded["runs"]) == [f"{arm}-0.01-seed0" for arm in arms]
+    assert {run: "peak" in record for run, record in recorded["runs"].items()} == {
+        f"{arm}-0.01-seed0": arm in ("full", "lora", "k1") for arm in arms
+    }
+    costs = [[cell.strip() for cell in line.split("|")[1:-1]] for line in costs_table(recorded).splitlines()[4:]]
+    assert [row[0] for row in costs] == ["full fine-tuning", "LoRA", "K-1"]
+    assert costs[0][3] == "1.00" and float(costs[2][4]) > 0 == float(costs[1][4])
+    # Matrices of rank 16 beside layers that are no wider.
+    assert [row[-1] for row in costs] == ["100.0", "116.2", "100.0"]
+    # Of a process with torch.
+    assert all(0.1 < float(row[5]) < 10 for row in costs)
     predicted = [record["predicted"] for record in recorded["runs"].values()]
     assert [value is not None and value > 0 for value in predicted] == [arm.startswith("k1") for arm in arms]
     for record in recorded["runs"].values():
@@ -86,6 +99,7 @@ def test_runs_are_recorded_shown_and_not_repeated(command, tmp_path, capsys, mon
     equal = equal_learning_table(recorded) + "\n"
     assert printed == f"{runs_table(recorded)}\n\n{equal}" == (tmp_path / "out" / "results.md").read_text()
     assert (tmp_path / "out" / "equal.md").read_text() == equal
+    assert (tmp_path / "out" / "costs.md").read_text() == costs_table(recorded) + "\n"
     assert (tmp_path / "out" / "frontier.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "out" / "continuations.md").read_text()
     assert page.count("**") == 20 and page.count("\n- before: ") == page.count("\n- K-1 on LoRA, 0.01: ") == 10
