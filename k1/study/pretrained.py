@@ -56,7 +56,7 @@ LENGTH, ROWS, PROMPT = 128, 4, 32
 ADAPTED = "adapted"
 # Of the change that a run made, how much is kept.
 SHARES = (1.0, 0.75, 0.5)
-LINE_MARKERS = "osv^D<>pXhdP8"
+LINE_MARKERS = "osv^D<>pXhdP8H"
 ADAPTER_RATES = (1e-4, 3e-4, 1e-3)
 lora = partial(low_rank_adapter, rank=16)
 # At a learning rate of 1e-5 one hundredth of the way in each step.
@@ -72,7 +72,8 @@ class Arm:
     sample of known text (True), from its beginning-of-text token (False), or not at all
     (None), `adapter` what it trains in place of the model's own weights (see `k1.study.methods`),
     `pull` the share of the way to the start, per unit of the learning rate, that each step goes
-    back (L2 to the start, decoupled as AdamW's decay to zero is; arXiv:1802.01483).
+    back (L2 to the start, decoupled as AdamW's decay to zero is; arXiv:1802.01483). It rehearses in one step of
+    `every`, with `every` times the weight.
     """
 
     label: str
@@ -82,6 +83,7 @@ class Arm:
     known: bool | None = None
     adapter: Callable[[PreTrainedModel], Any] | None = None
     pull: float = 0.0
+    every: int = 1
 
 
 ARMS = {
@@ -93,6 +95,7 @@ ARMS = {
     "replay_5": Arm("replay of 5% (sees old text)", replay=0.2),
     "replay_25": Arm("replay of 25% (sees old text)", replay=1.0),
     "rehearsal": Arm("rehearsal", known=True),
+    "rehearsal_half": Arm("rehearsal in half of the steps", known=True, every=2),
     "rehearsal_bos": Arm("rehearsal without known text", known=False),
     "k1": Arm("K-1", fraction=UPDATE_FRACTION, known=True),
     "k1_lora": Arm("K-1 on LoRA", ADAPTER_RATES, fraction=UPDATE_FRACTION, known=True, adapter=lora),
@@ -222,8 +225,8 @@ def learn(
         batch = next(rows)
         with autocast(precision):
             loss = model(input_ids=batch, labels=batch).loss
-            if rehearsal:
-                loss = loss + weight * rehearsal.loss(model, step)
+            if rehearsal and step % arm.every == 0:
+                loss = loss + arm.every * weight * rehearsal.loss(model, step // arm.every)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -287,7 +290,7 @@ def run(
             with autocast(precision):
                 rehearsal = Rehearsal(
                     trained, [known] if arm.known else None, written,
-                    sequences=64, length=LENGTH, rows=1, interval=20, seed=seed,
+                    sequences=64, length=LENGTH, rows=1, interval=20 // arm.every, seed=seed,
                 )  # fmt: skip
             known = texts[task]["train"]
         writing += time.perf_counter() - begun

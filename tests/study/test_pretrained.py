@@ -5,6 +5,7 @@ import random
 import sys
 from functools import partial
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from k1.study.pretrained import (
     cut_vocabulary,
     equal_learning_table,
     known_rise,
+    learn,
     pull_to_start,
     runs_table,
     task_rise,
@@ -129,6 +131,15 @@ def test_without_learning_nothing_is_forgotten(command):
     assert all(scores == recorded["start"] for scores in record["losses"].values())
     assert known_rise(recorded, record["losses"]["1"], "test") == 0
     assert record["predicted"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("arm", "steps"), [("rehearsal", [1, 2, 3, 4, 5, 6]), ("rehearsal_half", [1, 2, 3])])
+def test_whether_all_or_half_of_the_steps_rehearse_the_weight_is_the_same_altogether(arm, steps):
+    asked, divergence = [], torch.zeros((), requires_grad=True)
+    rehearsal = SimpleNamespace(loss=lambda model, step: asked.append(step) or divergence)
+    rows = batches(torch.ones(30, 8).long(), torch.ones(30, 8).long(), ARMS[arm], seed=0)
+    learn(fresh_model("llama"), rows, 6, 1e-3, "float32", ARMS[arm], 0, rehearsal, weight=3.0)
+    assert asked == steps and float(divergence.grad) == 18
 
 
 def test_a_pull_takes_each_step_part_of_the_way_back():
