@@ -73,7 +73,7 @@ class Arm:
     (None), `adapter` what it trains in place of the model's own weights (see `k1.study.methods`),
     `pull` the share of the way to the start, per unit of the learning rate, that each step goes
     back (L2 to the start, decoupled as AdamW's decay to zero is; arXiv:1802.01483). It rehearses in one step of
-    `every`, with `every` times the weight.
+    `every`.
     """
 
     label: str
@@ -226,7 +226,7 @@ def learn(
         with autocast(precision):
             loss = model(input_ids=batch, labels=batch).loss
             if rehearsal and step % arm.every == 0:
-                loss = loss + arm.every * weight * rehearsal.loss(model, step // arm.every)
+                loss = loss + weight * rehearsal.loss(model, step // arm.every)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
