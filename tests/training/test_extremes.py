@@ -1,8 +1,16 @@
-"""A training whose numbers overflow ends with one line, and leaves nothing that the next start has to clear away."""
+"""Extremes of numbers and sizes: defined behaviour or one clear line, never a wrong number.
+
+A training whose numbers overflow leaves nothing that the next start has to clear away.
+"""
+
+import json
+import math
 
 import pytest
+import torch
 
 from k1.checkpoints import load_checkpoint
+from k1.errors import command
 from tests.conftest import assert_one_clear_line, run_script
 
 pytestmark = pytest.mark.slow
@@ -30,3 +38,38 @@ def test_after_a_divergence_at_the_last_step_a_lower_learning_rate_is_all_it_tak
     finished = run_script("train_baseline_all.py", *flags)
     assert finished.status == 0, finished.stderr
     assert load_checkpoint(tmp_path / "baseline_dataset1.pt").history[-1]["step"] == 1
+
+
+def train_first(corpus, tmp_path, *flags):
+    return run_script(
+        "train_k1_dataset1.py", "--preset", "smoke", "--dataset_name", corpus, "--models_dir", tmp_path,
+        "--threads", 1, "--max_steps", 4, *flags,
+    )  # fmt: skip
+
+
+def test_a_batch_that_predicts_one_token(corpora, tmp_path):
+    finished = train_first(corpora[0], tmp_path, "--batch_size", 1, "--seq_length", 2)
+    assert finished.status == 0, finished.stderr
+    checkpoint = load_checkpoint(tmp_path / "k1_dataset1.pt", "k1")
+    assert all(math.isfinite(entry["loss"]) for entry in checkpoint.history)
+
+
+def test_a_dataset_of_one_block(tmp_path):
+    words = "river bridge stone water cloud forest candle window garden silver".split()
+    texts = [" ".join(word + letter for word in words) for letter in "abc"]
+    (tmp_path / "short.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    finished = train_first(tmp_path / "short.jsonl", tmp_path, "--seq_length", 8)
+    assert finished.status == 0, finished.stderr
+    checkpoint = load_checkpoint(tmp_path / "k1_dataset1.pt", "k1")
+    assert checkpoint.datasets[0]["tokens"]["train"] == 8
+    # The preset asks for 512 tokens; so short a text supports fewer, and the model has just those.
+    assert 256 < checkpoint.model_config["vocab_size"] < 512
+    assert checkpoint.model["model.embed_tokens.weight"].shape[0] == checkpoint.model_config["vocab_size"]
+
+
+@pytest.mark.parametrize("take", [lambda: torch.empty(10**15), lambda: bytearray(10**15)], ids=["torch", "python"])
+def test_too_little_memory_is_one_clear_line(capsys, take):
+    with pytest.raises(SystemExit) as ended:
+        command(take)()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("error: not enough memory; lower --batch_size")
