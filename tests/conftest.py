@@ -108,28 +108,19 @@ def run_script(
     environment: dict | None = None,
     cwd: Path = ROOT,
     prepare: Callable[[], object] | None = None,
-    starts_processes: bool = False,
 ) -> Finished:
     """Run a script of the project, or `-m` and a module, in a process of its own, which first calls `prepare`.
 
-    One that `starts_processes` itself, or is given an `environment`, imports all anew.
+    One that is given an `environment` imports all anew, as the libraries read it then, and has nothing to prepare.
     """
-    if environment is None and not starts_processes:
+    if environment is None:
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder, name) for name in ("stdout", "stderr")]
             process = start_script(script, flags, *files, cwd, prepare)
             return Finished(status_of(process), *(file.read_text(encoding="utf-8") for file in files))
-    # The libraries read the environment when they are imported, and a server's fork cannot have a server itself.
-    target = [script] if script.startswith("-m") else [str(ROOT / script)]
-    command = [sys.executable, *" ".join(target).split(), *map(str, flags)]
+    command = [sys.executable, *(script.split() if script.startswith("-m") else [ROOT / script]), *map(str, flags)]
     process = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        cwd=cwd,
-        preexec_fn=prepare,
-        env={**os.environ, **(environment or {})},
+        command, capture_output=True, text=True, timeout=PATIENCE, cwd=cwd, env=os.environ | environment
     )
     return Finished(process.returncode, process.stdout, process.stderr)
 
