@@ -220,9 +220,9 @@ test-oldest: .venv/.installed-oldest
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/oldest -r $<
 	touch $@
 
-# What is too slow for the tests: 100 kills.
+# What is too slow for the tests: 100 kills, of all training scripts.
 kills: .venv/.installed-dev
-	$(RUN) -m tests.faults.kills
+	KILLS=100 $(RUN) -m pytest tests/training/test_kills.py
 
 clean:
 	rm -rf models/*.pt models/report.html models/runs models/.settings models/.*.lock k1_output.txt baseline_output.txt

@@ -4,12 +4,15 @@ import os
 import pickle
 import random
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 # Two test processes share the cores, and a forked process cannot use threads that its parent had.
@@ -21,7 +24,6 @@ import torch
 from filelock import FileLock
 
 from k1.files import content_digest
-from tests.processes import ServerProcess
 
 ROOT = Path(__file__).resolve().parent.parent
 PRELOADED = ("k1.report.__main__", "k1.study.__main__", "k1.study.seeds", "k1.study.unseen", "peft")
@@ -106,43 +108,70 @@ def run_script(
     environment: dict | None = None,
     cwd: Path = ROOT,
     prepare: Callable[[], object] | None = None,
-    starts_processes: bool = False,
 ) -> Finished:
     """Run a script of the project, or `-m` and a module, in a process of its own, which first calls `prepare`.
 
-    One that `starts_processes` itself, or is given an `environment`, imports all anew.
+    One that is given an `environment` imports all anew, as the libraries read it then, and has nothing to prepare.
     """
-    if environment is None and not starts_processes:
+    if environment is None:
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder, name) for name in ("stdout", "stderr")]
-            status = start_script(script, list(map(str, flags)), *files, cwd, prepare).wait(PATIENCE)
-            return Finished(status, *(file.read_text(encoding="utf-8") for file in files))
-    # The libraries read the environment when they are imported, and a server's fork cannot have a server itself.
-    target = [script] if script.startswith("-m") else [str(ROOT / script)]
-    command = [sys.executable, *" ".join(target).split(), *map(str, flags)]
+            process = start_script(script, flags, *files, cwd, prepare)
+            return Finished(status_of(process), *(file.read_text(encoding="utf-8") for file in files))
+    command = [sys.executable, *(script.split() if script.startswith("-m") else [ROOT / script]), *map(str, flags)]
     process = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        cwd=cwd,
-        preexec_fn=prepare,
-        env={**os.environ, **(environment or {})},
+        command, capture_output=True, text=True, timeout=PATIENCE, cwd=cwd, env=os.environ | environment
     )
     return Finished(process.returncode, process.stdout, process.stderr)
 
 
 def start_script(
     script: str,
-    flags: list[str],
+    flags: Iterable[object],
     stdout: Path,
     stderr: Path,
     cwd: Path = ROOT,
     prepare: Callable[[], object] | None = None,
-) -> ServerProcess:
+) -> BaseProcess:
     """Start `script` where the libraries are imported already; see `run_script`."""
-    body = partial(be_script, script, flags, cwd, os.environ["K1_CACHE"], prepare)
-    return ServerProcess(body, stdout, stderr, PRELOADED)
+    body = partial(be_script, script, list(map(str, flags)), cwd, os.environ["K1_CACHE"], prepare)
+    return start(body, stdout, stderr)
+
+
+def start(body: Callable[[], object], stdout: Path, stderr: Path) -> BaseProcess:
+    """Run `body`, which is pickled, in a fork of a server that has imported `PRELOADED` and done nothing else."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    process = context.Process(target=be_captured, args=(body, stdout, stderr))
+    process.start()
+    return process
+
+
+def be_captured(body: Callable[[], object], stdout: Path, stderr: Path) -> None:
+    """Run `body`; what it prints, also from below Python, goes to the files, which may be one."""
+    for number, path in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)
+    body()
+
+
+def status_of(process: BaseProcess) -> int:
+    """The exit status of `process` once it has ended, negative for a signal."""
+    process.join(PATIENCE)
+    if process.exitcode is None:
+        process.kill()
+        raise TimeoutError(f"a process takes more than {PATIENCE} s")
+    return process.exitcode
+
+
+def run_two(body: Callable[[int, int], object], folder: Path) -> None:
+    """Run `body` in two processes at once, with the rank of each and a free port; fails unless both end well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    files = [folder / f"output{rank}" for rank in (0, 1)]
+    processes = [start(partial(body, rank, port), path, path) for rank, path in enumerate(files)]
+    assert list(map(status_of, processes)) == [0, 0], [path.read_text() for path in files]
 
 
 def be_script(script: str, flags: list[str], cwd: Path, cache: str, prepare: Callable[[], object] | None) -> None:

@@ -19,8 +19,7 @@ import k1
 from k1.callback import PRECISION, UNFIT
 from k1.errors import K1Error
 from k1.rehearsal import Rehearsal, divergence_from
-from tests.conftest import PATIENCE, PRELOADED
-from tests.processes import run_two
+from tests.conftest import run_two
 from tests.test_known import CHATS, TEXTS, tokenizer
 
 SMALL = {"sequences": 6, "length": 8, "interval": 2}
@@ -340,7 +339,7 @@ def train_as_one_of_two(folder, rank: int, port: int) -> None:
 
 @pytest.mark.slow
 def test_two_processes_rehearse_each_its_own_and_end_with_the_same_bits(tmp_path):
-    run_two(functools.partial(train_as_one_of_two, tmp_path), tmp_path, PRELOADED, PATIENCE)
+    run_two(functools.partial(train_as_one_of_two, tmp_path), tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(first[0], second[0]))
     assert torch.equal(first[1][0], second[1][0]) and not torch.equal(first[2], second[2])

@@ -103,12 +103,13 @@ def test_weights_that_do_not_fit_are_refused(trained):
 
 
 @pytest.mark.parametrize(
-    ("script", "first"),
+    ("script", "flags", "first"),
     [
-        ("train_k1_dataset3.py", "run train_k1_dataset2.py first"),
-        ("generate_k1.py", "run train_k1_dataset3.py first"),
-        ("-m k1.report", "run train_baseline_all.py first"),
+        ("train_k1_dataset3.py", [], "run train_k1_dataset2.py first"),
+        ("train_k1_dataset3.py", ["--rehearsal", 0], "run train_k1_dataset2.py --rehearsal 0 first"),
+        ("generate_k1.py", [], "run train_k1_dataset3.py first"),
+        ("-m k1.report", [], "run train_baseline_all.py first"),
     ],
 )
-def test_a_missing_input_names_the_script_to_run_first(tmp_path, script, first):
-    assert_one_clear_line(run_script(script, "--models_dir", tmp_path), 1, first)
+def test_a_missing_input_names_the_script_to_run_first(tmp_path, script, flags, first):
+    assert_one_clear_line(run_script(script, "--models_dir", tmp_path, *flags), 1, first)

@@ -16,8 +16,7 @@ from k1.checkpoints import load_checkpoint
 from k1.config import settings_of
 from k1.errors import K1Error, UsageError
 from k1.experiment import FILES
-from tests.conftest import PATIENCE, PRELOADED, ROOT, run_script
-from tests.processes import run_two
+from tests.conftest import PATIENCE, ROOT, run_script, run_two
 
 pytestmark = [pytest.mark.xdist_group("parallel"), pytest.mark.slow]
 
@@ -133,4 +132,4 @@ def agree(rank: int, port: int) -> None:
 
 
 def test_copies_and_comparisons(tmp_path):
-    run_two(agree, tmp_path, PRELOADED, PATIENCE)
+    run_two(agree, tmp_path)

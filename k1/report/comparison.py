@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from k1.checkpoints import Checkpoint, load_checkpoint
-from k1.config import Arguments
+from k1.config import SETTINGS, Arguments
 from k1.data.loader import TokenizedDataset, load_datasets
 from k1.data.sources import dataset_labels
 from k1.data.tokenizer import load_tokenizer
@@ -29,11 +29,8 @@ MIN_QUALITY_KEPT = 0.90
 FREE = {"method", "preset", "dataset_name", "data_source", "max_documents", "learning_rate", "device", "threads"}
 SHARED = {
     "sparse": {"update_fraction", "policy"},
-    "baseline_rehearsal": {
-        "rehearsal", "rehearsal_sequences", "rehearsal_interval", "rehearsal_weight", "rehearsal_on_top",
-        "forgetting_budget",
-    },
-}  # fmt: skip
+    "baseline_rehearsal": {"forgetting_budget", *(name for name in SETTINGS if name.startswith("rehearsal"))},
+}
 
 
 def load_run(models_dir: Path, arm: str) -> list[Checkpoint]:

@@ -10,18 +10,19 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import stdtrit
 
-from k1.checkpoints import Checkpoint
+from k1.checkpoints import Checkpoint, Evaluation
 
 Matrix = Sequence[Sequence[float | None]] | np.ndarray
-# Forgetting of three datasets: of which one, and after which stage.
-KINDS = {"dataset 1 after stage 2": (0, 2), "dataset 1 at the end": (0, 3), "dataset 2 at the end": (1, 3)}
 
 
 def accuracy_matrix(checkpoint: Checkpoint, score: str = "accuracy") -> list[list[float | None]]:
     """The matrix of `score` on test text, `accuracy` or `loss`; row 0 is the untrained model."""
-    names = [dataset["name"] for dataset in checkpoint.datasets]
-    rows = [checkpoint.initial_evaluation, *checkpoint.evaluations]
-    return [[row[name]["test"][score] if name in row else None for name in names] for row in rows]
+    return matrix_of([checkpoint.initial_evaluation, *checkpoint.evaluations], score)
+
+
+def matrix_of(rows: Sequence[Evaluation], score: str, split: str = "test") -> list[list[float | None]]:
+    """The matrix of `score` on text of `split`; the last of `rows` has all datasets."""
+    return [[row[name][split][score] if name in row else None for name in rows[-1]] for row in rows]
 
 
 def mean_matrix(matrices: Sequence[Matrix]) -> np.ndarray:
@@ -77,12 +78,6 @@ def new_dataset_loss(loss: Matrix) -> float:
 def final_loss(loss: Matrix) -> float:
     """Mean nats per token of all datasets at the end."""
     return mean(own_and_end(loss)[1])
-
-
-def kinds_of_forgetting(loss: Matrix) -> dict[str, float]:
-    """By how much the loss has risen since the dataset's own stage, in nats per token, by the names of `KINDS`."""
-    own, rows = own_and_end(loss)[0], mean_matrix([loss])
-    return {kind: float(rows[stage, number] - own[number]) for kind, (number, stage) in KINDS.items()}
 
 
 def mean(values: Sequence[float] | np.ndarray) -> float:

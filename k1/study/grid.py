@@ -22,7 +22,7 @@ from k1.data.tokenizer import load_tokenizer
 from k1.errors import Diverged, K1Error
 from k1.files import lock, write_text
 from k1.model import build_model, configure_torch
-from k1.report.metrics import mean
+from k1.report.metrics import matrix_of, mean
 from k1.report.plots import write_figure
 from k1.stages import Learner
 from k1.study.methods import METHODS, Stage, mixture
@@ -63,7 +63,7 @@ def show(out: Path, tables: str, picture: str, figure: Figure) -> None:
 
 
 def name_of(run: dict) -> str:
-    """How a run, a method at one `seed`, `learning_rate` and `setting` of its dial, is called."""
+    """How a run, a method at one `seed`, `learning_rate` and `setting`, is called."""
     setting = "".join(f"-{name}{value:g}" for name, value in run["setting"].items())
     return f"{run['method']}-seed{run['seed']}-{run['learning_rate']:g}{setting}"
 
@@ -133,16 +133,13 @@ def learn_later_datasets(run: dict, first: Path, settings: dict) -> dict:
             )[0]  # fmt: skip
             evaluations.append(evaluate(learner.model, learner.learned, arguments))
 
-    def matrix(split: str, score: str) -> list[list[float | None]]:
-        names = list(evaluations[-1])
-        rows = [[row[name][split][score] if name in row else None for name in names] for row in evaluations]
-        return [[None] * len(names), *rows]
-
+    # Row 0 is not measured.
+    matrix = partial(matrix_of, [{}, *evaluations])
     return {
         "datasets": dataset_labels(evaluations[-1]),
-        "accuracy_matrix": matrix("test", "accuracy"),
-        "loss_matrix": matrix("test", "loss"),
-        "validation_loss_matrix": matrix("validation", "loss"),
+        "accuracy_matrix": matrix("accuracy"),
+        "loss_matrix": matrix("loss"),
+        "validation_loss_matrix": matrix("loss", "validation"),
         "updated_fraction": mean([entry["updated_fraction"] for entry in history]),
         "seconds": time.perf_counter() - started,
     }

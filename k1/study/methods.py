@@ -119,13 +119,13 @@ def consolidation(
     return lambda optimizer: optimizer.register_step_pre_hook(pull)
 
 
-def adapted(adapter: Callable[..., Any], stage: Stage, **dial: float) -> list[dict]:
+def adapted(adapter: Callable[..., Any], stage: Stage, **setting: float) -> list[dict]:
     """Train what `adapter`, of the package peft, puts into the model, and merge it into the weights."""
     # Its fresh weights depend on the stage's seed.
     torch.manual_seed(stage.arguments.stage_seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        wrapped = adapter(stage.model, **dial)
+        wrapped = adapter(stage.model, **setting)
     history = replace(stage, model=wrapped).train()
     # In place: the adapter is inside the model.
     wrapped.merge_and_unload().requires_grad_(True)
@@ -165,9 +165,9 @@ class Method:
     """One row of the study.
 
     `label` is its name in tables and pictures. It trains with the settings of `script` (`k1` or `baseline`) but for
-    the share `rehearsal` of rehearsed text and the `flags`, by `training`, which gets each setting of the `dial`,
-    name -> values. `learning_rates` are its own, if it has others than those like it. `reference` is the method that it
-    is compared with, and `joint` means all datasets at once from fresh weights.
+    the share `rehearsal` of rehearsed text and the `flags`, by `training`, which gets each of the `settings` in turn.
+    `learning_rates` are its own, if it has others than those like it. `reference` is the method that it is compared
+    with, and `joint` means all datasets at once from fresh weights.
     """
 
     label: str
@@ -175,15 +175,10 @@ class Method:
     rehearsal: float = 0.0
     flags: dict[str, object] = field(default_factory=dict)
     training: Callable[..., list[dict]] = Stage.train
-    dial: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    settings: tuple[dict[str, float], ...] = ({},)
     learning_rates: tuple[float, ...] = ()
     reference: str = "baseline"
     joint: bool = False
-
-    @property
-    def settings(self) -> list[dict[str, float]]:
-        """Every setting of the dial, one dictionary each; one empty dictionary without a dial."""
-        return [{name: value} for name, values in self.dial.items() for value in values] or [{}]
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -194,10 +189,14 @@ class Method:
 SHARE = PRESETS["study"].rehearsal
 STANDARD = {
     # Decay to zero and a pull to the start would work against each other.
-    "ewc": Method("EWC", flags={"weight_decay": 0.0}, training=consolidated, dial={"strength": (1.7, 5.0)}),
-    "wise_ft": Method("WiSE-FT", training=with_part_kept, dial={"keep": (0.6, 0.8)}),
-    "lora": Method("LoRA", training=partial(adapted, low_rank_adapter), dial={"rank": (4, 16)}),
-    "osf": Method("OSF", training=partial(adapted, orthogonal_subspace), dial={"embeddings": (0, 1)}),
+    "ewc": Method(
+        "EWC", flags={"weight_decay": 0.0}, training=consolidated, settings=({"strength": 1.7}, {"strength": 5.0})
+    ),
+    "wise_ft": Method("WiSE-FT", training=with_part_kept, settings=({"keep": 0.6}, {"keep": 0.8})),
+    "lora": Method("LoRA", training=partial(adapted, low_rank_adapter), settings=({"rank": 4}, {"rank": 16})),
+    "osf": Method(
+        "OSF", training=partial(adapted, orthogonal_subspace), settings=({"embeddings": 0}, {"embeddings": 1})
+    ),
     "momentum": Method("MoFO, 51%", "k1", flags={"policy": "momentum"}),
     "stage": Method("half fine-tuning, 51%", "k1", flags={"policy": "stage"}),
 }

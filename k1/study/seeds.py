@@ -10,7 +10,7 @@ import numpy as np
 
 from k1.errors import K1Error, command, module_parser
 from k1.experiment import ARMS
-from k1.report.metrics import KINDS, kinds_of_forgetting, mean, mean_and_interval, new_dataset_loss
+from k1.report.metrics import mean, mean_and_interval, new_dataset_loss
 from k1.report.tables import (
     AT_BOTH_TIMES,
     SHOWN,
@@ -25,6 +25,8 @@ from k1.report.tables import (
 
 # By arm the reports' results, one a seed.
 Models = dict[str, list[dict]]
+# Forgetting of three datasets: of which one, and after which stage.
+KINDS = {"dataset 1 after stage 2": (0, 2), "dataset 1 at the end": (0, 3), "dataset 2 at the end": (1, 3)}
 # What four arms, in the order of `ARMS`, say together: the weight of each.
 CONTRASTS = {
     "51% - 100%": (-0.5, 0.5, -0.5, 0.5),
@@ -59,8 +61,9 @@ def load_reports(paths: list[Path]) -> list[dict]:
 
 
 def forgotten(kind: str) -> Callable[[dict], float]:
-    """The forgetting of a run that is one of `KINDS`, in nats per token."""
-    return lambda run: kinds_of_forgetting(run["loss_matrix"])[kind]
+    """The forgetting of a run that is one of `KINDS`: the rise of the loss since the dataset's own stage, in nats."""
+    number, stage = KINDS[kind]
+    return lambda run: run["loss_matrix"][stage][number] - run["loss_matrix"][number + 1][number]
 
 
 def format_seeds(reports: list[dict]) -> str:

@@ -1,5 +1,6 @@
 """An exported folder opens with transformers and is the same model and the same tokenizer."""
 
+import json
 import os
 import re
 
@@ -15,8 +16,8 @@ from k1.checkpoints import load_checkpoint, restore_model
 from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer
 from k1.errors import K1Error
 from k1.export import export
-from k1.model import build_model
 from tests.conftest import assert_one_clear_line, run_script
+from tests.pretrained import fresh_model
 
 FILES = {
     "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
@@ -93,30 +94,15 @@ def test_the_end_of_a_document_is_a_token_of_its_own_that_nothing_adds(exported,
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (end, end, None) and config.use_cache
 
 
-SHAPE = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-LLAMA = {
-    **SHAPE, "model_type": "llama", "hidden_size": 12, "intermediate_size": 17, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": True,
-}  # fmt: skip
-GPT2 = {
-    **SHAPE, "model_type": "gpt2", "n_embd": 12, "n_layer": 2, "n_head": 2, "n_positions": 128,
-    "tie_word_embeddings": False,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("architecture", [LLAMA, GPT2], ids=["tied llama", "untied gpt2"])
-def test_models_of_other_kinds(trained, tmp_path, architecture):
-    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt")
+@pytest.mark.parametrize(("kind", "is_tied"), [("llama-tied", True), ("gpt_neox", False)])
+def test_models_of_other_kinds(trained, tmp_path, kind, is_tied):
+    checkpoint, model = load_checkpoint(trained.models_dir / "k1_final.pt"), fresh_model(kind)
     vocabulary = load_tokenizer(checkpoint.tokenizer).get_vocab_size()
-    checkpoint.model_config = {**architecture, "vocab_size": vocabulary}
-    model = build_model(checkpoint.model_config, seed=0)
-    for parameter in model.parameters():
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
-    checkpoint.model = model.state_dict()
+    model.resize_token_embeddings(vocabulary)
+    checkpoint.model_config, checkpoint.model = json.loads(model.config.to_json_string(False)), model.state_dict()
     export(checkpoint, tmp_path / "model")
     opened = assert_same_logits(tmp_path / "model", model, vocabulary)
-    is_tied = opened.get_output_embeddings().weight is opened.get_input_embeddings().weight
-    assert is_tied == architecture["tie_word_embeddings"]
+    assert (opened.get_output_embeddings().weight is opened.get_input_embeddings().weight) == is_tied
 
 
 def test_the_card_tells_of_the_run_and_of_no_folder(exported, trained):

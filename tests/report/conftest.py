@@ -26,7 +26,7 @@ class WrittenReport:
 def write_report(models_dir: Path, folder: Path) -> WrittenReport:
     """Run the command once, into `folder`."""
     flags = ["--json", folder / "report.json", "--html", folder / "report.html", "--plots", folder / "new" / "plots"]
-    finished = run_script("-m k1.report", "--models_dir", models_dir, *flags, starts_processes=True)
+    finished = run_script("-m k1.report", "--models_dir", models_dir, *flags)
     assert finished.status == 0, finished.stderr
     return WrittenReport(finished, folder)
 

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from k1.errors import K1Error
-from k1.report.metrics import KINDS, kinds_of_forgetting
-from k1.study.seeds import format_seeds, load_reports
+from k1.study.seeds import KINDS, forgotten, format_seeds, load_reports
 from tests.conftest import assert_one_clear_line, run_script
 from tests.study.records import rows_of
 
@@ -19,13 +18,14 @@ ENDS = [
 
 def model(end, rehearses):
     """An arm in a report; what it predicts is 0.2 less than the truth of dataset 1, and right of dataset 2."""
-    scores = {name: {"accuracy": 0.25, "loss": 4.0} for name in "abc"}
+    scores = {name: {"accuracy": 0.25, "loss": 4.0, "tokens": 4321 + number} for number, name in enumerate("abc")}
     return {
         "own": scores, "final": scores, "forgetting_percent": {"a": 10.0, "b": 5.0, "c": 0.0},
         "average_forgetting_percent": 10 * (end - 4), "mean_final_loss": end,
         "accuracy_matrix": [[0.25] * 3] * 4,
         "loss_matrix": [[7, 7, 7], [4, 6, None], [4.1, 2, 5], [end, 2.5, 3]], "learning_rates": [1, 2, 3],
         "predicted_forgetting": [[], [0.1 - 0.2], [end - 4.1 - 0.2, 0.5]] if rehearses else [[], [], []],
+        "tokens_per_second": 2048,
     }  # fmt: skip
 
 
@@ -34,8 +34,11 @@ def report(seed, ends):
     return {
         "models": {arm: model(end, arm in ("baseline_rehearsal", "k1")) for arm, end in ends.items()},
         "criteria": [{"criterion": "1. it holds", "met": seed == 0}],
-        "datasets": [{"name": name, "fingerprint": name} for name in "abc"],
-        "preset": "quick", "seed": seed,
+        "datasets": [
+            {"name": name, "fingerprint": name, "source": "bundled", "tokens": {"train": 1000 + number, "test": 100}}
+            for number, name in enumerate("abc")
+        ],
+        "preset": "quick", "seed": seed, "parameters": 123_456, "versions": {"python": "3.99.1"},
     }  # fmt: skip
 
 
@@ -51,8 +54,7 @@ def test_shares_are_taken_seed_by_seed(paths):
     reports = load_reports(paths)
     for found in reports:
         found["models"]["sparse"]["loss_matrix"][2][1] -= 0.25
-    losses = reports[0]["models"]["k1"]["loss_matrix"]
-    assert kinds_of_forgetting(losses) == pytest.approx(dict(zip(KINDS, (0.1, 0.6, 0.5))))
+    assert [forgotten(kind)(reports[0]["models"]["k1"]) for kind in KINDS] == pytest.approx([0.1, 0.6, 0.5])
     text = format_seeds(reports)
     # 0.6 and 0.8, and a 95% interval of 12.706 standard errors with two seeds.
     rows = rows_of(text, ["Model", *KINDS, "new loss of b"])

@@ -41,7 +41,7 @@ def study(tmp_path_factory, corpora):
     out = tmp_path_factory.mktemp("study")
     flags = ["--grid", "stream", "--preset", "smoke", "--seeds", 0, "--dataset_names", *corpora, "--out", out]
     flags += ["--learning_rates", 1e-2, "--methods", *STUDIED]
-    finished = run_script("-m k1.study", *flags, starts_processes=True)
+    finished = run_script("-m k1.study", *flags)
     assert finished.status == 0, finished.stderr
     return flags, out, finished
 
@@ -87,7 +87,7 @@ def test_a_recorded_run_is_not_repeated_and_a_missing_one_is(study):
     removed = recorded["runs"].pop("baseline-seed0-0.01")
     recorded["runs"]["joint-seed0-0.01"]["loss_matrix"][-1] = [9.999] * 3
     (out / "results.json").write_text(json.dumps(recorded))
-    second = run_script("-m k1.study", *flags, starts_processes=True)
+    second = run_script("-m k1.study", *flags)
     assert second.stdout.count("-> 9.999") == 3
     again = json.loads((out / "results.json").read_text())["runs"]["baseline-seed0-0.01"]
     assert again["validation_loss_matrix"] == removed["validation_loss_matrix"]
@@ -119,7 +119,7 @@ def test_four_datasets_are_learned_one_after_another(corpora, tmp_path):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     flags = ["--grid", "stream", "--methods", "k1", "--preset", "smoke", "--seeds", 0, "--jobs", 1, "--out", tmp_path]
     flags += ["--dataset_names", *corpora, path]
-    finished = run_script("-m k1.study", *flags, starts_processes=True)
+    finished = run_script("-m k1.study", *flags)
     assert finished.status == 0, finished.stderr
     (run,) = json.loads((tmp_path / "results.json").read_text())["runs"].values()
     # Each dataset is learned in its own stage: an even guess among 512 tokens costs 6.2 nats.

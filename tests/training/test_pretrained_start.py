@@ -14,7 +14,6 @@ from k1.data.initial import load_pretrained
 from k1.data.tokenizer import load_tokenizer
 from k1.errors import K1Error, UsageError
 from k1.experiment import FILES
-from k1.report.comparison import load_run, require_comparable
 from tests.conftest import assert_one_clear_line, run_script, signed
 from tests.pretrained import END, LENGTH, fresh_model, train_own_tokenizer, write_model
 
@@ -132,17 +131,6 @@ def test_with_steps_dataset_1_is_learned_from_its_weights(corpora, folders, tmp_
     untouched = first.model["gpt_neox.embed_in.weight"] == initial["gpt_neox.embed_in.weight"]
     # What a window left alone in each of four steps.
     assert 0.01 < untouched.float().mean() < 0.2
-
-
-def test_runs_from_different_models_are_not_compared(untrained, tmp_path, folders):
-    models_dir, _ = untrained
-    k1, baseline = load_run(models_dir, "k1"), load_run(models_dir, "baseline")
-    require_comparable(k1, baseline, "baseline")
-    other = load_pretrained(str(folders["other"]), seed=0).start
-    for checkpoint in baseline:
-        checkpoint.start = other
-    with pytest.raises(K1Error, match="they differ in: pretrained model"):
-        require_comparable(k1, baseline, "baseline")
 
 
 def test_a_finished_stage_from_another_model_is_not_gone_on_from(untrained, corpora, folders, tmp_path):

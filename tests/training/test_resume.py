@@ -4,8 +4,11 @@ import copy
 import os
 import resource
 import shutil
+import signal
 import time
 from dataclasses import replace
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,8 +25,6 @@ from k1.files import lock
 from k1.training.rehearsal import begin_rehearsal, write_rehearsal
 from k1.training.trainer import StageTrainer
 from tests.conftest import assert_one_clear_line, run_script, start_script
-from tests.faults import kills
-from tests.processes import ServerProcess
 
 
 class Killed(BaseException):
@@ -190,9 +191,10 @@ def test_a_file_that_another_process_writes_is_not_written_twice(tmp_path):
     assert_one_clear_line(run_script(*flags), 1, f"another process is writing {path}")
 
 
-def start_and_heed(script: str, flags: list[str], stdout: Path, stderr: Path) -> ServerProcess:
-    """Start a script that can be interrupted; returns when it is about to begin."""
-    process = start_script(script, flags, stdout, stderr, prepare=kills.heed_interrupts)
+def start_and_heed(script: str, flags: list[object], stdout: Path, stderr: Path) -> BaseProcess:
+    """Start a script that can be interrupted, also if the tests run in the background; returns when it is to begin."""
+    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = start_script(script, flags, stdout, stderr, prepare=heed)
     wait_for(stderr.exists)
     return process
 
@@ -222,13 +224,3 @@ def test_a_write_quota_keeps_the_old_checkpoint_and_the_script_says_so(trained, 
     left = [name for name in os.listdir(tmp_path / "models") if not name.endswith(".lock")]
     assert left == ["baseline_dataset1.pt"]
     assert (tmp_path / "models" / "baseline_dataset1.pt").read_bytes() == old.read_bytes()
-
-
-@pytest.mark.slow
-def test_ten_kills_at_random_moments(corpora):
-    """The short form of `make kills`; training scripts only, as the others write nothing."""
-    scripts = ["train_k1_dataset1.py", "train_k1_dataset2.py"]
-    tallies = kills.run(10, 1, 5, list(map(str, corpora)), scripts, start_and_heed)
-    assert sum(tally.kills for tally in tallies.values()) == 10
-    assert [problem for tally in tallies.values() for problem in tally.problems] == []
-    assert sum(tally.resumed for tally in tallies.values()) > 0
