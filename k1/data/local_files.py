@@ -7,8 +7,9 @@ from itertools import chain, islice
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 
-from k1.data.cache import SPLITS
+from k1.data.cache import SPLITS, stored
 from k1.data.messages import refusals, say_once
 from k1.data.readers import file_documents, file_format, rows
 from k1.errors import K1Error
@@ -33,27 +34,24 @@ SPLIT_NAME = re.compile(rf"(?:^|[-._])({'|'.join(SPLIT_WORDS)})(?=$|[-._\d])(?!.
 NO_TEXT = re.compile(r"(readme|licen[cs]e)", re.IGNORECASE)
 
 
-def local_splits(path: Path, max_documents: int) -> dict[str, Iterable[str]]:
+def local_splits(path: Path, max_documents: int) -> dict[str, datasets.Dataset]:
     """Read the documents of a local dataset by split, at most `max_documents` of split train.
 
     One file is read from its start; of several files the documents are taken evenly over all of them.
     Raises `K1Error` if a file cannot be read, or more than `MISSING_SHARE` of the rows have no text.
     """
-    try:
-        is_saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-    except PermissionError:
-        raise K1Error(f"{path}: permission denied; make the folder readable")
-    if is_saved:
-        splits, is_one = saved_splits(path), True
+    if any(os.path.isfile(path / name) for name in ("dataset_dict.json", "state.json")):
+        texts, is_one = saved_splits(path), True
     else:
         files = files_by_split(path, [path] if path.is_file() else folder_files(path))
-        splits, is_one = {split: documents_of(files[split], path) for split in files}, len(files["train"]) == 1
-    first = {"train": max_documents} if is_one else {}
-    texts: dict[str, Iterable[str]] = {split: with_text(splits[split], path, first.get(split)) for split in splits}
-    if not is_one:
-        total = sum(1 for _ in with_text(documents_of(files["train"], path), path))
-        texts["train"] = evenly(texts["train"], total, max_documents, path)
-    return texts
+        texts, is_one = {split: documents_of(files[split], path) for split in files}, len(files["train"]) == 1
+    most = {"train": max_documents} if is_one else {}
+    splits = {split: stored("text", pa.string(), with_text(texts[split], path, most.get(split))) for split in texts}
+    if (total := len(splits["train"])) > max_documents:
+        say_once(f"{path}: {max_documents:,} of {total:,} documents are read, evenly over all files (--max_documents)")
+        chosen = [number * total // max_documents for number in range(max_documents)]
+        splits["train"] = splits["train"].select(chosen)
+    return splits
 
 
 def saved_splits(path: Path) -> dict[str, Iterator[str | None]]:
@@ -91,20 +89,13 @@ def files_by_split(path: Path, files: list[Path]) -> dict[str, list[Path]]:
 
 def folder_files(folder: Path) -> list[Path]:
     """List all files below a folder but the hidden ones, sorted; raises `K1Error` if there is none."""
-
-    def fail(error: OSError) -> None:
-        raise K1Error(f"{error.filename}: cannot be listed: {error.strerror}; make it readable") from error
-
     if not folder.is_dir():
         raise K1Error(f"{folder}: neither a file nor a folder; use a path to text")
-    files = []
-    for parent, subfolders, names in os.walk(folder, onerror=fail):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        files += [Path(parent, name) for name in names if not name.startswith(".")]
-    files = sorted(filter(os.path.isfile, files))
+    found = filter(os.path.isfile, folder.rglob("*"))
+    files = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not files:
         raise K1Error(f"{folder}: there is no file to read in this folder; put text files in it")
-    return files
+    return sorted(files)
 
 
 def documents_of(files: list[Path], path: Path) -> Iterator[str | None]:
@@ -185,12 +176,3 @@ def with_text(documents: Iterable[str | None], path: Path, most: int | None = No
         raise K1Error(f"{path}: {missing:,} of {read:,} rows have no text; {advice}")
     if missing or blank:
         say_once(f"{path}: {missing + blank:,} of {read:,} rows have no text and are left out")
-
-
-def evenly(documents: Iterable[str], total: int, most: int, path: Path) -> Iterable[str]:
-    """Pass on `most` of `total` documents, evenly over all of them, and say so; all if they are no more."""
-    if total <= most:
-        return documents
-    say_once(f"{path}: {most:,} of {total:,} documents are read, evenly over all files (--max_documents)")
-    chosen = {number * total // most for number in range(most)}
-    return (document for number, document in enumerate(documents) if number in chosen)

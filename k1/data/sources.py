@@ -88,8 +88,7 @@ def load_documents(
     if dataset_name in PRESETS:
         splits, source = hub_or_bundled(dataset_name, PRESETS[dataset_name], data_source, max_documents)
     elif os.path.exists(path := os.path.expanduser(dataset_name)):
-        texts, source = local_splits(Path(path), max_documents), "local"
-        splits = {split: stored("text", pa.string(), texts[split]) for split in texts}
+        splits, source = local_splits(Path(path), max_documents), "local"
     elif dataset_name.startswith((".", "~", "/")) or dataset_name.lower().endswith((*FORMATS, *COMPRESSIONS)):
         raise K1Error(f"{dataset_name}: no such file or folder; check the path")
     elif re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", dataset_name):
