@@ -31,16 +31,13 @@ def texts_of(known: Any, tokenizer: Any = None, seed: int = 0) -> Iterator[Tenso
         yield from texts_in(item, getattr(tokenizer, "tokenizer", tokenizer))
 
 
-def texts_in(item: Any, tokenizer: Any) -> Iterator[Tensor]:
-    """Yield the token ids of each text in one item of what is known; see `texts_of`."""
+def texts_in(item: Any, tokenizer: Any, mask: Any = None) -> Iterator[Tensor]:
+    """Yield the token ids of each text in one item of what is known, see `texts_of`; padding, `mask` 0, is left out."""
     if isinstance(item, Mapping):
         column = next((name for name in COLUMNS if name in item), None)
         if column is None:
             raise K1Error(f"known must be {KINDS}; this one has {', '.join(map(str, item)) or 'no column'}")
-        if column == "input_ids":
-            yield from token_ids(item["input_ids"], item.get("attention_mask"))
-        else:
-            yield from texts_in(item[column], tokenizer)
+        yield from texts_in(item[column], tokenizer, item.get("attention_mask"))
     elif isinstance(item, str) or is_chat(item):
         if tokenizer is None:
             raise K1Error(
@@ -52,28 +49,19 @@ def texts_in(item: Any, tokenizer: Any) -> Iterator[Tensor]:
             raise K1Error("known has chats, and the tokenizer has no chat template; set it, or give texts")
         else:
             yield torch.tensor(tokenizer.apply_chat_template(item, return_dict=False), dtype=torch.long)
-    elif isinstance(item, Sequence) and not (item and isinstance(item[0], Integral)):
-        for part in item:
-            yield from texts_in(part, tokenizer)
-    elif hasattr(item, "__getitem__"):
-        yield from token_ids(item)
-    else:
+    elif not hasattr(item, "__getitem__"):
         raise K1Error(f"known must be {KINDS}, not {type(item).__name__}s")
+    elif isinstance(item, Tensor) and item.dim() == 1 or len(item) and isinstance(item[0], Integral):
+        text = torch.as_tensor(item).cpu().long()
+        yield text if mask is None else text[torch.as_tensor(mask).cpu() != 0]
+    else:
+        for number, part in enumerate(item):
+            yield from texts_in(part, tokenizer, None if mask is None else mask[number])
 
 
 def is_chat(item: object) -> bool:
     """Whether `item` is a list of messages."""
     return isinstance(item, Sequence) and len(item) > 0 and isinstance(item[0], Mapping) and "role" in item[0]
-
-
-def token_ids(ids: Sequence | Tensor, mask: Sequence | Tensor | None = None) -> Iterator[Tensor]:
-    """Yield the token ids of each row of `ids`, which may be one row; padding, where `mask` is 0, is left out."""
-    if isinstance(ids, Tensor) and ids.dim() == 1 or len(ids) and isinstance(ids[0], Integral):
-        text = torch.as_tensor(ids).cpu().long()
-        yield text if mask is None else text[torch.as_tensor(mask).cpu() != 0]
-    else:
-        for number, row in enumerate(ids):
-            yield from token_ids(row, None if mask is None else mask[number])
 
 
 def beginnings(texts: Iterable[Tensor], given: int, every: int, begin: Tensor, end: Tensor, enough: int) -> Tensor:

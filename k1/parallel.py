@@ -54,11 +54,10 @@ def share_of(items: Items) -> Items:
     return items[process_rank() :: process_count()]
 
 
-def sum_over_processes(*tensors: Tensor) -> None:
-    """Replace each tensor, in place, by its sum over all processes; all then hold the same bits."""
+def sum_over_processes(tensor: Tensor) -> None:
+    """Replace `tensor`, in place, by its sum over all processes; all then hold the same bits."""
     if process_count() > 1:
-        for tensor in tensors:
-            dist.all_reduce(tensor)
+        dist.all_reduce(tensor)
 
 
 def any_process(flag: bool) -> bool:
@@ -68,13 +67,12 @@ def any_process(flag: bool) -> bool:
     return bool(total)
 
 
-def copy_from_main_process(*tensors: Tensor) -> None:
-    """Replace each tensor, in place, by that of process 0."""
+def copy_from_main_process(tensor: Tensor) -> None:
+    """Replace `tensor`, in place, by that of process 0."""
     if is_connected():
-        for tensor in tensors:
-            shared = tensor.contiguous()
-            dist.broadcast(shared, src=0)
-            tensor.copy_(shared)
+        shared = tensor.contiguous()
+        dist.broadcast(shared, src=0)
+        tensor.copy_(shared)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from argparse import ArgumentTypeError
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import islice
@@ -11,6 +12,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from k1.errors import K1Error
+from k1.flag_types import folder_to_write
 
 SPLITS = ("train", "validation", "test")
 
@@ -18,12 +20,9 @@ SPLITS = ("train", "validation", "test")
 def cache_folder() -> Path:
     """Make the folder of the cache, `$K1_CACHE` or `~/.cache/k1`; raises `K1Error` if it cannot be written."""
     try:
-        folder = Path(os.environ.get("K1_CACHE") or Path.home() / ".cache" / "k1")
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except (OSError, RuntimeError) as error:  # the latter if there is no home folder
-        raise K1Error(f"the cache folder cannot be written ({error}); set K1_CACHE to another") from error
+        return folder_to_write(os.environ.get("K1_CACHE") or "~/.cache/k1")
+    except ArgumentTypeError as error:
+        raise K1Error(f"the cache: {error}; set K1_CACHE to another folder")
 
 
 def stored(column: str, kind: pa.DataType, values: Iterable, name: str = "") -> Dataset:

@@ -56,5 +56,5 @@ def test_a_cache_folder_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.delenv("K1_CACHE")
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
-    with pytest.raises(K1Error, match="home directory.*; set K1_CACHE to another"):
+    with pytest.raises(K1Error, match="home folder.*; set K1_CACHE to another"):
         store("key")
