@@ -75,7 +75,10 @@ def _wikitext_documents() -> Iterator[str]:
     package_dir("mwparserfromhell")
     if not dump.is_file():
         raise K1Error("the installed gensim lacks the test data of wikitext; run: pip install -r requirements.txt")
-    from gensim.corpora.wikicorpus import extract_pages
+    try:
+        from gensim.corpora.wikicorpus import extract_pages
+    except RuntimeError as error:  # smart_open, which it imports, looks into the home folder
+        raise K1Error(f"the package gensim cannot be imported ({error}); set HOME to a folder")
 
     with bz2.open(dump, "rb") as file:
         for _title, markup, _page_id in extract_pages(file, ()):

@@ -89,13 +89,20 @@ def files_by_split(path: Path, files: list[Path]) -> dict[str, list[Path]]:
 
 def folder_files(folder: Path) -> list[Path]:
     """List all files below a folder but the hidden ones, sorted; raises `K1Error` if there is none."""
+
+    def fail(error: OSError) -> None:
+        raise K1Error(f"{error.filename}: cannot be listed: {error.strerror}; make it readable") from error
+
     if not folder.is_dir():
         raise K1Error(f"{folder}: neither a file nor a folder; use a path to text")
-    found = filter(os.path.isfile, folder.rglob("*"))
-    files = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    files = []
+    for parent, subfolders, names in os.walk(folder, onerror=fail):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    files = sorted(filter(os.path.isfile, files))
     if not files:
         raise K1Error(f"{folder}: there is no file to read in this folder; put text files in it")
-    return sorted(files)
+    return files
 
 
 def documents_of(files: list[Path], path: Path) -> Iterator[str | None]:
