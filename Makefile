@@ -170,8 +170,8 @@ model-study: .venv/.installed-dev
 
 # Time and memory of the arms, in turns and each run in a process of its own; on an otherwise idle machine.
 model-costs: .venv/.installed-dev
-	@for seed in 0 1 2; do for arm in full sparse lora replay_25 rehearsal rehearsal_half k1 k1_lora; do \
-		$(RUN) -m k1.study.pretrained $(MODEL) --steps 20 --evaluated 8 --seeds $$seed --arms $$arm \
+	@for seed in 0 1 2; do for arm in full sparse lora rehearsal rehearsal_half k1 k1_lora; do \
+		$(RUN) -m k1.study.pretrained $(MODEL) --steps 20 --adapt_steps 1 --evaluated 8 --seeds $$seed --arms $$arm \
 			--learning_rates 1e-5 --out models/model_costs > /dev/null || exit 1; done; done
 	@cat models/model_costs/costs.md
 
