@@ -54,8 +54,9 @@ def kill_until_it_ends(script, flags, kills, duration, models_dir, generator):
                 killed += 1
         status, errors = status_of(process), files[1].read_text()
         resumed += "resuming from" in errors
-        # Before a script's first line Python itself tells of a Ctrl-C.
-        if number != signal.SIGINT or not errors.endswith("KeyboardInterrupt\n"):
+        # Before a script's first line multiprocessing tells of a Ctrl-C, and of nothing else.
+        is_unbegun = errors.startswith("Process ") and errors.endswith("KeyboardInterrupt\n")
+        if number != signal.SIGINT or not is_unbegun:
             assert "Traceback" not in errors
             if status == 0:
                 return killed, resumed

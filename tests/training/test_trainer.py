@@ -32,6 +32,11 @@ def test_the_baseline_is_k1_with_all_parameters_updated_and_no_rehearsal(trained
         assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+def test_the_baseline_changes_all_parameters(trained):
+    for file in FILES["baseline"]:
+        assert all(entry["updated_fraction"] > 0.99 for entry in load_checkpoint(trained.models_dir / file).history)
+
+
 def test_the_share_that_changed_is_what_a_direct_count_gives(tiny_model):
     before = copy_parameters(tiny_model)
     with torch.no_grad():
@@ -53,6 +58,13 @@ def test_a_budget_keeps_the_predicted_forgetting_below_it(trained, tmp_path):
     predicted = load_checkpoint(tmp_path / "k1_dataset2.pt", "k1").predicted_forgetting
     free = load_checkpoint(trained.models_dir / "k1_dataset2.pt", "k1").predicted_forgetting
     assert 0 < predicted[0] <= 0.001 < free[0]
+
+
+def test_the_model_learns(trained):
+    checkpoint = load_checkpoint(trained.models_dir / "k1_final.pt", "k1")
+    for i, dataset in enumerate(checkpoint.datasets):
+        untrained = checkpoint.initial_evaluation[dataset["name"]]["test"]["loss"]
+        assert checkpoint.evaluations[i][dataset["name"]]["test"]["loss"] < untrained - 0.5
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0, 1), (0, 10), (3, 10), (10, 10), (50, 1)])
