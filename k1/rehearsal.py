@@ -24,7 +24,7 @@ from k1.errors import K1Error
 from k1.known import beginnings, texts_of
 from k1.model import static_cache
 from k1.parallel import copy_from_main_process, process_rank
-from k1.teacher import config_of, in_mode, teacher_of, unwrapped, without_adapter
+from k1.teacher import casts_kept, config_of, in_mode, teacher_of, unwrapped, without_adapter
 
 REHEARSAL_WEIGHT = 3.0
 LENGTH = 128  # tokens of a sequence, where the model has as many positions
@@ -135,7 +135,8 @@ class Rehearsal:
     def _continued(self, model: PreTrainedModel, begun: Tensor, new: int, seed: int, at_once: int) -> Tensor:
         """`begun`, (rows, length) token ids, and `new` tokens more, `at_once` rows side by side."""
         parts = [(seed + SEEDS_PER_STAGE * number, rows) for number, rows in enumerate(begun.split(at_once))]
-        return torch.cat([sample_tokens(model, rows, new, drawn_by, self.end) for drawn_by, rows in parts])
+        with casts_kept(model):
+            return torch.cat([sample_tokens(model, rows, new, drawn_by, self.end) for drawn_by, rows in parts])
 
     @property
     def passes(self) -> int:

@@ -89,3 +89,21 @@ def in_mode(model: torch.nn.Module, training: bool) -> Iterator[None]:
             part.training = was_training
         # Under autocast the weights that were rounded here without gradients would be taken for training.
         torch.clear_autocast_cache()
+
+
+@contextmanager
+def casts_kept(model: PreTrainedModel) -> Iterator[None]:
+    """Context in which autocast casts each weight of `model` once, and not for every token.
+
+    It keeps the casts of what needs a gradient alone; here frozen weights seem to.
+    """
+    is_autocast = torch.is_autocast_enabled(model.device.type)
+    weights = [weight for weight in model.parameters() if weight.is_floating_point() and not weight.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(is_autocast)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
+        torch.clear_autocast_cache()

@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers.utils import logging
 
 import k1
+from k1.teacher import casts_kept
 from tests.conftest import ROOT
 
 END, VOCABULARY, LENGTH, ROWS = 0, 40, 32, 16
@@ -146,6 +147,17 @@ def test_under_autocast_every_parameter_gets_its_gradient(learned):
     with torch.autocast("cpu", torch.bfloat16):
         rehearsal.loss(model, 1).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_weights_of_an_adapters_model_are_cast_once_while_it_writes():
+    model = fresh_model("llama").requires_grad_(False)
+    tokens, weight = torch.zeros(1, 4, dtype=torch.long), model.get_output_embeddings().weight
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with casts_kept(model):
+            logits = model(input_ids=tokens).logits
+            weight.zero_()
+            assert model(input_ids=tokens).logits.equal(logits)
+        assert not model(input_ids=tokens).logits.any() and not weight.requires_grad
 
 
 def test_calls_are_counted_unless_the_step_is_given(learned):
