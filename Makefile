@@ -180,7 +180,7 @@ model-costs: .venv/.installed-dev
 # Of what was not run here the record stays as it is.
 RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) \
 	$(foreach end,json md,benchmark.$(end):benchmark.$(end)) \
-	$(foreach steps,60 240,$(foreach end,results.json results.md frontier.png, \
+	$(foreach steps,6 60 240,$(foreach end,results.json results.md frontier.png, \
 		model_study$(steps)/$(end):pretrained$(steps)$(suffix $(end)))) \
 	model_study60/equal.md:equal.md model_study60_two_tasks/continuations.md:continuations.md model_costs/costs.md:costs.md \
 	$(foreach end,json md,model_study60_two_tasks/results.$(end):two_tasks.$(end)) \

@@ -30,6 +30,8 @@ Line = list[tuple[float, float]]
 # Of what is no arm of the experiment, which are drawn heavier and in colour.
 OTHER_MARKERS = "v^<>DpPX*hd8sH"
 TEST, VALIDATION = "loss_matrix", "validation_loss_matrix"
+# Forgetting, in nats per token, that is not divided by: a share of noise says nothing.
+LEAST = 0.05
 # The first columns of a table of points, behind the method.
 SETTING: list[Column] = [
     ("Rehearsal %", lambda point: f"{100 * METHODS[point[0]['method']].rehearsal:g}"),
@@ -83,39 +85,53 @@ def position(point: Point, text: str) -> tuple[float, float]:
     return mean([*map(new_dataset_loss, losses)]), mean([*map(backward_transfer, losses)])
 
 
-def ratios_at_equal_learning(point: Point, reference: list[Point], text: str) -> list[float]:
-    """Forgetting of each run over that of the `reference` of its seed at the same new-dataset loss.
+def at_equal_learning(point: Point, reference: list[Point], text: str) -> Line:
+    """Forgetting of each run, and that of the `reference` of its seed at the same new-dataset loss, in nats per token.
 
     Empty if one of them is out of its range.
     """
-    ratios = []
+    found = []
     for record in point:
         line = [position([run], text) for other in reference for run in other if run["seed"] == record["seed"]]
         learned, forgotten = position([record], text)
         if (level := interpolated(line, learned)) is None:
             return []
-        ratios.append(forgotten / level)
-    return ratios
+        found.append((forgotten, level))
+    return found
 
 
 def equal_learning_table(points: dict[str, list[Point]]) -> Table:
-    """Of each method the point that forgets least at equal learning, on validation text, and its share on test text."""
+    """Of each method the point that forgets least at equal learning, on validation text, beside it on test text."""
     found = []
     for name, settings in points.items():
         reference = points.get(METHODS[name].reference, [])
-        ratios = [(ratios_at_equal_learning(point, reference, VALIDATION), point) for point in settings]
-        if settings is not reference and any(shares for shares, _ in ratios):
-            _, point = min((pair for pair in ratios if pair[0]), key=lambda pair: mean(pair[0]))
-            found.append((METHODS[name].label, (point, ratios_at_equal_learning(point, reference, TEST))))
+        compared = [(at_equal_learning(point, reference, VALIDATION), point) for point in settings]
+        if settings is not reference and any(pairs for pairs, _ in compared):
+            _, point = min((pair for pair in compared if pair[0]), key=lambda pair: mean([a - b for a, b in pair[0]]))
+            found.append((METHODS[name].label, (point, at_equal_learning(point, reference, TEST))))
+
+    def of_pairs(cell: Callable[[Line], str]) -> Callable[[tuple[Point, Line]], str]:
+        return lambda row: cell(row[1]) if row[1] else "out of range"
+
     columns: list[Column] = [
         *((name, lambda row, cell=cell: cell(row[0])) for name, cell in SETTING),
-        ("Share", lambda row: mean_and_interval(row[1], 2) if row[1] else "out of range"),
+        ("Forgetting", of_pairs(lambda pairs: mean_and_interval([ours for ours, _ in pairs]))),
+        ("- reference's", of_pairs(lambda pairs: mean_and_interval([ours - theirs for ours, theirs in pairs]))),
+        ("/ reference's", of_pairs(share_of_reference)),
     ]
     caption = (
-        "Forgetting at equal learning, as a share of what the reference forgets at the same loss on the new datasets; "
-        "each method at its best setting, without those that learn more or less than any reference"
+        "Forgetting at equal learning, in nats per token: the same less what the reference forgets at the same loss on "
+        "the new datasets, and as a share of it, unless that is next to nothing; each method at its best setting, "
+        "without those that learn more or less than any reference"
     )
     return Table(caption, rows_of("Method", found, columns))
+
+
+def share_of_reference(pairs: Line) -> str:
+    """The first of each pair as a share of the second, mean and interval; - if one of these is below `LEAST`."""
+    if min(theirs for _, theirs in pairs) < LEAST:
+        return "-"
+    return mean_and_interval([ours / theirs for ours, theirs in pairs], 2)
 
 
 def averages_table(best: dict[str, Point]) -> Table:

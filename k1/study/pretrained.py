@@ -56,6 +56,8 @@ LENGTH, ROWS, PROMPT = 128, 4, 32
 ADAPTED = "adapted"
 # Of the change that a run made, how much is kept.
 SHARES = (1.0, 0.75, 0.5)
+# A rise of the loss on known text, in nats per token, that is not divided by: a share of noise says nothing.
+LEAST = 0.02
 LINE_MARKERS = "osv^D<>pXhdP8H"
 ADAPTER_RATES = (1e-4, 3e-4, 1e-3)
 lora = partial(low_rank_adapter, rank=16)
@@ -376,11 +378,13 @@ def equal_learning_table(results: dict) -> str:
         line = best_line(results, rates)
         levels = [(forgetting_at(line, new), rise) for new, rise in full]
         label = f"{ARMS[name].label}, a share of the change" if name == "full" else ARMS[name].label
-        rows.append([label, *("-" if level is None or rise <= 0 else f"{level / rise:.2f}" for level, rise in levels)])
+        shares = ["-" if level is None or rise < LEAST else f"{level / rise:.2f}" for level, rise in levels]
+        rows.append([label, *shares])
     caption = (
         f"Forgetting at equal learning, {results['settings']['model']}, {results['settings']['steps']} steps: by how "
         "much the loss on known text has risen, as a share of what it has with full fine-tuning, at its losses on new "
-        "text; each arm with the rates and shares that are best on validation text; -: it never learned as much"
+        "text; each arm with the rates and shares that are best on validation text; -: it never learned as "
+        "much, or full fine-tuning forgot next to nothing"
     )
     return str(Table(caption, rows))
 
@@ -404,6 +408,8 @@ def runs_table(results: dict) -> str:
             whole = [record["losses"]["1"]["test"] for record in records]
             parts = positions(results, {rate: records}, "test", SHARES[1:])
             predicted = [record["predicted"] for record in records if record["predicted"] is not None]
+            # Older records have no seconds of writing.
+            seconds = [[record[key] for record in records if key in record] for key in ("seconds", "writing")]
             rows.append([
                 ARMS[name].label, f"{rate:g}", str(len(records)),
                 *(mean_and_interval([scores[text] for scores in whole]) for text in (*tasks, *KNOWN)),
@@ -411,7 +417,7 @@ def runs_table(results: dict) -> str:
                 mean_and_interval([known_rise(results, record["losses"]["1"], "test") for record in records]),
                 *(f"{rise:.3f} at {new:.3f}" for new, rise in parts),
                 mean_and_interval(predicted) if predicted else "",
-                ", ".join(f"{mean([record.get(key, 0) for record in records]):.0f}" for key in ("seconds", "writing")),
+                ", ".join(f"{mean(times):.0f}" for times in seconds if times),
             ])  # fmt: skip
     settings = results["settings"]
     caption = (

@@ -8,11 +8,12 @@ from k1.report.metrics import backward_transfer, final_loss, new_dataset_loss, o
 from k1.study.frontier import (
     TEST,
     accuracies,
+    at_equal_learning,
     best_point,
     equal_learning_table,
     interpolated,
     points_of,
-    ratios_at_equal_learning,
+    share_of_reference,
     study_figure,
     study_tables,
     undominated,
@@ -67,10 +68,12 @@ def test_forgetting_at_equal_learning_is_read_off_the_line_of_the_baseline():
     ]
     points = points_of([*dense, *others])
     # Its line at a loss of 2.5 is between 0.6 and 1.2; K-1 forgets 0.4.
-    assert ratios_at_equal_learning(points["k1"][0], points["baseline"], TEST) == pytest.approx([0.4 / 0.9])
+    (pair,) = at_equal_learning(points["k1"][0], points["baseline"], TEST)
+    assert pair == pytest.approx((0.4, 0.9))
     # Better learned than any run of it: no extrapolation.
-    assert ratios_at_equal_learning(points["ewc"][0], points["baseline"], TEST) == []
-    assert equal_learning_table(points).rows[1:] == [["K-1", "25", "0.001", "1", "0.44"]]
+    assert at_equal_learning(points["ewc"][0], points["baseline"], TEST) == []
+    assert equal_learning_table(points).rows[1:] == [["K-1", "25", "0.001", "1", "0.400", "-0.500", "0.44"]]
+    assert share_of_reference([(0.1, 0.2), (0.1, 0.02)]) == "-"
     assert best_point(points["baseline"]) == [dense[1]]
     assert rows_of(study_tables([*dense, *others]), HEAD)["EWC"][:2] == ["0", "0.001, strength 5"]
 
