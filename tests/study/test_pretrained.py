@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import sys
 from functools import partial
 from itertools import islice
@@ -152,7 +153,7 @@ def test_a_pull_takes_each_step_part_of_the_way_back():
     assert parameter.tolist() == [0.5, -1.0]
 
 
-def test_forgetting_is_the_rise_since_the_start_beside_the_line_of_full_fine_tuning():
+def test_forgetting_is_the_rise_since_the_start_beside_the_line_of_full_fine_tuning(monkeypatch):
     def losses(new, *known):
         return {split: {NEW: new, **dict(zip(KNOWN, known))} for split in ("validation", "test")}
 
@@ -168,7 +169,7 @@ def test_forgetting_is_the_rise_since_the_start_beside_the_line_of_full_fine_tun
         {"arm": arm, "rate": 1e-4 / new, "seed": 0, "losses": shares(new, rise), "seconds": 7, "predicted": None}
         for arm, new, rise in runs
     ]
-    records[2]["predicted"] = 0.125
+    records[2] |= {"predicted": 0.125, "writing": 2}
     settings = {"model": "tiny", "parameters": 1_000, "rows": 10, "steps": 6, "rehearsal_weight": 3.0}
     results = {"start": start, "runs": dict(enumerate(records)), "settings": settings}
     assert [known_rise(results, record["losses"]["1"], "test") for record in records] == [1, 2, 0.25, 0]
@@ -181,7 +182,7 @@ def test_forgetting_is_the_rise_since_the_start_beside_the_line_of_full_fine_tun
         }
         for part in (runs_table(results), equal_learning_table(results))
     )
-    assert first["K-1"][2:] == ["1.500", "3.250", "1.250", "0.250", "0.125 at 1.750", "0.062 at 2.000", "0.125", "7, 0"]
+    assert first["K-1"][2:] == ["1.500", "3.250", "1.250", "0.250", "0.125 at 1.750", "0.062 at 2.000", "0.125", "7, 2"]
     assert second[""] == ["at 1.000", "at 2.000"]
     assert second["full fine-tuning, nats per token"] == ["2.000", "1.000"]
     # The run that learned more, with half of its change, has a loss of 1.667; that with 75% of it 1.333 and 2 / 2.
@@ -189,7 +190,9 @@ def test_forgetting_is_the_rise_since_the_start_beside_the_line_of_full_fine_tun
     # K-1 with half of its change has the loss of full fine-tuning's first rate; it never learned as much as the other.
     assert second["K-1"] == ["-", "0.06"]
     # LoRA learned more than is asked for, and forgot nothing.
-    assert second["LoRA"] == ["0.00", "0.00"]
+    assert second["LoRA"] == ["0.00", "0.00"] and first["LoRA"][-1] == "7"
+    monkeypatch.setattr(pretrained, "LEAST", 1.5)
+    assert re.search(r"^\| LoRA +\| +0.00 \| +- \|$", equal_learning_table(results), re.M)
 
 
 def test_texts_are_blocks_that_begin_as_a_text_does_and_no_document_is_in_two_splits(tokenizer, monkeypatch):
