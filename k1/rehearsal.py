@@ -135,7 +135,7 @@ class Rehearsal:
     def _continued(self, model: PreTrainedModel, begun: Tensor, new: int, seed: int, at_once: int) -> Tensor:
         """`begun`, (rows, length) token ids, and `new` tokens more, `at_once` rows side by side."""
         parts = [(seed + SEEDS_PER_STAGE * number, rows) for number, rows in enumerate(begun.split(at_once))]
-        with casts_kept(model):
+        with in_mode(model, training=False), casts_kept(model):
             return torch.cat([sample_tokens(model, rows, new, drawn_by, self.end) for drawn_by, rows in parts])
 
     @property
@@ -164,8 +164,7 @@ class Rehearsal:
         pieces = [text[row, at : at + self.given] for text, row, at in zip(texts, chosen, starts)]
         begun = with_beginning(self._begin, torch.stack(pieces).long())[:, : self.length - 1].to(model.device)
         at_once = len(begun) if is_shared else ROWS
-        with in_mode(model, training=False):
-            self.sequences = self._continued(model, begun, self.length - begun.shape[1], seed, at_once)
+        self.sequences = self._continued(model, begun, self.length - begun.shape[1], seed, at_once)
         if is_shared:
             copy_from_main_process(self.sequences)
 

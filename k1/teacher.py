@@ -95,7 +95,7 @@ def in_mode(model: torch.nn.Module, training: bool) -> Iterator[None]:
 def casts_kept(model: PreTrainedModel) -> Iterator[None]:
     """Context in which autocast casts each weight of `model` once, and not for every token.
 
-    It keeps the casts of what needs a gradient alone; here frozen weights seem to.
+    It keeps the casts of what needs a gradient alone; here frozen weights seem to. `in_mode` forgets them.
     """
     is_autocast = torch.is_autocast_enabled(model.device.type)
     weights = [weight for weight in model.parameters() if weight.is_floating_point() and not weight.requires_grad]
@@ -106,4 +106,3 @@ def casts_kept(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for weight in weights:
             weight.requires_grad_(False)
-        torch.clear_autocast_cache()

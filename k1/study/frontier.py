@@ -31,7 +31,7 @@ Line = list[tuple[float, float]]
 OTHER_MARKERS = "v^<>DpPX*hd8sH"
 TEST, VALIDATION = "loss_matrix", "validation_loss_matrix"
 # Forgetting, in nats per token, that is not divided by: a share of noise says nothing.
-LEAST = 0.05
+LEAST_FORGETTING = 0.05
 # The first columns of a table of points, behind the method.
 SETTING: list[Column] = [
     ("Rehearsal %", lambda point: f"{100 * METHODS[point[0]['method']].rehearsal:g}"),
@@ -128,8 +128,8 @@ def equal_learning_table(points: dict[str, list[Point]]) -> Table:
 
 
 def share_of_reference(pairs: Line) -> str:
-    """The first of each pair as a share of the second, mean and interval; - if one of these is below `LEAST`."""
-    if min(theirs for _, theirs in pairs) < LEAST:
+    """The first of each pair as a share of the second, mean and interval; - if one is below `LEAST_FORGETTING`."""
+    if min(theirs for _, theirs in pairs) < LEAST_FORGETTING:
         return "-"
     return mean_and_interval([ours / theirs for ours, theirs in pairs], 2)
 

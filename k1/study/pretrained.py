@@ -57,7 +57,7 @@ ADAPTED = "adapted"
 # Of the change that a run made, how much is kept.
 SHARES = (1.0, 0.75, 0.5)
 # A rise of the loss on known text, in nats per token, that is not divided by: a share of noise says nothing.
-LEAST = 0.02
+LEAST_RISE = 0.02
 LINE_MARKERS = "osv^D<>pXhdP8H"
 ADAPTER_RATES = (1e-4, 3e-4, 1e-3)
 lora = partial(low_rank_adapter, rank=16)
@@ -378,7 +378,7 @@ def equal_learning_table(results: dict) -> str:
         line = best_line(results, rates)
         levels = [(forgetting_at(line, new), rise) for new, rise in full]
         label = f"{ARMS[name].label}, a share of the change" if name == "full" else ARMS[name].label
-        shares = ["-" if level is None or rise < LEAST else f"{level / rise:.2f}" for level, rise in levels]
+        shares = ["-" if level is None or rise < LEAST_RISE else f"{level / rise:.2f}" for level, rise in levels]
         rows.append([label, *shares])
     caption = (
         f"Forgetting at equal learning, {results['settings']['model']}, {results['settings']['steps']} steps: by how "
