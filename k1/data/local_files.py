@@ -15,7 +15,6 @@ from k1.data.readers import file_documents, file_format, rows
 from k1.errors import K1Error
 
 SECTION_CHARACTERS = 4_000
-LONG_SECTION = 4 * SECTION_CHARACTERS
 FEW_DOCUMENTS = 20
 LONG_DOCUMENT = 2**20  # a longer one is cut, as the tokenizer takes a hundred times its memory
 LONG_ENDS = (r"(?=\n)", r"(?= )")
@@ -116,36 +115,11 @@ def documents_of(files: list[Path], path: Path) -> Iterator[str | None]:
         return documents
     filled = (document for document in documents if document and not document.isspace())
     first = list(islice(filled, FEW_DOCUMENTS))
-    return chain(first if len(first) == FEW_DOCUMENTS else sections_of(first), filled)
+    # So that there is something to hold out.
+    return chain(first if len(first) == FEW_DOCUMENTS else chain.from_iterable(map(sections_of, first)), filled)
 
 
-def sections_of(texts: list[str]) -> list[str]:
-    """Cut texts into sections, so that there is something to hold out."""
-    sections = [section for text in texts for section in cut_into_sections(text) if section.strip()]
-    if len(sections) < len(SPLITS):
-        sections = [part for section in sections for part in cut_at_lines(section) if part]
-    return sections
-
-
-def cut_into_sections(text: str) -> list[str]:
-    """Cut a text into sections of about `SECTION_CHARACTERS`: whole paragraphs, or lines if no line is blank.
-
-    A paragraph of more than `LONG_SECTION`, such as a chapter, is cut into lines as well.
-    """
-    first, *rest = re.split(r"(\n(?:[ \t]*\n)+)", text)  # paragraph, blank lines, paragraph, ...
-    sections = [first]
-    for blank, paragraph in zip(rest[::2], rest[1::2]):
-        if sections[-1] and len(sections[-1]) + len(paragraph) > SECTION_CHARACTERS:
-            sections.append(paragraph)
-        else:
-            sections[-1] += blank + paragraph
-    if not any(map(str.strip, rest[1::2])):
-        return cut_at_lines(text)
-    parts = [cut_at_lines(section) if len(section) > LONG_SECTION else [section] for section in sections]
-    return list(chain.from_iterable(parts))
-
-
-def cut_at_lines(text: str) -> list[str]:
+def sections_of(text: str) -> list[str]:
     """Cut a text into sections of at most `SECTION_CHARACTERS`, without what separates them."""
     pieces = cut(text, SECTION_CHARACTERS, SECTION_ENDS)
     return [piece.strip("\r\n\f\xa0") for piece in pieces] if len(pieces) > 1 else pieces

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from k1.data import local_files
-from k1.data.local_files import cut_at_lines, cut_into_sections
+from k1.data.local_files import sections_of
 from tests.data.hub import jsonl
 from tests.data.loading import FILES, TWO, failure, load, texts
 
@@ -141,8 +141,7 @@ def test_form_feeds_and_lines_of_any_spaces_separate_sections(tmp_path, separato
 def test_cutting_loses_only_spaces(text):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local_files, "SECTION_CHARACTERS", 8)
-        for cut in (cut_into_sections, cut_at_lines):
-            assert "".join("".join(cut(text)).split()) == "".join(text.split())
+        assert "".join("".join(sections_of(text)).split()) == "".join(text.split())
 
 
 def test_saved_dataset(tmp_path):
