@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from functools import partial
+from itertools import starmap
 from operator import itemgetter, sub, truediv
 from pathlib import Path
 
@@ -25,8 +26,8 @@ from k1.report.tables import (
 
 # By arm the reports' results, one a seed.
 Models = dict[str, list[dict]]
-# Forgetting of three datasets: of which one, and after which stage.
-KINDS = {"dataset 1 after stage 2": (0, 2), "dataset 1 at the end": (0, 3), "dataset 2 at the end": (1, 3)}
+# By name a kind of forgetting of a run, in nats per token.
+Kinds = dict[str, Callable[[dict], float]]
 # What four arms, in the order of `ARMS`, say together: the weight of each.
 CONTRASTS = {
     "51% - 100%": (-0.5, 0.5, -0.5, 0.5),
@@ -60,55 +61,64 @@ def load_reports(paths: list[Path]) -> list[dict]:
     return [*reports.values()]
 
 
-def forgotten(kind: str) -> Callable[[dict], float]:
-    """The forgetting of a run that is one of `KINDS`: the rise of the loss since the dataset's own stage, in nats."""
-    number, stage = KINDS[kind]
-    return lambda run: run["loss_matrix"][stage][number] - run["loss_matrix"][number + 1][number]
+def kinds_of_forgetting(stages: int) -> Kinds:
+    """The rise of a run's loss on the test text of each dataset from its own stage to each later one, by name."""
+
+    def rise(run: dict, dataset: int, stage: int) -> float:
+        return run["loss_matrix"][stage][dataset] - run["loss_matrix"][dataset + 1][dataset]
+
+    times = {stage: f"after stage {stage}" for stage in range(2, stages)} | {stages: "at the end"}
+    return {
+        f"dataset {dataset + 1} {time}": partial(rise, dataset=dataset, stage=stage)
+        for stage, time in times.items()
+        for dataset in range(stage - 1)
+    }
 
 
 def format_seeds(reports: list[dict]) -> str:
     """Means over the seeds with 95% intervals, K-1's forgetting as a share of the baseline's, criteria by seed."""
     labels = labels_of(reports[0])
+    kinds, earlier = kinds_of_forgetting(len(labels)), len(labels) - 1
     models = {arm: [report["models"][arm] for report in reports] for arm in ARMS}
     arms = [(ARMS[arm], runs) for arm, runs in models.items()]
     tables = {
         **{f"{title}: {AT_BOTH_TIMES}": at_both_times(score, labels) for score, (title, _, _) in SHOWN.items()},
-        "Forgetting in % of the accuracy after the dataset's own stage": forgetting_columns(reports[0], 2),
-        "Forgetting in nats per token": [mean_of(kind, forgotten(kind)) for kind in KINDS],
+        "Forgetting in % of the accuracy after the dataset's own stage": forgetting_columns(reports[0], earlier),
+        "Forgetting in nats per token": list(starmap(mean_of, kinds.items())),
     }
     criteria = [["Criterion", *(f"seed {report['seed']}" for report in reports)]]
     for items in zip(*(report["criteria"] for report in reports)):
         criteria.append([items[0]["criterion"], *("met" if item["met"] else "NOT MET" for item in items)])
     sections = [
         *(Table(caption, rows_of("Model", arms, columns)) for caption, columns in tables.items()),
-        against_baseline(models, labels),
-        two_by_two(models),
+        against_baseline(models, labels, kinds),
+        two_by_two(models, kinds),
         predicted_and_real(models),
         Table(f"The criteria of the report ({len(reports)} seeds)", criteria),
     ]
     return "\n\n".join(map(str, sections))
 
 
-def against_baseline(models: Models, labels: list[str]) -> Table:
+def against_baseline(models: Models, labels: list[str], kinds: Kinds) -> Table:
     """Each model but the baseline against it, seed by seed, in nats per token."""
 
     def compared(operation: Callable[..., float], metric: Callable[[dict], float]) -> Callable[[tuple], float]:
         return lambda pair: operation(*map(metric, pair))
 
     pairs = [(ARMS[arm], [*zip(runs, models["baseline"])]) for arm, runs in models.items() if arm != "baseline"]
-    columns = [mean_of(kind, compared(truediv, forgotten(kind))) for kind in KINDS]
+    columns = [mean_of(kind, compared(truediv, forgotten)) for kind, forgotten in kinds.items()]
     columns += [
         mean_of(f"new loss of {label}", compared(sub, entry("loss_matrix", number + 1, number)))
         for number, label in enumerate(labels[1:], start=1)
     ]
     caption = (
-        "Forgetting in nats as a share of the baseline's, and loss on datasets 2 and 3 after their own stage less the "
+        "Forgetting in nats as a share of the baseline's, and loss on later datasets after their own stage less the "
         "baseline's; seed by seed, means"
     )
     return Table(caption, rows_of("Model", pairs, columns))
 
 
-def two_by_two(models: Models) -> Table:
+def two_by_two(models: Models, kinds: Kinds) -> Table:
     """The four arms, then main effects and interaction, seed by seed, means with 95% intervals.
 
     The effect of the 51% is the mean of (51% - 100%) over both
@@ -117,7 +127,7 @@ def two_by_two(models: Models) -> Table:
     """
     quantities: dict[str, Callable[[dict], float]] = {
         "average forgetting, %": entry("average_forgetting_percent"),
-        "mean of the three kinds of forgetting, nats": lambda run: mean([forgotten(kind)(run) for kind in KINDS]),
+        "mean of all kinds of forgetting, nats": lambda run: mean([forgotten(run) for forgotten in kinds.values()]),
         "loss on new datasets, nats": lambda run: new_dataset_loss(run["loss_matrix"]),
         "mean loss at the end, nats": entry("mean_final_loss"),
     }

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from k1.errors import K1Error
-from k1.study.seeds import KINDS, forgotten, format_seeds, load_reports
+from k1.study.seeds import format_seeds, kinds_of_forgetting, load_reports
 from tests.conftest import assert_one_clear_line, run_script
 from tests.study.records import rows_of
 
@@ -54,10 +54,12 @@ def test_shares_are_taken_seed_by_seed(paths):
     reports = load_reports(paths)
     for found in reports:
         found["models"]["sparse"]["loss_matrix"][2][1] -= 0.25
-    assert [forgotten(kind)(reports[0]["models"]["k1"]) for kind in KINDS] == pytest.approx([0.1, 0.6, 0.5])
+    kinds = kinds_of_forgetting(3)
+    assert [*kinds] == ["dataset 1 after stage 2", "dataset 1 at the end", "dataset 2 at the end"]
+    assert [rise(reports[0]["models"]["k1"]) for rise in kinds.values()] == pytest.approx([0.1, 0.6, 0.5])
     text = format_seeds(reports)
     # 0.6 and 0.8, and a 95% interval of 12.706 standard errors with two seeds.
-    rows = rows_of(text, ["Model", *KINDS, "new loss of b"])
+    rows = rows_of(text, ["Model", *kinds, "new loss of b"])
     assert rows["K-1"] == ["1.000 ± 0.000", "0.700 ± 1.271", "1.000 ± 0.000", "0.000 ± 0.000", "0.000 ± 0.000"]
     assert "baseline" not in rows
     assert rows["51% alone"][3:] == ["-0.250 ± 0.000", "0.000 ± 0.000"]
@@ -71,8 +73,8 @@ def test_main_effects_and_interaction_are_those_of_each_seed(paths):
         "0.250 ± 0.635", "-0.550 ± 0.635", "0.100 ± 1.271",
     ]  # fmt: skip
     assert rows["average forgetting, %"][4:] == ["2.500 ± 6.353", "-5.500 ± 6.353", "1.000 ± 12.706"]
-    # Of the three kinds only one differs.
-    assert rows["mean of the three kinds of forgetting, nats"][4] == "0.083 ± 0.212"
+    # Of all kinds only one differs.
+    assert rows["mean of all kinds of forgetting, nats"][4] == "0.083 ± 0.212"
 
 
 def test_predicted_forgetting_stands_beside_the_rise_in_the_same_stage(paths):
