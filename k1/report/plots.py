@@ -60,7 +60,7 @@ def accuracy_figure(report: dict) -> Figure:
     figure = Figure(figsize=(7.5, 0.5 + 2.5 * down), layout="constrained")
     panels = figure.subplots(down, across, sharey=True, squeeze=False)
     for axes, (arm, rows) in zip(panels.flat, by_arm.items()):
-        image = heat_map(axes, rows, stage_labels(report, 14), top)
+        image = heat_map(axes, rows, stage_labels(report, 20), top)
         axes.set_title(ARMS[arm], fontsize="medium")
     for axes in panels.flat[len(by_arm) :]:
         axes.remove()
