@@ -58,7 +58,7 @@ def main() -> None:
     # All texts now: a name that is wrong should not show after hours of training.
     texts = [read(name, settings) for name in arguments.dataset_names]
     require_distinct([text.name for text in texts])
-    settings |= {"dataset_names": [text.name for text in texts], "text": [text.fingerprint for text in texts]}
+    settings |= {"dataset_names": arguments.dataset_names, "text": [text.fingerprint for text in texts]}
     out = arguments.out or Path("models", arguments.grid)
     results = open_results(out, json.loads(json.dumps(settings)))
     fixed = {arm: later for arm, (_, *later) in preset["learning_rate"].items() if arguments.grid == "stream"}
