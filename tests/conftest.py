@@ -1,5 +1,6 @@
 """Fixtures: a small model, three small local corpora, and a way to run the scripts as a user does."""
 
+import json
 import os
 import pickle
 import random
@@ -14,6 +15,7 @@ from functools import partial
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from subprocess import CompletedProcess
 
 # Two test processes share the cores, and a forked process cannot use threads that its parent had.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -38,16 +40,14 @@ VOCABULARIES = {
 }
 
 
-def write_corpus(folder: Path, name: str, documents: int = 60) -> Path:
-    """A .jsonl file of documents whose sentences use the words of `name`."""
-    import json
-
+def write_corpus(folder: Path, name: str, words: list[str]) -> Path:
+    """A .jsonl file of documents whose sentences use the `words`."""
     generator = random.Random(name)
     path = folder / f"{name}.jsonl"
     with open(path, "w") as file:
-        for _ in range(documents):
+        for _ in range(60):
             sentences = [
-                " ".join(generator.choices(VOCABULARIES[name], k=generator.randint(4, 9))).capitalize() + "."
+                " ".join(generator.choices(words, k=generator.randint(4, 9))).capitalize() + "."
                 for _ in range(generator.randint(6, 14))
             ]
             file.write(json.dumps({"text": " ".join(sentences)}) + "\n")
@@ -90,16 +90,9 @@ def build_once(tmp_path_factory: pytest.TempPathFactory, name: str, build: Calla
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory) -> list[Path]:
     """Three local datasets of different domains."""
-    return build_once(tmp_path_factory, "corpora", lambda folder: [write_corpus(folder, name) for name in VOCABULARIES])
-
-
-@dataclass
-class Finished:
-    """A script that has ended."""
-
-    status: int
-    stdout: str
-    stderr: str
+    return build_once(
+        tmp_path_factory, "corpora", lambda folder: [write_corpus(folder, *named) for named in VOCABULARIES.items()]
+    )
 
 
 def run_script(
@@ -108,7 +101,7 @@ def run_script(
     environment: dict | None = None,
     cwd: Path = ROOT,
     prepare: Callable[[], object] | None = None,
-) -> Finished:
+) -> CompletedProcess[str]:
     """Run a script of the project, or `-m` and a module, in a process of its own, which first calls `prepare`.
 
     One that is given an `environment` imports all anew, as the libraries read it then, and has nothing to prepare.
@@ -117,12 +110,11 @@ def run_script(
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder, name) for name in ("stdout", "stderr")]
             process = start_script(script, flags, *files, cwd, prepare)
-            return Finished(status_of(process), *(file.read_text(encoding="utf-8") for file in files))
+            return CompletedProcess(script, status_of(process), *(file.read_text(encoding="utf-8") for file in files))
     command = [sys.executable, *(script.split() if script.startswith("-m") else [ROOT / script]), *map(str, flags)]
-    process = subprocess.run(
+    return subprocess.run(
         command, capture_output=True, text=True, timeout=PATIENCE, cwd=cwd, env=os.environ | environment
     )
-    return Finished(process.returncode, process.stdout, process.stderr)
 
 
 def start_script(
@@ -191,9 +183,9 @@ def be_script(script: str, flags: list[str], cwd: Path, cache: str, prepare: Cal
         runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
-def assert_one_clear_line(finished: Finished, status: int, *fragments: str) -> None:
+def assert_one_clear_line(finished: CompletedProcess[str], status: int, *fragments: str) -> None:
     """The script failed with `status`, wrote nothing to stdout, no traceback, and one error line with `fragments`."""
-    assert finished.status == status, finished.stderr
+    assert finished.returncode == status, finished.stderr
     assert finished.stdout == ""
     assert "Traceback" not in finished.stderr
     errors = [line for line in finished.stderr.splitlines() if "error:" in line]
@@ -208,19 +200,25 @@ class TrainedRun:
 
     models_dir: Path
     corpora: list[Path]
-    printed: dict[str, Finished]
+    printed: dict[str, CompletedProcess[str]]
 
 
-def train_all(models_dir: Path, corpora: list[Path], *flags: object) -> dict[str, Finished]:
+def train(script: str, models_dir: Path, datasets: list, *flags: object, **options) -> CompletedProcess[str]:
+    """Run a training script with the preset smoke and one thread on `datasets`, one or all three."""
+    data = [f"--dataset_name{'s' * (len(datasets) > 1)}", *datasets]
+    common = ["--preset", "smoke", "--threads", 1, "--models_dir", models_dir]
+    return run_script(script, *data, *common, *flags, **options)
+
+
+def train_all(models_dir: Path, corpora: list[Path], *flags: object) -> dict[str, CompletedProcess[str]]:
     """Run the four training scripts on local corpora, preset smoke."""
     printed = {}
-    common = ["--preset", "smoke", "--models_dir", models_dir, "--threads", 1, *flags]
     for stage, corpus in enumerate(corpora, start=1):
         script = f"train_k1_dataset{stage}.py"
-        printed[script] = run_script(script, "--dataset_name", corpus, *common)
-    printed["train_baseline_all.py"] = run_script("train_baseline_all.py", "--dataset_names", *corpora, *common)
+        printed[script] = train(script, models_dir, [corpus], *flags)
+    printed["train_baseline_all.py"] = train("train_baseline_all.py", models_dir, corpora, *flags)
     for script, finished in printed.items():
-        assert finished.status == 0, (script, finished.stderr)
+        assert finished.returncode == 0, (script, finished.stderr)
     return printed
 
 

@@ -21,7 +21,7 @@ SMOKE = SHAPES["smoke"]
 def test_all_is_measured_in_one_round_and_shown(tmp_path):
     file = tmp_path / "benchmark.json"
     finished = run_script("-m k1.benchmark", "--shapes", "smoke", "--rounds", 1, "--json", file)
-    assert finished.status == 0, finished.stderr
+    assert finished.returncode == 0, finished.stderr
     results = json.loads(file.read_text())
     assert finished.stdout == format_benchmark(results) + "\n"
     record = results["shapes"]["smoke"]

@@ -10,7 +10,6 @@ import peft
 import pytest
 import torch
 from datasets import Dataset
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
@@ -21,6 +20,8 @@ from k1.errors import K1Error
 from k1.rehearsal import Rehearsal, divergence_from
 from tests.conftest import run_two
 from tests.test_known import CHATS, TEXTS, tokenizer
+from tests.test_sparse import changed, snapshot
+from tests.training.test_event_log import points
 
 SMALL = {"sequences": 6, "length": 8, "interval": 2}
 
@@ -58,26 +59,22 @@ def trainer_of(folder, callback, model=None, **options) -> Trainer:
     return Trainer(model, arguments, train_dataset=NEW, eval_dataset=NEW, callbacks=[callback], processing_class=reader)
 
 
-def bits(model: torch.nn.Module) -> list[torch.Tensor]:
-    return [value.detach().clone() for value in model.parameters()]
-
-
 def test_one_line_attaches_both_parts_and_logs_what_they_do(tmp_path):
     callback = k1.K1Callback(known=KNOWN, **SMALL)
     trainer = trainer_of(tmp_path, callback, report_to="tensorboard", max_steps=3)
-    changed = []
+    counts = []
 
     class Watch(TrainerCallback):
         def on_pre_optimizer_step(self, *_, model, **__):
-            self.before = bits(model)
+            self.before = snapshot(model)
 
         def on_optimizer_step(self, *_, model, **__):
-            changed.append(sum(int((old != new).sum()) for old, new in zip(self.before, bits(model))))
+            counts.append(changed(self.before, model))
 
     trainer.add_callback(Watch())
     trainer.train()
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    assert all(0.4 * parameters < count <= round(0.51 * parameters) for count in changed) and len(changed) == 3
+    assert all(0.4 * parameters < count <= round(0.51 * parameters) for count in counts) and len(counts) == 3
     # The optimizer is as the Trainer made it again.
     assert trainer.optimizer.optimizer.sparse_updates is None
     logged = [entry["divergence"] for entry in trainer.state.log_history if "loss" in entry]
@@ -85,10 +82,9 @@ def test_one_line_attaches_both_parts_and_logs_what_they_do(tmp_path):
     last = trainer.state.log_history[-1]
     assert last["predicted_forgetting"] > 0 and last["seconds_writing"] > 0 and last["seconds_rehearsing"] > 0
     (folder,) = {path.parent for path in tmp_path.rglob("events.out.*")}
-    events = EventAccumulator(str(folder)).Reload()
-    steps = [(event.step, event.value) for event in events.Scalars("train/divergence")]
-    assert steps == pytest.approx([(number, value) for number, value in enumerate(logged, start=1)])
-    assert [event.step for event in events.Scalars("train/predicted_forgetting")] == [3]
+    events = points(folder)
+    assert events["train/divergence"] == pytest.approx([*enumerate(logged, start=1)])
+    assert [step for step, _ in events["train/predicted_forgetting"]] == [3]
 
 
 def test_the_report_has_both_texts_before_and_after(tmp_path):
@@ -196,7 +192,7 @@ def test_a_training_resumes_from_a_checkpoint_with_the_same_bits(tmp_path, prepa
             gradient_accumulation_steps=2,
         )  # fmt: skip
         trainer.train(**options)
-        return bits(trainer.model), callback.rehearsal.sequences, callback.results
+        return snapshot(trainer.model), callback.rehearsal.sequences, callback.results
 
     expected = trained()
     found = trained(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
@@ -332,7 +328,8 @@ def train_as_one_of_two(folder, rank: int, port: int) -> None:
     trainer = trainer_of(folder / str(rank), callback, ddp_backend="gloo", max_steps=3)
     assert trainer.args.world_size == 2
     trainer.train()
-    torch.save((bits(trainer.model), callback.rehearsal.written, callback.rehearsal.sequences), folder / f"{rank}.pt")
+    result = snapshot(trainer.model), callback.rehearsal.written, callback.rehearsal.sequences
+    torch.save(result, folder / f"{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

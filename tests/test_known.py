@@ -74,11 +74,7 @@ def test_the_order_is_drawn_by_the_seed():
         ({"train": TEXTS}, tokenizer(), "not one dict"),
         (7, None, "not one int"),
         ([7.5], None, "not floats"),
-        (
-            Dataset.from_dict({"content": TEXTS}),
-            tokenizer(),
-            "column input_ids, messages or text; this one has content",
-        ),
+        (Dataset.from_dict({"content": TEXTS}), tokenizer(), "input_ids, messages or text; this one has content"),
     ],
 )
 def test_what_cannot_be_read_is_one_clear_line(known, reader, message):

@@ -55,18 +55,6 @@ def test_no_import_from_a_later_room_and_no_circle():
     TopologicalSorter(IMPORTS).prepare()
 
 
-@pytest.mark.parametrize(
-    ("name", "allowed"),
-    [
-        ("k1.sparse", {"k1.errors"}),
-        ("k1.rehearsal", {"k1.errors", "k1.known", "k1.model", "k1.parallel", "k1.teacher"}),
-        ("k1.callback", {"k1.errors", "k1.known", "k1.parallel", "k1.rehearsal", "k1.sparse", "k1.teacher"}),
-    ],
-)
-def test_what_others_may_take_for_themselves_needs_little_of_the_rest(name, allowed):
-    assert IMPORTS[name] == allowed
-
-
 def heavy_modules_after(statement: str) -> set[str]:
     """The large libraries that Python has imported after `statement`."""
     code = f"import sys; {statement}; print(*sys.modules)"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from k1.config import settings_of
 from k1.data.batches import batches_in_order, batches_of_blocks
 from k1.data.cache import SPLITS
-from k1.data.loader import DataLoader, load_datasets, require_distinct, split_documents
+from k1.data.loader import DataLoader, load_datasets, split_documents
 from k1.data.tokenizer import END_OF_DOCUMENT, load_tokenizer, train_tokenizer
 from k1.errors import K1Error
 
@@ -109,26 +109,12 @@ def test_a_changed_text_is_not_the_one_that_a_checkpoint_was_trained_with(tmp_pa
         load_datasets([record], tokenizer, arguments)
 
 
-def test_recorded_datasets_load_again(corpora, arguments):
-    dataset = DataLoader(str(corpora[0]), arguments)
-    tokenizer = train_tokenizer(dataset.text("train"), 300)
-    record = dataset.tokenize(tokenizer).record()
-    (again,) = load_datasets([record], tokenizer, replace(arguments, dataset_name="something else"))
-    assert again.record() == record
-
-
 def test_too_little_training_text_for_one_block(tmp_path, arguments):
     path = tmp_path / "short.jsonl"
     path.write_text("\n".join(json.dumps({"text": text}) for text in ("one", "two", "three")))
     loader = DataLoader(str(path), replace(arguments, seq_length=128))
     with pytest.raises(K1Error, match="fewer than 128 tokens"):
         loader.tokenize(train_tokenizer(loader.text("train"), 300))
-
-
-def test_a_dataset_that_comes_twice_is_refused():
-    require_distinct(["a", "b", "c"])
-    with pytest.raises(K1Error, match="'a' comes twice"):
-        require_distinct(["a", "b", "a"])
 
 
 def blocks_of(count):

@@ -123,13 +123,6 @@ def test_text_without_blank_lines_is_cut_at_ends_of_lines_sentences_or_words(tmp
         assert all(section.strip().startswith("A") and section.endswith("words.") for section in long)
 
 
-def test_chapters_between_blank_lines_are_cut_as_well(tmp_path):
-    chapters = ["\n".join([SENTENCE] * 1000)] * 5
-    (tmp_path / "a.txt").write_text("\n\n".join(chapters))
-    sections = texts(tmp_path / "a.txt")
-    assert "\n".join(sections).split("\n") == [SENTENCE] * 5000 and max(map(len, sections)) <= 4000
-
-
 @pytest.mark.parametrize("separator", ["\f", "\n\f", "\r\r", "\n\xa0\n", "\n \u3000\n"])
 def test_form_feeds_and_lines_of_any_spaces_separate_sections(tmp_path, separator):
     paragraphs = ["\n".join([SENTENCE] * 100)] * 5

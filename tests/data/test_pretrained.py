@@ -3,14 +3,15 @@
 import copy
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-import k1
 from k1.config import settings_of
 from k1.data.initial import initial_model, load_pretrained
 from k1.data.loader import DataLoader
@@ -19,18 +20,7 @@ from k1.errors import K1Error
 from k1.model import count_parameters
 from k1.report.generation import generate
 from k1.report.quality import token_stream
-from tests.pretrained import (
-    CONFIGS,
-    DAMAGES,
-    END,
-    LENGTH,
-    ROWS,
-    VOCABULARY,
-    fresh_model,
-    in_config,
-    train_own_tokenizer,
-    write_model,
-)
+from tests.pretrained import CONFIGS, END, LENGTH, ROWS, VOCABULARY, fresh_model, train_own_tokenizer, write_model
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +100,7 @@ def test_text_is_read_whole_and_ends_with_the_end_of_the_model_s_own_tokenizer(f
 
 
 def test_the_token_that_a_model_expects_before_a_text_is_before_all_that_it_reads(llama, tokenizer, corpora):
-    """As Gemma's tokenizer puts it there: in blocks, prompts and what is rehearsed."""
+    """As Gemma's tokenizer puts it there: in blocks and in prompts."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=["<s>", "$A"], special_tokens=[("<s>", 1)]
@@ -132,9 +122,70 @@ def test_the_token_that_a_model_expects_before_a_text_is_before_all_that_it_read
     model.register_forward_pre_hook(lambda _, inputs, named: seen.append(named["input_ids"]), with_kwargs=True)
     generate(model, plain, [[5, 6, 7]], 2, 0, 0, seed=0)
     assert seen[0].tolist() == [[1, 5, 6, 7]]
-    rehearsal = k1.Rehearsal(model, [torch.stack(rows[:8])], sequences=4, length=LENGTH)
-    rehearsal.rewrite(model, 1)
-    assert (rehearsal.sequences[:, 0] == 1).all() and rehearsal.sequences.shape[1] == LENGTH
+
+
+def in_config(**settings: object) -> Callable[[Path], object]:
+    """A change of settings in config.json."""
+    return in_json("config.json", lambda content: content.update(settings))
+
+
+def in_json(name: str, change: Callable[[dict], object]) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        change(content)
+        (folder / name).write_text(json.dumps(content))
+
+    return damage
+
+
+def in_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
+    """A change of the tensors in model.safetensors."""
+
+    def damage(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    return damage
+
+
+def pickled(folder: Path) -> None:
+    """Weights that are a pickle, as older models have them."""
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+def code_beside(folder: Path) -> None:
+    """Code that a configuration names for a model that transformers does not know; it makes a file when it is run."""
+    (folder / "model.py").write_text("open(__file__ + '.was-run', 'w')\n")
+    auto_map = {"AutoModelForCausalLM": "model.Model", "AutoConfig": "model.Config"}
+    in_config(auto_map=auto_map, model_type="own")(folder)
+
+
+# What is done to the folder of a Llama, and what the error then says.
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no configuration": (lambda folder: (folder / "config.json").unlink(), "No such file or directory"),
+    "code": (code_beside, "cannot be used as a pretrained model"),
+    "a quantization": (in_config(quantization_config={"quant_method": "bitsandbytes"}), "quantiz"),
+    "no causal model": (in_config(model_type="t5"), "for this kind of AutoModel: AutoModelForCausalLM"),
+    "pickled weights": (pickled, "cannot be used as a pretrained model"),
+    "weights cut off": (
+        lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9]),
+        "cannot be used as a pretrained model",
+    ),
+    "a weight missing": (in_weights(lambda weights: weights.pop("model.norm.weight")), "lack model.norm.weight"),
+    "a weight that is not finite": (
+        in_weights(lambda weights: weights["model.norm.weight"].fill_(float("nan"))), "a weight is not finite",
+    ),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "No such file or directory"),
+    "no end": (
+        lambda folder: [
+            in_json("tokenizer_config.json", lambda content: content.pop("eos_token"))(folder),
+            in_config(eos_token_id=None)(folder),
+        ],
+        "names no token that ends a text",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
@@ -150,8 +201,6 @@ def test_a_damaged_folder_is_refused_with_one_clear_line(kind, llama, capfd):
 
 
 def test_a_model_that_looks_ahead_is_refused(folders, tmp_path, tokenizer):
-    from transformers import AutoConfig
-
     shape = {"vocab_size": ROWS, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = AutoConfig.for_model("bert", **shape, intermediate_size=40)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)

@@ -107,15 +107,9 @@ BAD_FILES = {
     "columns.jsonl": (jsonl({"title": "a", "body": "b"}), 'title, body; rename the one with the documents to "text"'),
     "cut.jsonl.gz": (gzip.compress(FILES["a.jsonl"])[:-12], "cannot be read as json"),
     "fields.csv": (b"id,text\n1,a\n2,b,c\n", "line 3: 3 fields under 2 names of columns"),
-    "quote.csv": (
-        b'id,text\n1,"Twas the night\n2,b\n3,"Twas day\n',
-        "line 4: ',' expected after '\"' (a quotation mark",
-    ),
+    "quote.csv": (b'id,text\n1,"Twas night\n2,b\n3,"Twas day\n', "line 4: ',' expected after '\"' (a quotation mark"),
     "numbers.csv": (b"id,n\n1,2\n", "id, n; rename"),
-    "headless.csv": (
-        b"1,The first of the texts.\n2,The second one.\n",
-        "columns are 1, The first of the texts.; write",
-    ),
+    "headless.csv": (b"1,The first text.\n2,The second one.\n", "columns are 1, The first text.; write"),
     "cut.parquet": (FILES["a.parquet"][:-20], "cannot be read as parquet"),
 }
 

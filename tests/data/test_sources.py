@@ -3,15 +3,8 @@
 import pytest
 
 from k1.data import sources
-from k1.data.sources import PRESETS, dataset_labels, load_documents, wikitext_articles
-from tests.data.hub import LINES
+from k1.data.sources import PRESETS, dataset_labels, load_documents
 from tests.data.loading import failure, texts
-
-
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path_factory, monkeypatch):
-    """The stand-ins of these tests must not reach the user's cache."""
-    monkeypatch.setenv("K1_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def test_home_and_relative_paths(tmp_path, monkeypatch):
@@ -43,16 +36,13 @@ def test_no_bundled_text(name):
     assert failure(name, "bundled").startswith(f"{name} has no bundled text")
 
 
-def test_bundled(monkeypatch):
+def test_bundled(tmp_path, monkeypatch):
+    # The stand-in must not reach the cache of other tests.
+    monkeypatch.setenv("K1_CACHE", str(tmp_path))
     monkeypatch.setattr(sources, "bundled_documents", lambda name: (f"{name} {n}" for n in range(9)))
     documents, source = load_documents("code", "bundled", 2)
     assert source == "bundled" and documents["train"]["text"][:] == ["code 0", "code 1"]
     assert len(load_documents("code", "bundled")[0]["train"]) == 9
-
-
-def test_wikitext_articles():
-    articles = [article for article in wikitext_articles(LINES) if article]
-    assert articles == ["First = one .\nSecond .\nThird .", "Fourth ."]
 
 
 def test_files_of_the_same_name_are_told_apart_by_their_folders():

@@ -30,7 +30,7 @@ def exported(trained, tmp_path_factory):
     """A checkpoint, and the folder that the command line wrote of it."""
     path, folder = trained.models_dir / "k1_final.pt", tmp_path_factory.mktemp("export") / "model"
     finished = run_script("-m k1.export", path, folder)
-    assert (finished.status, finished.stdout) == (0, ""), finished.stderr
+    assert (finished.returncode, finished.stdout) == (0, ""), finished.stderr
     assert finished.stderr.splitlines()[-1] == f"wrote {folder}"
     return load_checkpoint(path), folder
 

@@ -4,17 +4,18 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
-from tests.conftest import Finished, build_once, run_script
+from tests.conftest import build_once, run_script
 
 
 @dataclass
 class WrittenReport:
     """What `python3 -m k1.report` printed, and its folder with report.json, report.html and, in new/plots, pictures."""
 
-    printed: Finished
+    printed: CompletedProcess[str]
     folder: Path
 
     @property
@@ -27,7 +28,7 @@ def write_report(models_dir: Path, folder: Path) -> WrittenReport:
     """Run the command once, into `folder`."""
     flags = ["--json", folder / "report.json", "--html", folder / "report.html", "--plots", folder / "new" / "plots"]
     finished = run_script("-m k1.report", "--models_dir", models_dir, *flags)
-    assert finished.status == 0, finished.stderr
+    assert finished.returncode == 0, finished.stderr
     return WrittenReport(finished, folder)
 
 

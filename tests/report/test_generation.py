@@ -16,7 +16,7 @@ SHORT = ("--prompt", "River", "--max_new_tokens", 8)
 
 def run(script, trained, *flags):
     finished = run_script(script, "--models_dir", trained.models_dir, *flags)
-    assert finished.status == 0, finished.stderr
+    assert finished.returncode == 0, finished.stderr
     return finished
 
 

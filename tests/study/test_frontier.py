@@ -4,14 +4,12 @@ import numpy as np
 import pytest
 
 from k1.experiment import ARMS
-from k1.report.metrics import backward_transfer, final_loss, new_dataset_loss, own_and_end
 from k1.study.frontier import (
     TEST,
     accuracies,
     at_equal_learning,
     best_point,
     equal_learning_table,
-    interpolated,
     points_of,
     share_of_reference,
     study_figure,
@@ -30,14 +28,6 @@ def more_forgotten(method, seed, nats):
     """As `LOSSES`, but at the end every dataset but the last has lost `nats` more."""
     *earlier, last = LOSSES
     return record(method, 1e-3, seed, *earlier, [*(loss + nats for loss in last[:-1]), last[-1]], accuracies=ACCURACIES)
-
-
-def test_metrics_of_one_run():
-    loss = more_forgotten("k1", 0, 0.0)[TEST]
-    assert own_and_end(loss).tolist() == [[4.0, 3.0, 2.0, 1.0], [5.0, 3.5, 2.25, 1.0]]
-    assert backward_transfer(loss) == pytest.approx((1.0 + 0.5 + 0.25) / 3)
-    assert new_dataset_loss(loss) == pytest.approx(2.0)
-    assert final_loss(loss) == pytest.approx(11.75 / 4)
 
 
 def test_tables_show_every_dataset_and_averages_beside_the_baseline_seed_by_seed():
@@ -78,9 +68,7 @@ def test_forgetting_at_equal_learning_is_read_off_the_line_of_the_baseline():
     assert rows_of(study_tables([*dense, *others]), HEAD)["EWC"][:2] == ["0", "0.001, strength 5"]
 
 
-def test_lines_are_interpolated_and_of_positions_those_are_drawn_that_no_other_beats():
-    line = [(2.0, 10.0), (1.0, 20.0), (3.0, 0.0)]
-    assert [interpolated(line, x) for x in (1.5, 3.0, 0.99, 3.01)] == [15, 0, None, None]
+def test_of_positions_those_are_drawn_that_no_other_beats():
     assert undominated([(3, 1), (1, 3), (2, 3.5), (2, 2), (4, 1.5)]) == [(1, 3), (2, 2), (3, 1)]
 
 

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from k1.errors import K1Error
 from k1.study import pretrained
@@ -32,6 +31,7 @@ from k1.study.pretrained import (
     task_rise,
 )
 from tests.pretrained import fresh_model, train_own_tokenizer, write_model
+from tests.study.records import rows_of
 
 WORDS = {
     NEW: "delta theta omega",
@@ -39,10 +39,6 @@ WORDS = {
     "wikitext": "river valley bridge",
     "code": "return yield lambda",
 }
-GEMMA = {
-    "vocab_size": 320, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 8, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
 
 
 def documents(name):
@@ -177,14 +173,7 @@ def test_forgetting_is_the_rise_since_the_start_beside_the_line_of_full_fine_tun
     results = {"start": start, "runs": dict(enumerate(records)), "settings": settings}
     assert [known_rise(results, record["losses"]["1"], "test") for record in records] == [1, 2, 0.25, 0]
     assert {arm: len(rates) for arm, rates in by_arm_and_rate(results).items()} == {"full": 2, "lora": 1, "k1": 1}
-    first, second = (
-        {
-            line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
-            for line in part.splitlines()
-            if line.startswith("|")
-        }
-        for part in (runs_table(results), equal_learning_table(results))
-    )
+    first, second = rows_of(runs_table(results), ["Arm"]), rows_of(equal_learning_table(results), [""])
     assert first["K-1"][2:] == ["1.500", "3.250", "1.250", "0.250", "0.125 at 1.750", "0.062 at 2.000", "0.125", "7, 2"]
     assert second[""] == ["at 1.000", "at 2.000"]
     assert second["full fine-tuning, nats per token"] == ["2.000", "1.000"]
@@ -216,11 +205,7 @@ def test_texts_are_blocks_that_begin_as_a_text_does_and_no_document_is_in_two_sp
 
 @pytest.mark.parametrize("kind", ["llama", "llama-tied", "gemma3"])
 def test_the_logits_of_the_tokens_that_stay_are_what_they_were(kind):
-    torch.manual_seed(0)
-    if kind == "gemma3":
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma3_text", **GEMMA)).eval()
-    else:
-        model = fresh_model(kind)
+    model = fresh_model(kind)
     ids = torch.tensor([[1, 300, 7, 42, 7], [1, 9, 319, 42, 300]])
     kept = ids.unique()
     with torch.no_grad():

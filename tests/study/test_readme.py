@@ -84,7 +84,7 @@ def test_the_answer_of_the_readme_is_what_the_seeds_found(seeds):
 
 def test_the_command_fills_all_pages_from_the_records(made_up):
     finished = run_script("-m k1.study.readme", cwd=made_up)
-    assert (finished.status, finished.stdout, finished.stderr) == (0, "", "")
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
     (text,) = set(pages_of(made_up).values())
     # Of `a` 25% are known at all times; 10 (5.0 - 4) % are forgotten at both seeds, and 6 and 8 of K-1.
     assert "| baseline             | 25.0 -> 25.0 | 25.0 -> 25.0 | 25.0 |   10.0 ± 0.0 |" in text

@@ -79,7 +79,7 @@ def test_main_effects_and_interaction_are_those_of_each_seed(paths):
 
 def test_predicted_forgetting_stands_beside_the_rise_in_the_same_stage(paths):
     finished = run_script("-m k1.study.seeds", *paths)
-    assert finished.status == 0 and finished.stdout == format_seeds(load_reports(paths)) + "\n"
+    assert finished.returncode == 0 and finished.stdout == format_seeds(load_reports(paths)) + "\n"
     text = finished.stdout
     assert "| 1. it holds |    met | NOT MET |" in text
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]

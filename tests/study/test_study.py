@@ -1,9 +1,8 @@
 """The study runs every method through the loop of the scripts, records each run, and resumes where it was stopped."""
 
 import json
-import random
 import sys
-from dataclasses import dataclass
+from dataclasses import make_dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -27,7 +26,7 @@ from k1.study.methods import (
     orthogonal_subspace,
     require_packages,
 )
-from tests.conftest import assert_one_clear_line, run_script, train_all
+from tests.conftest import assert_one_clear_line, run_script, train_all, write_corpus
 from tests.study.records import record
 
 pytestmark = [pytest.mark.xdist_group("study"), pytest.mark.slow]
@@ -42,7 +41,7 @@ def study(tmp_path_factory, corpora):
     flags = ["--grid", "stream", "--preset", "smoke", "--seeds", 0, "--dataset_names", *corpora, "--out", out]
     flags += ["--learning_rates", 1e-2, "--methods", *STUDIED]
     finished = run_script("-m k1.study", *flags)
-    assert finished.status == 0, finished.stderr
+    assert finished.returncode == 0, finished.stderr
     return flags, out, finished
 
 
@@ -113,14 +112,11 @@ def trained_fully(corpora, tmp_path_factory):
 def test_four_datasets_are_learned_one_after_another(corpora, tmp_path):
     """The last is of words that no other has; the rates are the preset's."""
     words = "cloud rain storm thunder wind frost hail fog sunny humid breeze drizzle sleet gale".split()
-    generator = random.Random(0)
-    path = tmp_path / "weather.jsonl"
-    texts = [" ".join(generator.choices(words, k=60)).capitalize() + "." for _ in range(60)]
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    path = write_corpus(tmp_path, "weather", words)
     flags = ["--grid", "stream", "--methods", "k1", "--preset", "smoke", "--seeds", 0, "--jobs", 1, "--out", tmp_path]
     flags += ["--dataset_names", *corpora, path]
     finished = run_script("-m k1.study", *flags)
-    assert finished.status == 0, finished.stderr
+    assert finished.returncode == 0, finished.stderr
     (run,) = json.loads((tmp_path / "results.json").read_text())["runs"].values()
     # Each dataset is learned in its own stage: an even guess among 512 tokens costs 6.2 nats.
     assert run["datasets"][-1] == path.name and max(own_and_end(run["loss_matrix"])[0]) < 4
@@ -215,15 +211,9 @@ def test_adapters_start_from_the_same_function_and_train_what_they_should(tiny_m
     assert not torch.allclose(trained, before, atol=1e-4)
 
 
-@dataclass
-class Blocks:
-    """A dataset, of which only the blocks count."""
-
-    blocks: dict
-
-
 def test_a_mixture_has_its_share_of_old_blocks():
-    new, old = (Blocks({"train": Dataset.from_dict({"input_ids": [[number]] * 2_000})}) for number in (0, 1))
+    blocks_alone = make_dataclass("BlocksAlone", ["blocks"])
+    new, old = (blocks_alone({"train": Dataset.from_dict({"input_ids": [[number]] * 2_000})}) for number in (0, 1))
     mixed = mixture([new, old], [0.9, 0.1], SimpleNamespace(stage_seed=0)).blocks["train"]
     assert 0.08 < float(mixed["input_ids"][:].float().mean()) < 0.12
 

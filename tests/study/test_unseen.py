@@ -15,7 +15,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unseen")
     for flags in ([], ["--second"]):
         finished = run_script("-m k1.study.unseen", folder / "texts", *flags)
-        assert finished.status == 0, finished.stderr
+        assert finished.returncode == 0, finished.stderr
         assert len(finished.stdout.splitlines()) == 3
     return folder / "texts"
 

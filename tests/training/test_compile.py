@@ -7,11 +7,10 @@ import torch
 
 from k1.config import settings_of
 from k1.data.tokenizer import train_tokenizer
-from k1.errors import UsageError
 from k1.model import build_model
 from k1.training.rehearsal import begin_rehearsal
 from k1.training.trainer import accumulate_gradients, compiled
-from tests.conftest import assert_one_clear_line, run_script
+from tests.conftest import assert_one_clear_line, train
 
 pytestmark = pytest.mark.slow
 
@@ -51,14 +50,7 @@ def test_losses_and_gradients_are_the_same_to_rounding_and_repeat_to_the_bit(tin
 
 
 def test_without_a_compiler_it_ends_with_a_clear_line_and_no_file(corpora, tmp_path):
-    flags = ["--preset", "smoke", "--dataset_name", corpora[0], "--models_dir", tmp_path, "--threads", 1, "--compile"]
     environment = {"CXX": "/nowhere/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    finished = run_script("train_k1_dataset1.py", *flags, environment=environment)
+    finished = train("train_k1_dataset1.py", tmp_path, [corpora[0]], "--compile", environment=environment)
     assert_one_clear_line(finished, 1, "--compile does not work here", "/nowhere/compiler", "leave it out")
     assert not list(tmp_path.glob("*.pt"))
-
-
-def test_several_processes_cannot_compile(monkeypatch):
-    monkeypatch.setattr("k1.config.process_count", lambda: 2)
-    with pytest.raises(UsageError, match="--compile is for a training in one process"):
-        settings_of("k1", "smoke", compile=True)

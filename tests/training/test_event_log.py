@@ -12,7 +12,7 @@ from k1.checkpoints import ResumeFile, load_checkpoint
 from k1.config import parse_training_flags
 from k1.training.event_log import EventLog
 from k1.training.trainer import StageTrainer
-from tests.conftest import assert_one_clear_line, run_script
+from tests.conftest import assert_one_clear_line, run_script, train
 from tests.training.test_resume import Killed, arguments_of, dataset_of
 
 STEPS = 13
@@ -98,11 +98,9 @@ def test_a_missing_package_is_named_before_anything_is_read(tmp_path):
 
 @pytest.mark.slow
 def test_a_script_logs_training_and_evaluations_beside_its_checkpoints(tmp_path, corpora):
-    finished = run_script(
-        "train_baseline_all.py", "--dataset_names", *corpora, "--preset", "smoke", "--models_dir", tmp_path,
-        "--threads", 1, "--max_steps", 3, "--report_to", "tensorboard",
-    )  # fmt: skip
-    assert finished.status == 0, finished.stderr
+    flags = ["--max_steps", 3, "--report_to", "tensorboard"]
+    finished = train("train_baseline_all.py", tmp_path, corpora, *flags)
+    assert finished.returncode == 0, finished.stderr
     checkpoint, folder = load_checkpoint(tmp_path / "baseline_dataset2.pt"), tmp_path / "runs" / "baseline_dataset2"
     losses = [pytest.approx(entry["loss"], rel=1e-6) for entry in checkpoint.history]
     assert points(folder)["training/loss"] == list(enumerate(losses, start=1))

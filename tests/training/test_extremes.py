@@ -11,7 +11,7 @@ import torch
 
 from k1.checkpoints import load_checkpoint
 from k1.errors import command
-from tests.conftest import assert_one_clear_line, run_script
+from tests.conftest import assert_one_clear_line, train
 
 pytestmark = pytest.mark.slow
 
@@ -21,35 +21,25 @@ def test_divergence_stops_with_a_clear_line_and_leaves_the_old_checkpoint(traine
     (tmp_path / "k1_dataset1.pt").write_bytes((trained.models_dir / "k1_dataset1.pt").read_bytes())
     (tmp_path / "k1_dataset2.pt").write_bytes(b"an older result")
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    finished = run_script(
-        f"train_k1_dataset{stage}.py", "--dataset_name", trained.corpora[stage - 1], "--models_dir", tmp_path,
-        "--overwrite", "--preset", "smoke", "--learning_rate", "1e30", "--weight_decay", 0, "--max_steps", max_steps,
-        "--threads", 1,
-    )  # fmt: skip
+    flags = ["--overwrite", "--learning_rate", "1e30", "--weight_decay", 0, "--max_steps", max_steps]
+    finished = train(f"train_k1_dataset{stage}.py", tmp_path, [trained.corpora[stage - 1]], *flags)
     assert_one_clear_line(finished, 1, "diverged", "lower --learning_rate")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".lock"} == files
 
 
 def test_after_a_divergence_at_the_last_step_a_lower_learning_rate_is_all_it_takes(trained, tmp_path):
-    flags = ["--models_dir", tmp_path, "--preset", "smoke", "--max_steps", 1, "--threads", 1]
-    flags += ["--dataset_names", *trained.corpora]
-    diverged = run_script("train_baseline_all.py", *flags, "--learning_rate", "1e30", "--weight_decay", 0)
+    one_step = "train_baseline_all.py", tmp_path, trained.corpora, "--max_steps", 1
+    diverged = train(*one_step, "--learning_rate", "1e30", "--weight_decay", 0)
     assert_one_clear_line(diverged, 1, "diverged at step 1 ", "lower --learning_rate from 1e+30")
-    finished = run_script("train_baseline_all.py", *flags)
-    assert finished.status == 0, finished.stderr
+    finished = train(*one_step)
+    assert finished.returncode == 0, finished.stderr
     assert load_checkpoint(tmp_path / "baseline_dataset1.pt").history[-1]["step"] == 1
 
 
-def train_first(corpus, tmp_path, *flags):
-    return run_script(
-        "train_k1_dataset1.py", "--preset", "smoke", "--dataset_name", corpus, "--models_dir", tmp_path,
-        "--threads", 1, "--max_steps", 4, *flags,
-    )  # fmt: skip
-
-
 def test_a_batch_that_predicts_one_token(corpora, tmp_path):
-    finished = train_first(corpora[0], tmp_path, "--batch_size", 1, "--seq_length", 2)
-    assert finished.status == 0, finished.stderr
+    flags = ["--max_steps", 4, "--batch_size", 1, "--seq_length", 2]
+    finished = train("train_k1_dataset1.py", tmp_path, [corpora[0]], *flags)
+    assert finished.returncode == 0, finished.stderr
     checkpoint = load_checkpoint(tmp_path / "k1_dataset1.pt", "k1")
     assert all(math.isfinite(entry["loss"]) for entry in checkpoint.history)
 
@@ -58,8 +48,9 @@ def test_a_dataset_of_one_block(tmp_path):
     words = "river bridge stone water cloud forest candle window garden silver".split()
     texts = [" ".join(word + letter for word in words) for letter in "abc"]
     (tmp_path / "short.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    finished = train_first(tmp_path / "short.jsonl", tmp_path, "--seq_length", 8)
-    assert finished.status == 0, finished.stderr
+    short, flags = tmp_path / "short.jsonl", ["--max_steps", 4, "--seq_length", 8]
+    finished = train("train_k1_dataset1.py", tmp_path, [short], *flags)
+    assert finished.returncode == 0, finished.stderr
     checkpoint = load_checkpoint(tmp_path / "k1_dataset1.pt", "k1")
     assert checkpoint.datasets[0]["tokens"]["train"] == 8
     # The preset asks for 512 tokens; so short a text supports fewer, and the model has just those.

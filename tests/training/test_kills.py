@@ -77,7 +77,7 @@ def test_scripts_that_are_killed_and_started_again_end_with_the_same_bits(corpor
         flags = ["--preset", "smoke", "--threads", 1, "--save_steps", 2]
         flags += [f"--dataset_name{'s' * (len(stages) > 1)}", *(corpora[stage] for stage in stages), "--models_dir"]
         started = time.monotonic()
-        assert run_script(script, *flags, expected).status == 0
+        assert run_script(script, *flags, expected).returncode == 0
         duration, killed = time.monotonic() - started, 0
         while killed < KILLS // len(SCRIPTS):
             models_dir = tmp_path / f"{script}{len(counts)}"

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 from datasets import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 from transformers.utils import logging
 
 import k1
@@ -41,17 +41,15 @@ HELD_OUT = {"old": OLD[-10:], "new": NEW[-10:]}
 
 def fresh_model(kind: str):
     torch.manual_seed(0)
-    if kind == "gpt2":
-        config = GPT2Config(
-            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=END, eos_token_id=END,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        )  # fmt: skip
-        return GPT2LMHeadModel(config)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=64, bos_token_id=END, eos_token_id=END, tie_word_embeddings=False,
+    of_kind = {
+        "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        "llama": {"intermediate_size": 64, "tie_word_embeddings": False},
+    }
+    config = AutoConfig.for_model(
+        kind, vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, bos_token_id=END, eos_token_id=END, **of_kind[kind],
     )  # fmt: skip
-    return LlamaForCausalLM(config)
+    return AutoModelForCausalLM.from_config(config)
 
 
 def plain_loop(model, batches, optimizer):

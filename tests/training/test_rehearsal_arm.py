@@ -10,7 +10,7 @@ import torch
 from k1.checkpoints import RESUME_FORMAT, load_checkpoint
 from k1.experiment import ARM_FILES
 from k1.files import read_content
-from tests.conftest import assert_one_clear_line, run_script, status_of
+from tests.conftest import assert_one_clear_line, run_script, status_of, train
 from tests.training.test_resume import start_and_heed, wait_for
 
 pytestmark = pytest.mark.slow
@@ -19,8 +19,7 @@ FIRST, SECOND, FINAL = ARM_FILES["baseline_rehearsal"]
 
 
 def train_arm(folder, corpora, *flags):
-    common = ["--preset", "smoke", "--max_steps", 20, "--threads", 1, "--rehearsal", 0.25, "--models_dir", folder]
-    return run_script("train_baseline_all.py", *common, "--dataset_names", *corpora, *flags)
+    return train("train_baseline_all.py", folder, corpora, "--max_steps", 20, "--rehearsal", 0.25, *flags)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def rehearsing(trained, tmp_path_factory):
     """A folder in which the baseline with rehearsal was trained, its first stage included."""
     folder = tmp_path_factory.mktemp("arm")
     finished = train_arm(folder, trained.corpora)
-    assert finished.status == 0 and finished.stdout.count("after stage") == 3, finished.stderr
+    assert finished.returncode == 0 and finished.stdout.count("after stage") == 3, finished.stderr
     return folder
 
 
@@ -66,7 +65,7 @@ def test_a_signal_saves_first_and_the_same_command_resumes(trained, rehearsing, 
         assert f"resumes from {resume}" in stderr
     step = read_content(resume, "resume file", RESUME_FORMAT, "")["step"]
     finished = run_script("train_baseline_all.py", *flags)
-    assert finished.status == 0, finished.stderr
+    assert finished.returncode == 0, finished.stderr
     assert f"resuming from {resume}, step {step} of 20" in finished.stderr and not resume.exists()
     undisturbed = trained.models_dir if arm == "baseline" else rehearsing
     for file in ARM_FILES[arm]:
@@ -79,20 +78,20 @@ def test_it_never_replaces_a_file_unasked_and_never_the_first_stage(rehearsing, 
     before = (folder / FIRST).read_bytes()
     other = "--rehearsal", 0.5
     refused = train_arm(folder, trained.corpora, *other)
-    assert refused.status == 1 and f"{SECOND} exists already and has rehearsal 0.25, not 0.5; add" in refused.stderr
+    assert refused.returncode == 1 and f"{SECOND} exists already and has rehearsal 0.25, not 0.5; add" in refused.stderr
     refused = train_arm(folder, trained.corpora, *other, "--batch_size", 4)
     assert_one_clear_line(refused, 1, FIRST, "batch_size 8, not 4; add --overwrite")
     finished = train_arm(folder, trained.corpora, *other, "--overwrite")
-    assert finished.status == 0 and "stage 1:" not in finished.stderr and (folder / FIRST).read_bytes() == before
+    assert finished.returncode == 0 and "stage 1:" not in finished.stderr and (folder / FIRST).read_bytes() == before
     assert load_checkpoint(folder / FINAL).arguments["rehearsal"] == 0.5
 
 
 def test_the_51_percent_alone_continue_k1s_first_stage_into_files_of_their_own(trained, tmp_path):
     shutil.copy(trained.models_dir / "k1_dataset1.pt", tmp_path)
-    flags = ["--models_dir", tmp_path, "--max_steps", 20, "--threads", 1, "--rehearsal", 0]
     for stage in (2, 3):
-        finished = run_script(f"train_k1_dataset{stage}.py", "--dataset_name", trained.corpora[stage - 1], *flags)
-        assert finished.status == 0 and f"51% alone after stage {stage}" in finished.stdout, finished.stderr
+        corpus, flags = trained.corpora[stage - 1], ["--max_steps", 20, "--rehearsal", 0]
+        finished = train(f"train_k1_dataset{stage}.py", tmp_path, [corpus], *flags)
+        assert finished.returncode == 0 and f"51% alone after stage {stage}" in finished.stdout, finished.stderr
     assert sorted(path.name for path in tmp_path.glob("*.pt")) == sorted(ARM_FILES["sparse"])
     second, final = (load_checkpoint(tmp_path / file, "k1") for file in ARM_FILES["sparse"][1:])
     assert final.arm == "sparse" and final.arguments["rehearsal"] == 0 and final.arguments["update_fraction"] == 0.51

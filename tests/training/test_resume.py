@@ -24,7 +24,9 @@ from k1.errors import K1Error
 from k1.files import lock
 from k1.training.rehearsal import begin_rehearsal, write_rehearsal
 from k1.training.trainer import StageTrainer
-from tests.conftest import assert_one_clear_line, run_script, start_script
+from tests.conftest import assert_one_clear_line, run_script, start_script, train
+
+TOKENIZER = SimpleNamespace(get_vocab={END_OF_DOCUMENT: 0}.copy, post_processor=None)
 
 
 class Killed(BaseException):
@@ -57,9 +59,8 @@ def arguments_of(stage=1, method="k1", **settings):
 
 def trained_parameters(model, arguments, resume_file=None):
     """The parameters and the losses after training `model`, with rehearsal if `arguments` has it."""
-    tokenizer = SimpleNamespace(get_vocab=lambda: {END_OF_DOCUMENT: 0}, post_processor=None)
-    written = write_rehearsal(model, dataset_of(7), tokenizer, arguments)
-    rehearsal = begin_rehearsal(model, written, tokenizer, arguments)
+    written = write_rehearsal(model, dataset_of(7), TOKENIZER, arguments)
+    rehearsal = begin_rehearsal(model, written, TOKENIZER, arguments)
     history = StageTrainer(model, dataset_of(10), arguments, rehearsal).run(resume_file)
     return dict(model.named_parameters()), [(entry["step"], entry["loss"]) for entry in history]
 
@@ -96,13 +97,11 @@ def test_a_trainer_is_stepped_from_outside_and_hands_its_state_to_another(tiny_m
     """With the same bits as one that runs, whose state was moved through memory between two steps."""
     arguments = arguments_of(stage=2, rehearsal=0.5, rehearsal_interval=4)
     expected, losses = trained_parameters(copy.deepcopy(tiny_model), arguments)
-    tokenizer = SimpleNamespace(get_vocab=lambda: {END_OF_DOCUMENT: 0}, post_processor=None)
 
     def trainer_of(model):
-        written = write_rehearsal(tiny_model, dataset_of(7), tokenizer, arguments)
-        return StageTrainer(
-            model, dataset_of(10), arguments, begin_rehearsal(tiny_model, written, tokenizer, arguments)
-        )
+        written = write_rehearsal(tiny_model, dataset_of(7), TOKENIZER, arguments)
+        rehearsal = begin_rehearsal(tiny_model, written, TOKENIZER, arguments)
+        return StageTrainer(model, dataset_of(10), arguments, rehearsal)
 
     first = trainer_of(copy.deepcopy(tiny_model))
     found = [first.step() for _ in range(6)]
@@ -216,10 +215,8 @@ def test_a_write_quota_keeps_the_old_checkpoint_and_the_script_says_so(trained, 
     old = trained.models_dir / "baseline_dataset1.pt"
     shutil.copy(old, tmp_path / "models")
     assert old.stat().st_size > 200_000
-    finished = run_script(
-        "train_baseline_all.py", "--dataset_names", *trained.corpora, "--preset", "smoke", "--threads", 1,
-        "--max_steps", 3, "--models_dir", tmp_path / "models", "--overwrite", prepare=limit_file_size,
-    )  # fmt: skip
+    run = "train_baseline_all.py", tmp_path / "models", trained.corpora, "--max_steps", 3, "--overwrite"
+    finished = train(*run, prepare=limit_file_size)
     assert_one_clear_line(finished, 1, "cannot write", "File too large")
     left = [name for name in os.listdir(tmp_path / "models") if not name.endswith(".lock")]
     assert left == ["baseline_dataset1.pt"]
