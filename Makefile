@@ -184,7 +184,7 @@ RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) \
 		model_study$(steps)/$(end):pretrained$(steps)$(suffix $(end)))) \
 	model_study60/equal.md:equal.md model_study60_two_tasks/continuations.md:continuations.md model_costs/costs.md:costs.md \
 	$(foreach end,json md,model_study60_two_tasks/results.$(end):two_tasks.$(end)) \
-	$(foreach name,unseen unseen2,$(name)/report.json:$(name).json $(name)/report.md:$(name).md) \
+	$(foreach name,unseen unseen2 pretrained,$(name)/report.json:$(name).json $(name)/report.md:$(name).md) \
 	$(foreach name,study stream map,$(name)/results.json:$(name).json $(name)/results.md:$(name).md) \
 	study/frontier.png:study.png stream/accuracy.png:stream.png map/frontier.png:map.png
 record: .venv/.installed

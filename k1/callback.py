@@ -1,6 +1,7 @@
 """K-1 in the training of others: a callback for the `Trainer` of transformers, and those that are built on it."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -39,9 +40,9 @@ class K1Callback(TrainerCallback):
     `known`, `written` and the settings that are not named here), and its teacher is kept.
     Before an optimizer step the gradient of `weight` x the mean divergence, in nats per
     token, on `rows` rehearsed sequences is added; by default that is a quarter of what a
-    step reads, in each process. The Trainer adds its own loss, clips both together and
-    steps, and `fraction` of the parameters may change, by `policy` (see `sparse_updates`; 1
-    leaves them out). At the end the model keeps the largest share of its change whose
+    step reads, in each process. That is done in one step of `every`. The Trainer adds its
+    own loss, clips both together and steps, and `fraction` of the parameters may change, by
+    `policy` (see `sparse_updates`; 1 leaves them out). At the end the model keeps the largest share of its change whose
     predicted forgetting is at most `forgetting_budget`, in nats per token. Seeds are the Trainer's.
 
     The log has the `divergence`, and at the end `predicted_forgetting` and seconds.
@@ -62,6 +63,7 @@ class K1Callback(TrainerCallback):
         length: int | None = None,
         rows: int | None = None,
         interval: int = 50,
+        every: int = 1,
         forgetting_budget: float | None = None,
         teacher_dtype: torch.dtype | None = None,
         teacher_device: torch.device | str | None = None,
@@ -71,10 +73,13 @@ class K1Callback(TrainerCallback):
             raise K1Error(f"policy '{policy}' does nothing with fraction 1; leave one of them out")
         if not weight > 0:
             raise K1Error(f"weight must be above 0, not {weight}; k1.sparse_updates(optimizer) works without rehearsal")
+        if every < 1:
+            raise K1Error(f"every must be at least 1 step, not {every}")
         if forgetting_budget is not None and not forgetting_budget >= 0:
             raise K1Error(f"forgetting_budget must be at least 0 nats per token, not {forgetting_budget}")
         self.known, self.written = known, written
         self.fraction, self.policy, self.weight, self.budget = fraction, policy, weight, forgetting_budget
+        self.every = every
         self.settings: dict[str, Any] = {"sequences": sequences, "length": length, "rows": rows, "interval": interval}
         self.teacher: dict[str, Any] = {"teacher_dtype": teacher_dtype, "teacher_device": teacher_device}
         self.results: dict | None = None
@@ -99,6 +104,8 @@ class K1Callback(TrainerCallback):
         settings = {**self.settings, **self.teacher}
         if settings["rows"] is None:
             settings["rows"] = quarter
+        # A rehearsal counts the steps that rehearse alone.
+        settings["interval"] = math.ceil(settings["interval"] / self.every)
         known, self._sample = self.known, []
         if known is not None:
             texts = texts_of(known, others.get("processing_class"), args.seed)
@@ -145,9 +152,12 @@ class K1Callback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """Add the gradient, of no more sequences at once than the Trainer reads; it has set the old one to zero."""
+        step = state.global_step + 1
+        if step % self.every:
+            return
         started, total, model = time.perf_counter(), 0.0, others["model"]
         with autocast(args, model):
-            tokens = self.rehearsal.sequences_of(model, state.global_step + 1)
+            tokens = self.rehearsal.sequences_of(model, step // self.every)
         with in_mode(model, training=True):
             for rows in tokens.split(args.per_device_train_batch_size):
                 with autocast(args, model):
@@ -218,7 +228,7 @@ class K1Callback(TrainerCallback):
             folder.mkdir(parents=True, exist_ok=True)
             save_file(written, folder / WRITTEN_FILE)
             settings = {
-                "fraction": self.fraction, "policy": self.policy, "weight": self.weight,
+                "fraction": self.fraction, "policy": self.policy, "weight": self.weight, "every": self.every,
                 "forgetting_budget": self.budget, **self.settings, "length": self.rehearsal.length,
             }  # fmt: skip
             (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")

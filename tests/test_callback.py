@@ -173,6 +173,18 @@ def test_it_works_twice_in_a_row_wherever_the_trainer_does(tmp_path, monkeypatch
         assert len(logged) == 4 and logged[0] == 0 and max(logged) > 4e-5
 
 
+def test_it_rehearses_in_one_step_of_so_many(tmp_path, monkeypatch):
+    regenerated, rewrite = [], Rehearsal.rewrite
+    monkeypatch.setattr(
+        Rehearsal, "rewrite", lambda *inputs, **named: regenerated.append(inputs[2]) or rewrite(*inputs, **named)
+    )
+    trainer = trainer_of(tmp_path, k1.K1Callback(KNOWN, every=3, sequences=6, length=8, interval=6), max_steps=12)
+    trainer.train()
+    assert [entry["step"] for entry in trainer.state.log_history if "divergence" in entry] == [3, 6, 9, 12]
+    # Of the rehearsed steps each second one, every 6 steps of the Trainer.
+    assert regenerated == [1, 3]
+
+
 def test_a_trainer_that_trains_twice_goes_on(tmp_path):
     callback = k1.K1Callback(KNOWN, **SMALL)
     trainer = trainer_of(tmp_path, callback, max_steps=2)
@@ -186,7 +198,7 @@ def test_a_training_resumes_from_a_checkpoint_with_the_same_bits(tmp_path, prepa
     """Also if the checkpoint lies between two steps at which the sequences are regenerated, and with dropout."""
 
     def trained(**options):
-        callback = k1.K1Callback(KNOWN, forgetting_budget=1e-4, sequences=6, length=8, interval=4)
+        callback = k1.K1Callback(KNOWN, forgetting_budget=1e-4, sequences=6, length=8, interval=4, every=2)
         trainer = trainer_of(
             tmp_path, callback, prepare(fresh_model(dropout=0.1)), max_steps=9, save_steps=6, save_strategy="steps",
             gradient_accumulation_steps=2,
@@ -220,14 +232,14 @@ def test_a_budget_cuts_the_change_back(tmp_path):
 
 
 def test_what_was_saved_is_rehearsed_with_the_next_task(tmp_path):
-    first = k1.K1Callback(KNOWN, weight=2.0, policy="stage", **SMALL)
+    first = k1.K1Callback(KNOWN, weight=2.0, policy="stage", every=2, **SMALL)
     with pytest.raises(K1Error, match="nothing to rehearse or to save before"):
         first.save(tmp_path)
     trainer = trainer_of(tmp_path, first, max_steps=2)
     trainer.train()
     first.save(tmp_path / "k1")
     second = k1.K1Callback.load(tmp_path / "k1", known=tokens(8, seed=2), interval=3)
-    assert (second.weight, second.policy, second.fraction) == (2.0, "stage", 0.51)
+    assert (second.weight, second.policy, second.fraction, second.every) == (2.0, "stage", 0.51, 2)
     assert second.settings == {**first.settings, "interval": 3}
     trainer_of(tmp_path, second, trainer.model, max_steps=1).train()
     old, new = second.rehearsal.written
@@ -244,6 +256,7 @@ def test_what_was_saved_is_rehearsed_with_the_next_task(tmp_path):
         ({"policy": "half"}, "policy 'half' is unknown"),
         ({"fraction": 1, "policy": "stage"}, "policy 'stage' does nothing with fraction 1"),
         ({"weight": 0}, "weight must be above 0"),
+        ({"every": 0}, "every must be at least 1 step"),
         ({"forgetting_budget": -1}, "forgetting_budget must be at least 0"),
     ],
 )
