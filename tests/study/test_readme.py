@@ -67,6 +67,15 @@ def test_every_table_that_is_recorded_stands_on_one_page():
     assert {path.stem for path in (ROOT / "results").glob("*.md")} - linked < set(shown)
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_a_file_and_a_heading(page):
+    for name, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", (ROOT / page).read_text()):
+        target = (ROOT / page).parent / name if name else ROOT / page
+        assert target.exists(), name
+        headings = re.findall(r"^#+ (.*)", target.read_text(), re.M) if anchor else [""]
+        assert anchor in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+
+
 def test_the_answer_of_the_readme_is_what_the_seeds_found(seeds):
     """51% alone forget as much as the baseline; rehearsal keeps nearly all, and new datasets are learned no worse."""
 
