@@ -42,8 +42,9 @@ class K1Callback(TrainerCallback):
     token, on `rows` rehearsed sequences is added; by default that is a quarter of what a
     step reads, in each process. That is done in one step of `every`. The Trainer adds its
     own loss, clips both together and steps, and `fraction` of the parameters may change, by
-    `policy` (see `sparse_updates`; 1 leaves them out). At the end the model keeps the largest share of its change whose
-    predicted forgetting is at most `forgetting_budget`, in nats per token. Seeds are the Trainer's.
+    `policy` (see `sparse_updates`; 1 leaves them out). At the end the model keeps the
+    largest share of its change whose predicted forgetting is at most `forgetting_budget`,
+    in nats per token. Seeds are the Trainer's.
 
     The log has the `divergence`, and at the end `predicted_forgetting` and seconds.
     A training that resumes from a checkpoint, in a Trainer made as the first, ends with the

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from functools import partial
-from itertools import starmap
 from operator import itemgetter, sub, truediv
 from pathlib import Path
 
@@ -84,7 +83,7 @@ def format_seeds(reports: list[dict]) -> str:
     tables = {
         **{f"{title}: {AT_BOTH_TIMES}": at_both_times(score, labels) for score, (title, _, _) in SHOWN.items()},
         "Forgetting in % of the accuracy after the dataset's own stage": forgetting_columns(reports[0], earlier),
-        "Forgetting in nats per token": list(starmap(mean_of, kinds.items())),
+        "Forgetting in nats per token": [mean_of(*kind) for kind in kinds.items()],
     }
     criteria = [["Criterion", *(f"seed {report['seed']}" for report in reports)]]
     for items in zip(*(report["criteria"] for report in reports)):
