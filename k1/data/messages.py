@@ -21,15 +21,21 @@ def say_once(line: str) -> None:
 
 
 @contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep libraries from logging, warning and showing progress; as before afterwards."""
+def quiet_logs() -> Iterator[None]:
+    """Keep libraries from logging; as before afterwards."""
     before = logging.root.manager.disable
     logging.disable()
     try:
-        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
-            yield
+        yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep libraries from logging, warning and showing progress."""
+    with quiet_logs(), open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        yield
 
 
 @contextmanager

