@@ -177,7 +177,7 @@ model-costs: .venv/.installed-dev
 	@cat models/model_costs/costs.md
 
 # What the pages show, from make, make seeds and all other commands that train; a test compares them with results/.
-# Of what was not run here the record stays as it is.
+# Of what was not run here the record stays as it is; paths in it are those from here.
 RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) \
 	$(foreach end,json md,benchmark.$(end):benchmark.$(end)) \
 	$(foreach steps,6 60 240,$(foreach end,results.json results.md frontier.png, \
@@ -189,8 +189,8 @@ RECORDED = $(foreach seed,$(SEEDS),seed$(seed)/report.json:seed$(seed).json) \
 	study/frontier.png:study.png stream/accuracy.png:stream.png map/frontier.png:map.png
 record: .venv/.installed
 	$(RUN) -m k1.report --json results/report.json --plots results > results/report.md
-	@for pair in $(RECORDED); do \
-		[ ! -e models/$${pair%:*} ] || cp models/$${pair%:*} results/$${pair#*:} || exit 1; done
+	@for pair in $(RECORDED); do from=models/$${pair%:*}; to=results/$${pair#*:}; [ ! -e $$from ] || case $$to in \
+		*.png) cp $$from $$to;; *) sed 's|$(CURDIR)/||g' $$from > $$to;; esac || exit 1; done
 	$(RUN) -m k1.study.seeds results/seed*.json > results/seeds.md
 	$(RUN) -m k1.study.readme
 

@@ -134,7 +134,7 @@ def cut(text: str, most: int, ends: tuple[str, ...]) -> list[str]:
     return [found[0] for found in re.finditer(pattern, text, re.DOTALL)]
 
 
-def with_text(documents: Iterable[str | None], path: Path, most: int | None = None) -> Iterator[str]:
+def with_text(documents: Iterable[str | None], path: object, most: int | None = None) -> Iterator[str]:
     """Pass on the first `most` documents that are not blank, the long ones cut, and say what is left out.
 
     Raises `K1Error` if more than `MISSING_SHARE` of the rows have no text.

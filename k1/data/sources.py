@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 
 import datasets
@@ -15,7 +15,7 @@ import pyarrow as pa
 from k1.data import corpora
 from k1.data.cache import SPLITS, stored
 from k1.data.corpora import BUNDLED_CORPORA, bundled_documents, bundled_version
-from k1.data.local_files import local_splits
+from k1.data.local_files import local_splits, with_text
 from k1.data.messages import refusals, say_once
 from k1.data.readers import COMPRESSIONS, FORMATS, rows
 from k1.errors import K1Error
@@ -54,9 +54,8 @@ class HubSource:
         for split in ("train",) if self.is_streamed else SPLITS:
             if split in loaded:
                 documents = self.rows_to_documents(text or "" for text in rows(loaded[split], self.id, self.columns))
-                documents = (document for document in documents if document and not document.isspace())
                 most = max_documents if split == "train" else None
-                splits[split] = stored("text", pa.string(), islice(documents, most))
+                splits[split] = stored("text", pa.string(), with_text(documents, self.id, most))
         return splits
 
 
