@@ -86,6 +86,7 @@ class K1Callback(TrainerCallback):
         self.results: dict | None = None
         self._rehearsal: Rehearsal | None = None
         self._sparse: SparseUpdates | None = None
+        self._divergences: list[float] = []
 
     @property
     def rehearsal(self) -> Rehearsal:
@@ -121,7 +122,7 @@ class K1Callback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Attach the sparse updates, and begin, or resume, with sequences that the model as it is now writes."""
+        """Begin, or resume, with sequences that the model as it is now writes."""
         if self._rehearsal is None:
             if state.global_step:
                 raise K1Error(
@@ -129,18 +130,28 @@ class K1Callback(TrainerCallback):
                 )
             self.on_init_end(args, state, control, **others)
         require_whole(others["model"].parameters())
-        self._divergences: list[float] = []
+        self._divergences.clear()
         # The Trainer calls its own reporters first, which would not see what `on_log` adds to the log.
         self._handler = sys._getframe(1).f_locals.get("self")
         if isinstance(self._handler, CallbackHandler):
             self._handler.callbacks.sort(key=lambda callback: callback is not self)
+        self.rehearsal.discard()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Attach the sparse updates to the optimizer, for this step alone: a training may be stopped after any."""
         self._detach()
         if self.fraction < 1:
             self._sparse = sparse_updates(others["optimizer"], self.fraction, args.seed, self.policy or "windows")
-        self.rehearsal.discard()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Leave the optimizer as the Trainer made it."""
+        self._detach()
 
     def _detach(self) -> None:
-        """Leave the optimizer as the Trainer made it."""
         if self._sparse:
             self._sparse.remove()
         self._sparse = None
@@ -160,7 +171,7 @@ class K1Callback(TrainerCallback):
         with autocast(args, model):
             tokens = self.rehearsal.sequences_of(model, step // self.every)
         with in_mode(model, training=True):
-            for rows in tokens.split(args.per_device_train_batch_size):
+            for rows in tokens.split(min(args.per_device_train_batch_size, state.train_batch_size or math.inf)):
                 with autocast(args, model):
                     part = self.rehearsal.divergence(model, rows) / tokens[:, 1:].numel()
                 (self.weight * part).backward()
@@ -180,7 +191,6 @@ class K1Callback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """Keep the model within the budget, and measure it, before and after: see `report`."""
-        self._detach()
         model, new = others["model"], new_sample(others["train_dataloader"], args)
         texts = [text[None, : self.rehearsal.length] for text in self._sample]
         known = [{"input_ids": text, "labels": text} for text in texts]
@@ -274,7 +284,9 @@ def mean_loss(model: PreTrainedModel, batches: list[dict[str, Tensor]]) -> float
     total, tokens = 0.0, 0
     with in_mode(model, training=False):
         for batch in batches:
-            if "labels" in batch and (count := int((batch["labels"][:, 1:] != -100).sum())):
+            # Labels of another shape are of a loss that only the Trainer knows.
+            labels = batch.get("labels", torch.empty(0))
+            if labels.dim() == 2 and (count := int((labels[:, 1:] != -100).sum())):
                 batch = {name: value.to(model.device) for name, value in batch.items()}
                 total += count * float(model(**batch).loss)
                 tokens += count

@@ -27,8 +27,10 @@ def texts_of(known: Any, tokenizer: Any = None, seed: int = 0) -> Iterator[Tenso
     if hasattr(known, "__getitem__") and hasattr(known, "__len__"):
         order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed)).tolist()
         items = (known[number] for number in order)
+    # Of a processor of texts and pictures.
+    inner = getattr(tokenizer, "tokenizer", None)
     for item in items:
-        yield from texts_in(item, getattr(tokenizer, "tokenizer", tokenizer))
+        yield from texts_in(item, inner if callable(inner) else tokenizer)
 
 
 def texts_in(item: Any, tokenizer: Any, mask: Any = None) -> Iterator[Tensor]:

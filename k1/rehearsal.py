@@ -46,8 +46,8 @@ class Rehearsal:
     """The text that a model rehearses while it learns something new, and the teacher whose predictions are kept.
 
     The teacher is `model` as it is now: a frozen copy, of `teacher_dtype` and on
-    `teacher_device` if given, or, if it has a fresh adapter of peft, the model itself with
-    the adapter off. With `known`, text that the model knows (see `k1.known.texts_of`; the
+    `teacher_device` if given, or, if it trains a fresh adapter of peft alone, the model itself
+    with the adapter off. With `known`, text that the model knows (see `k1.known.texts_of`; the
     `tokenizer` is for texts and chats), it continues `sequences` beginnings of it, a quarter
     of `length` each, and only what it wrote is kept, after what was `written` before earlier
     tasks. With neither it begins with the token that begins a text.
@@ -92,9 +92,9 @@ class Rehearsal:
         self._begin = first_token(getattr(config, "bos_token_id", None))
         if any(text.dim() != 2 or text.shape[1] < self.given for text in written):
             raise K1Error(f"what was written earlier is not of length {length}; give every rehearsal the same length")
-        self._moves = teacher_device is None
         self.teacher = teacher_of(model, teacher_dtype, teacher_device)
         self._is_itself = self.teacher is model
+        self._moves = teacher_device is None and not self._is_itself
         self.written = list(written)
         if known is not None or not self.written:
             texts = None if known is None else texts_of(known, tokenizer, seed)
@@ -243,7 +243,7 @@ class Rehearsal:
 
         def is_within(share: float) -> bool:
             keep_share(model, start, end, share)
-            return max(self.predicted_forgetting(model)) <= budget
+            return all(forgotten <= budget for forgotten in self.predicted_forgetting(model))
 
         if is_within(1.0):
             return 1.0
@@ -259,7 +259,7 @@ class Rehearsal:
 def keep_share(model: torch.nn.Module, start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> None:
     """Put each parameter of `model` on the line from its value in `start` to that in `end`, at `share`, from 0 to 1."""
     for name, value in start.items():
-        model.get_parameter(name).copy_(value.lerp(end[name], share))
+        model.get_parameter(name).copy_(value.lerp(end[name], share) if share else value)
 
 
 def with_beginning(begin: Tensor, tokens: Tensor) -> Tensor:

@@ -76,6 +76,8 @@ class SparseUpdates:
         require_whole(parameter for group in inner.param_groups for parameter in group["params"])
         if getattr(inner, "sparse_updates", None) is not None:
             raise K1Error("this optimizer has sparse updates already; remove() those first")
+        if hasattr(inner, "eval") or hasattr(inner, "optimizer_dict"):
+            raise K1Error("this optimizer has weights of its own, or steps in the backward pass; choose another")
         if any(group.get("lr") is None for group in inner.param_groups):
             raise K1Error("this optimizer sets its learning rate itself; give it one (lr)")
         self.optimizer, self.fraction, self.seed, self.policy = inner, fraction, seed, policy
@@ -88,18 +90,22 @@ class SparseUpdates:
         """Detach from the optimizer, whose steps then change every parameter again."""
         for hook in self._hooks:
             hook.remove()
+        self._close()
         self.optimizer.sparse_updates = None
+
+    def _close(self) -> None:
+        """End a step that raised an error, whose learning rates are put back."""
+        if self._waiting is not None:
+            self._waiting.close()
+        self._waiting = None
 
     @torch.no_grad()
     def _before(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        if self._waiting is not None:
-            # A step that raised an error: its learning rates are put back.
-            self._waiting.close()
+        self._close()
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad and p.numel()]
         total = sum(parameter.numel() for parameter in trained)
         budget = max(1, round(self.fraction * total))
         number = optimizer.param_groups[0].setdefault(COUNTER, 0)
-        self._waiting = None
         if budget < total:
             step = Step(optimizer, trained, budget, self.fraction, self.seed, number)
             self._waiting = POLICIES[self.policy](step)
@@ -168,10 +174,10 @@ def windows_to_keep(step: Step, number: int) -> list[Tensor]:
 
 def keep_windows(step: Step, number: int) -> Generator[None, None, None]:
     """Copy the windows of the random numbers `number` and put them back after the step."""
-    views = windows_to_keep(step, number)
-    copies = [view.clone() for view in views]
+    copies = [view.clone() for view in windows_to_keep(step, number)]
     yield
-    for view, copy in zip(views, copies):
+    # Drawn again, as some optimizers give a parameter other memory.
+    for view, copy in zip(windows_to_keep(step, number), copies):
         view.copy_(copy)
 
 

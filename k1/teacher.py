@@ -31,7 +31,7 @@ def config_of(model: PreTrainedModel) -> PretrainedConfig:
 def teacher_of(
     model: PreTrainedModel, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> PreTrainedModel:
-    """A frozen copy of `model`; of one with a fresh adapter of peft itself, as it is there without the adapter.
+    """A frozen copy of `model`; of one that trains a fresh adapter of peft alone itself, as it is there without it.
 
     Raises `K1Error` for a model in pieces, an adapter that is a prompt, and the `dtype` or `device` of no copy;
     and for weights that would get no gradient after the model has predicted.
@@ -44,7 +44,7 @@ def teacher_of(
     if hasattr(model, "disable_adapter"):
         if model.active_peft_config.is_prompt_learning:  # type: ignore[union-attr]
             raise K1Error("rehearsal does not fit an adapter that is a prompt; choose another, such as LoRA")
-        if is_adapter_fresh(model):
+        if is_adapter_alone(model):
             if dtype or device:
                 raise K1Error("the teacher is the model with its adapter off, no copy: leave out its dtype and device")
             return model
@@ -61,20 +61,29 @@ def teacher_of(
 
 
 @torch.no_grad()
-def is_adapter_fresh(model: Any) -> bool:
-    """Whether a `model` of peft predicts the same with its adapter as without."""
-    tokens = torch.arange(min(16, model.get_input_embeddings().num_embeddings), device=model.device)[None]
+def is_adapter_alone(model: Any) -> bool:
+    """Whether a `model` of peft predicts the same with its adapter as without, and trains nothing else."""
+    tokens = torch.arange(min(16, config_of(model).vocab_size), device=model.device)[None]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with in_mode(model, training=False):
         ours = model(input_ids=tokens).logits
         with without_adapter(model):
-            return torch.allclose(ours, model(input_ids=tokens).logits, rtol=1e-3, atol=1e-3)
+            is_fresh = torch.allclose(ours, model(input_ids=tokens).logits, rtol=1e-3, atol=1e-3)
+            # What the adapter has is switched off there; biases or norms that train beside it are not.
+            return is_fresh and not any(parameter.requires_grad for parameter in trained)
 
 
 @contextmanager
 def without_adapter(model: Any) -> Iterator[None]:
     """Context in which a `model` of peft is the one below its adapter, in evaluation mode."""
-    with in_mode(model, training=False), model.disable_adapter():
-        yield
+    trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        with in_mode(model, training=False), model.disable_adapter():
+            yield
+    finally:
+        # peft lets all of an adapter train afterwards, also what was frozen.
+        for parameter, is_trained in trained.items():
+            parameter.requires_grad_(is_trained)
 
 
 @contextmanager

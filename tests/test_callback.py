@@ -43,9 +43,10 @@ def fresh_model(dropout: float = 0.0) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def adapted(model: LlamaForCausalLM) -> peft.PeftModel:
+def adapted(model: LlamaForCausalLM, **settings: object) -> peft.PeftModel:
     torch.manual_seed(0)
-    return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"]))
+    settings = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"], **settings}
+    return peft.get_peft_model(model, peft.LoraConfig(**settings))
 
 
 def trainer_of(folder, callback, model=None, **options) -> Trainer:
@@ -114,7 +115,7 @@ def test_the_gradient_of_the_divergence_is_added_and_no_more_is_read_at_once_tha
         fp16=False, bf16=False, fsdp=None, deepspeed=None, seed=0, train_batch_size=3, per_device_train_batch_size=3,
         gradient_accumulation_steps=10,
     )  # fmt: skip
-    model, state = fresh_model(), SimpleNamespace(global_step=4)
+    model, state = fresh_model(), SimpleNamespace(global_step=4, train_batch_size=3)
     callback = k1.K1Callback(KNOWN, weight=0.7, fraction=1, sequences=6, length=8, interval=3)
     callback.on_init_end(arguments, None, None, model=fresh_model())
     callback.on_train_begin(arguments, state, None, model=model)
@@ -191,6 +192,18 @@ def test_a_trainer_that_trains_twice_goes_on(tmp_path):
     trainer.train()
     trainer.train()
     assert trainer.optimizer.param_groups[0]["sparse_step"] == 4
+
+
+def test_nothing_outlives_the_step_in_which_a_training_is_stopped(tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            raise KeyboardInterrupt
+
+    trainer = trainer_of(tmp_path, k1.K1Callback(KNOWN, **SMALL))
+    trainer.add_callback(Stop)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert k1.sparse_updates(trainer.optimizer).optimizer.param_groups[0]["sparse_step"] == 1
 
 
 @pytest.mark.parametrize("prepare", [lambda model: model, adapted], ids=["whole", "adapter"])
@@ -319,6 +332,17 @@ def test_with_a_fresh_adapter_the_teacher_is_the_model_itself():
     assert [name for name, value in model.named_parameters() if value.grad is not None] == trained
     # The adapter has learned something: without it the model is not what it is now.
     assert k1.Rehearsal(model, KNOWN, **SMALL).teacher is not model
+
+
+def test_what_trains_beside_an_adapter_or_is_frozen_in_it_stays_so():
+    model = adapted(fresh_model())
+    model.base_model.model.model.norm.weight.requires_grad_(True)
+    assert k1.Rehearsal(model, KNOWN, **SMALL).teacher is not model
+    half = adapted(fresh_model(), target_modules=["embed_tokens", "q_proj"])
+    for name, value in half.named_parameters():
+        value.requires_grad_("lora_B" in name)
+    assert k1.Rehearsal(half, KNOWN, **SMALL).teacher is half
+    assert all(value.requires_grad == ("lora_B" in name) for name, value in half.named_parameters())
 
 
 def test_a_teacher_that_cannot_be_is_one_clear_line():

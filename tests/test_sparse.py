@@ -212,6 +212,11 @@ def test_learning_rate_is_put_back_after_a_step_that_failed():
         optimizer.step(fails)
     step(model, optimizer)
     assert optimizer.param_groups[0]["lr"] == 1e-2
+    with pytest.raises(ValueError, match="no loss"):
+        optimizer.step(fails)
+    updates = optimizer.sparse_updates
+    updates.remove()
+    assert optimizer.param_groups[0]["lr"] == 1e-2
 
 
 def test_groups_keep_their_rates_and_a_group_added_later_takes_part():
@@ -276,6 +281,21 @@ def test_fraction_1_and_removed_updates_are_the_dense_optimizer():
     assert bits(dense) == bits(whole) == bits(removed)
 
 
+def test_a_parameter_that_a_step_gives_other_memory_keeps_its_windows():
+    """As implementations of SAM do."""
+
+    class Moving(torch.optim.SGD):
+        def step(self, closure=None):
+            for parameter in self.param_groups[0]["params"]:
+                parameter.data = parameter.data - 0.1 * parameter.grad
+
+    model = nn.Linear(40, 40)
+    before, optimizer = snapshot(model), attached(Moving(model.parameters(), lr=0.1))
+    model(torch.ones(1, 40)).sum().backward()
+    optimizer.step()
+    assert changed(before, model) == round(0.51 * 1640)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [*(({"fraction": value}, "fraction") for value in (0, 1.1, float("nan"))), ({"policy": "half"}, "windows, stage")],
@@ -286,4 +306,8 @@ def test_what_cannot_be_is_one_clear_line(settings, message):
         k1.sparse_updates(optimizer, **settings)
     k1.sparse_updates(optimizer)
     with pytest.raises(K1Error, match="already"):
+        k1.sparse_updates(optimizer)
+    optimizer.eval = lambda: None  # as of schedule-free optimizers
+    optimizer.sparse_updates.remove()
+    with pytest.raises(K1Error, match="weights of its own"):
         k1.sparse_updates(optimizer)
