@@ -13,6 +13,7 @@ from scipy.special import stdtrit
 from k1.checkpoints import Checkpoint, Evaluation
 
 Matrix = Sequence[Sequence[float | None]] | np.ndarray
+MIN_QUALITY_KEPT = 0.90
 
 
 def accuracy_matrix(checkpoint: Checkpoint, score: str = "accuracy") -> list[list[float | None]]:
@@ -78,6 +79,15 @@ def new_dataset_loss(loss: Matrix) -> float:
 def final_loss(loss: Matrix) -> float:
     """Mean nats per token of all datasets at the end."""
     return mean(own_and_end(loss)[1])
+
+
+def keeps_quality(generation: dict[str, dict]) -> bool:
+    """Whether of each score of each dataset but the last `MIN_QUALITY_KEPT` is kept, by the lower end of its interval.
+
+    `generation` is of one model, dataset -> score -> what `k1.report.quality.quality_kept` returns.
+    """
+    *earlier, _ = generation.values()
+    return all(values["interval"][0] >= MIN_QUALITY_KEPT for scores in earlier for values in scores.values())
 
 
 def mean(values: Sequence[float] | np.ndarray) -> float:

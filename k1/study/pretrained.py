@@ -365,6 +365,11 @@ def forgetting_at(line: Line, new: float) -> float | None:
     return line[-1][1] if new > line[-1][0] else interpolated(line, new)
 
 
+def tried(rates: dict[float, list[dict]]) -> tuple[str, str]:
+    """How many learning rates an arm was tried at, and with how many seeds each."""
+    return str(len(rates)), " to ".join(map(str, sorted({len(records) for records in rates.values()})))
+
+
 def equal_learning_table(results: dict) -> str:
     """Forgetting of each arm at the loss on new text that full fine-tuning has at each of its rates, as Markdown.
 
@@ -372,14 +377,14 @@ def equal_learning_table(results: dict) -> str:
     """
     found = by_arm_and_rate(results)
     full = best_line(results, found["full"], [1.0])
-    rows = [["", *(f"at {new:.3f}" for new, _ in full)]]
-    rows.append(["full fine-tuning, nats per token", *(f"{rise:.3f}" for _, rise in full)])
+    rows = [["", "Rates", "Seeds", *(f"at {new:.3f}" for new, _ in full)]]
+    rows.append(["full fine-tuning, nats per token", *tried(found["full"]), *(f"{rise:.3f}" for _, rise in full)])
     for name, rates in found.items():
         line = best_line(results, rates)
         levels = [(forgetting_at(line, new), rise) for new, rise in full]
         label = f"{ARMS[name].label}, a share of the change" if name == "full" else ARMS[name].label
         shares = ["-" if level is None or rise < LEAST_RISE else f"{level / rise:.2f}" for level, rise in levels]
-        rows.append([label, *shares])
+        rows.append([label, *tried(rates), *shares])
     caption = (
         f"Forgetting at equal learning, {results['settings']['model']}, {results['settings']['steps']} steps: by how "
         "much the loss on known text has risen, as a share of what it has with full fine-tuning, at its losses on new "

@@ -10,7 +10,7 @@ import numpy as np
 
 from k1.errors import K1Error, command, module_parser
 from k1.experiment import ARMS
-from k1.report.metrics import mean, mean_and_interval, new_dataset_loss
+from k1.report.metrics import keeps_quality, mean, mean_and_interval, new_dataset_loss
 from k1.report.tables import (
     AT_BOTH_TIMES,
     SHOWN,
@@ -86,8 +86,13 @@ def format_seeds(reports: list[dict]) -> str:
         "Forgetting in nats per token": [mean_of(*kind) for kind in kinds.items()],
     }
     criteria = [["Criterion", *(f"seed {report['seed']}" for report in reports)]]
-    for items in zip(*(report["criteria"] for report in reports)):
-        criteria.append([items[0]["criterion"], *("met" if item["met"] else "NOT MET" for item in items)])
+    judged = {
+        items[0]["criterion"]: [item["met"] for item in items]
+        for items in zip(*(report["criteria"] for report in reports))
+    }
+    rehearsed = [keeps_quality(run["generation"]) for run in models["baseline_rehearsal"]]
+    judged[f"Criterion 3 of {ARMS['baseline_rehearsal']}"] = rehearsed
+    criteria += [[name, *("met" if is_met else "NOT MET" for is_met in seeds)] for name, seeds in judged.items()]
     sections = [
         *(Table(caption, rows_of("Model", arms, columns)) for caption, columns in tables.items()),
         against_baseline(models, labels, kinds),

@@ -175,16 +175,16 @@ def test_forgetting_is_the_rise_since_the_start_beside_the_line_of_full_fine_tun
     assert {arm: len(rates) for arm, rates in by_arm_and_rate(results).items()} == {"full": 2, "lora": 1, "k1": 1}
     first, second = rows_of(runs_table(results), ["Arm"]), rows_of(equal_learning_table(results), [""])
     assert first["K-1"][2:] == ["1.500", "3.250", "1.250", "0.250", "0.125 at 1.750", "0.062 at 2.000", "0.125", "7, 2"]
-    assert second[""] == ["at 1.000", "at 2.000"]
-    assert second["full fine-tuning, nats per token"] == ["2.000", "1.000"]
+    assert second[""] == ["Rates", "Seeds", "at 1.000", "at 2.000"]
+    assert second["full fine-tuning, nats per token"] == ["2", "1", "2.000", "1.000"]
     # The run that learned more, with half of its change, has a loss of 1.667; that with 75% of it 1.333 and 2 / 2.
-    assert second["full fine-tuning, a share of the change"] == ["1.00", "0.38"]
+    assert second["full fine-tuning, a share of the change"] == ["2", "1", "1.00", "0.38"]
     # K-1 with half of its change has the loss of full fine-tuning's first rate; it never learned as much as the other.
-    assert second["K-1"] == ["-", "0.06"]
+    assert second["K-1"] == ["1", "1", "-", "0.06"]
     # LoRA learned more than is asked for, and forgot nothing.
-    assert second["LoRA"] == ["0.00", "0.00"] and first["LoRA"][-1] == "7"
+    assert second["LoRA"][2:] == ["0.00", "0.00"] and first["LoRA"][-1] == "7"
     monkeypatch.setattr(pretrained, "LEAST_RISE", 1.5)
-    assert re.search(r"^\| LoRA +\| +0.00 \| +- \|$", equal_learning_table(results), re.M)
+    assert re.search(r"^\| LoRA +\| +1 \| +1 \| +0.00 \| +- \|$", equal_learning_table(results), re.M)
 
 
 def test_texts_are_blocks_that_begin_as_a_text_does_and_no_document_is_in_two_splits(tokenizer, monkeypatch):
