@@ -129,17 +129,17 @@ def test_a_package_that_is_not_installed_is_one_clear_line(tmp_path, target):
     assert_one_clear_line(finished, 1, " is missing; run: pip install 'k1[experiment]'")
 
 
+FULL = errno.ENOSPC, "No space left on device"
+MORE = "free some space or choose another place"
+
+
 @pytest.mark.parametrize(
     ("error", "advice"),
     [
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "free some space or choose another place"),
-        (
-            SafetensorError("I/O error: No space left on device (os error 28)"),
-            "free some space or choose another place",
-        ),
+        (OSError(*FULL), MORE),
+        (SafetensorError(f"I/O error: {FULL[1]} (os error 28)"), MORE),
         (PermissionError(errno.EACCES, "Permission denied"), "choose another place"),
     ],
-    ids=["full", "full for safetensors", "denied"],
 )
 def test_free_some_space_is_said_of_a_full_disk_alone(tmp_path, error, advice):
     (tmp_path / "file").write_text("old")

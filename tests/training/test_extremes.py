@@ -27,15 +27,6 @@ def test_divergence_stops_with_a_clear_line_and_leaves_the_old_checkpoint(traine
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".lock"} == files
 
 
-def test_after_a_divergence_at_the_last_step_a_lower_learning_rate_is_all_it_takes(trained, tmp_path):
-    one_step = "train_baseline_all.py", tmp_path, trained.corpora, "--max_steps", 1
-    diverged = train(*one_step, "--learning_rate", "1e30", "--weight_decay", 0)
-    assert_one_clear_line(diverged, 1, "diverged at step 1 ", "lower --learning_rate from 1e+30")
-    finished = train(*one_step)
-    assert finished.returncode == 0, finished.stderr
-    assert load_checkpoint(tmp_path / "baseline_dataset1.pt").history[-1]["step"] == 1
-
-
 def test_a_batch_that_predicts_one_token(corpora, tmp_path):
     flags = ["--max_steps", 4, "--batch_size", 1, "--seq_length", 2]
     finished = train("train_k1_dataset1.py", tmp_path, [corpora[0]], *flags)
