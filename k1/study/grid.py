@@ -103,7 +103,7 @@ def learn_later_datasets(run: dict, first: Path, settings: dict) -> dict:
     """
     started = time.perf_counter()
     method, names = METHODS[run["method"]], settings["dataset_names"]
-    previous = load_checkpoint(first, method.script)
+    previous = load_checkpoint(first)
     stages = [
         stage_arguments(
             method.script, stage, settings, seed=previous.seed, learning_rate=run["learning_rate"],
@@ -150,7 +150,7 @@ def execute(run: dict, out: Path, settings: dict) -> dict:
 
     What it continues, a model of dataset 1 at the preset's learning rate, is trained if the folder `out` lacks it.
     """
-    script = METHODS[run["method"]].script
+    script = METHODS[run["method"]].start
     first = out / "first" / f"{script}-seed{run['seed']}.pt"
     # Other runs continue it too.
     with FileLock(first.with_suffix(".lock")):

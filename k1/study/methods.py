@@ -156,7 +156,7 @@ def orthogonal_subspace(model: PreTrainedModel, embeddings: float = 0) -> Any:
 
 
 # By whether the model is held to what it was, and takes higher rates.
-RATES = {False: (5e-4, 1.5e-3, 4.5e-3), True: (1e-3, 3e-3, 9e-3)}
+RATES = {False: (5e-4, 1.5e-3, 4.5e-3, 1.35e-2), True: (1e-3, 3e-3, 9e-3, 2.7e-2)}
 WIDE_RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 
 
@@ -164,14 +164,16 @@ WIDE_RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 class Method:
     """One row of the study.
 
-    `label` is its name in tables and pictures. It trains with the settings of `script` (`k1` or `baseline`) but for
-    the share `rehearsal` of rehearsed text and the `flags`, by `training`, which gets each of the `settings` in turn.
+    `label` is its name in tables and pictures. It continues the model of dataset 1 of `start`, and trains with the
+    settings of `script` (both `k1` or `baseline`) but for the share `rehearsal` of rehearsed text and the `flags`, by
+    `training`, which gets each of the `settings` in turn.
     `learning_rates` are its own, if it has others than those like it. `reference` is the method that it is compared
     with, and `joint` means all datasets at once from fresh weights.
     """
 
     label: str
     script: str = "baseline"
+    start: str = "baseline"
     rehearsal: float = 0.0
     flags: dict[str, object] = field(default_factory=dict)
     training: Callable[..., list[dict]] = Stage.train
@@ -221,9 +223,9 @@ def of_map(rehearsal: float, policy: str, share: float) -> Method:
     """
     stretch = share ** (0.5 if policy == "windows" else -0.5)
     return Method(
-        "100%" if share == 1 else f"{share:.0%}, {MAP_POLICIES[policy]}", "k1", rehearsal,
+        "100%" if share == 1 else f"{share:.0%}, {MAP_POLICIES[policy]}", "k1", "k1", rehearsal,
         flags={"policy": policy, "update_fraction": share}, reference=f"all_{rehearsal:g}",
-        learning_rates=tuple(float(f"{rate * stretch:.2g}") for rate in RATES[rehearsal > 0]),
+        learning_rates=tuple(float(f"{rate * stretch:.2g}") for rate in RATES[rehearsal > 0][:3]),
     )  # fmt: skip
 
 

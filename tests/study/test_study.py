@@ -32,7 +32,9 @@ from tests.study.records import record
 pytestmark = [pytest.mark.xdist_group("study"), pytest.mark.slow]
 
 # Methods of all three grids.
-STUDIED = ("baseline", "k1", "baseline_rehearsal", "ewc", "lora", "replay", "joint", "momentum_0.1_0.25")
+STUDIED = (
+    "baseline", "k1", "baseline_rehearsal", "ewc", "lora", "replay", "joint", "momentum_0.1_0.25", "windows_0.51_0.25",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,10 @@ def study(tmp_path_factory, corpora):
 @pytest.fixture(scope="module")
 def runs(study):
     return json.loads((study[1] / "results.json").read_text())["runs"]
+
+
+def test_all_methods_of_the_study_continue_one_model(runs):
+    assert len({tuple(run["loss_matrix"][1]) for run in runs.values() if run["method"] in GRIDS["study"][:-1]}) == 1
 
 
 def test_every_run_is_recorded_and_shown(study, runs, corpora):
@@ -92,11 +98,11 @@ def test_a_recorded_run_is_not_repeated_and_a_missing_one_is(study):
     assert again["validation_loss_matrix"] == removed["validation_loss_matrix"]
 
 
-@pytest.mark.parametrize("script", ["k1", "baseline"])
-def test_the_study_computes_what_the_scripts_compute(runs, trained_fully, script):
+@pytest.mark.parametrize(("method", "script"), [("windows_0.51_0.25", "k1"), ("baseline", "baseline")])
+def test_the_study_computes_what_the_scripts_compute(runs, trained_fully, method, script):
     final = load_checkpoint(trained_fully / ARM_FILES[script][-1], script)
     for score in ("loss", "accuracy"):
-        computed, expected = runs[f"{script}-seed0-0.01"][f"{score}_matrix"], accuracy_matrix(final, score)
+        computed, expected = runs[f"{method}-seed0-0.01"][f"{score}_matrix"], accuracy_matrix(final, score)
         # The scripts also evaluate each dataset before its stage.
         for stage in range(1, 4):
             assert computed[stage] == [*expected[stage][:stage], *[None] * (3 - stage)]
