@@ -1,6 +1,7 @@
 """Reads files with documents: plain text, JSON, JSON Lines, CSV, Parquet and Arrow, by the library `datasets`."""
 
 import glob
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import datasets
 import fsspec
 import pyarrow as pa
 
+from k1.data.cache import cache_folder
 from k1.data.messages import quiet_logs, reason
 from k1.errors import K1Error
 
@@ -32,7 +34,8 @@ def file_documents(path: Path) -> Iterator[str | None]:
     if path.suffix.lower() in ARCHIVES:
         raise K1Error(f"{path}: archives are not read; unpack it")
     try:
-        with quiet_logs():
+        # The library leaves the locks of what it reads in its cache.
+        with quiet_logs(), tempfile.TemporaryDirectory(prefix=".", dir=cache_folder()) as cache:
             if kind == "text":
                 with fsspec.open(str(path), "rt", compression="infer", encoding="utf-8-sig") as file:
                     yield file.read()
@@ -41,7 +44,7 @@ def file_documents(path: Path) -> Iterator[str | None]:
                 table = {"keep_default_na": False, "na_values": "", "sep": "\t" if ".tsv" in path.name.lower() else ","}
                 yield from rows(
                     datasets.load_dataset(
-                        kind, data_files=glob.escape(str(path)), split="train", streaming=True,
+                        kind, data_files=glob.escape(str(path)), split="train", streaming=True, cache_dir=cache,
                         **(table if kind == "csv" else {}),
                     ), path,
                 )  # fmt: skip
@@ -54,8 +57,9 @@ def file_documents(path: Path) -> Iterator[str | None]:
 def choose_column(kinds: Mapping[str, str], where: object) -> str:
     """Choose the column "text", else "content", else the only one whose kind is "text"; raises `K1Error`."""
     names = [name for name in KNOWN_COLUMNS if name in kinds][:1] or [name for name in kinds if kinds[name] == "text"]
-    # Of a table without a header the first row is taken for the names.
-    if len(names) != 1 or not names[0].isidentifier():
+    # What is no plain name may be the first row of a table without a header.
+    is_csv = isinstance(where, Path) and file_format(where) == "csv"
+    if len(names) != 1 or is_csv and not names[0].replace("-", "_").isidentifier():
         shown = ", ".join(f"{name:.40}" for name in kinds)
         raise K1Error(f'{where}: columns are {shown}; rename the one with the documents to "text"')
     # A column without any value has no kind.

@@ -19,7 +19,7 @@ FILES = {
     "a.csv": 'id,text\n1,"first\nsecond line"\n2,  indented \u00e9\u2028\n'.encode(),
     "a.tsv": 'id\tprose\n1\t"first\nsecond line"\n2\t  indented \u00e9\u2028\n'.encode(),
     "a.parquet": parquet(text=TWO, content=["x", "y"]),
-    "a.pq": parquet(text=TWO),
+    "a.pq": parquet(**{"document text": TWO}),
     "odd [1]*?.parquet": parquet(text=pa.array(TWO, pa.large_string())),
     "dictionary.parquet": parquet(text=pa.array(TWO).dictionary_encode()),
 }
