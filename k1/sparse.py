@@ -145,13 +145,13 @@ def flat(parameter: Tensor) -> Tensor:
     return parameter.detach().permute(order).view(-1)
 
 
-def windows_to_keep(step: Step, number: int) -> list[Tensor]:
+def windows_to_keep(step: Step, number: int) -> list[tuple[Tensor, slice]]:
     """Draw of each parameter a window that must not change, so that in all exactly `step.budget` elements may.
 
     A window is a stretch of the flattened parameter that begins anywhere and goes on at
     the front if it reaches the end. Of every parameter it is the same share but for
     rounding, which is drawn too: a parameter of one element is in it now and then.
-    Returns views, one or two for each window. `number` is that of the random numbers.
+    Returns the parameters and stretches, one or two for each window. `number` is that of the random numbers.
     """
     sizes = [parameter.numel() for parameter in step.parameters]
     total = sum(sizes)
@@ -160,25 +160,26 @@ def windows_to_keep(step: Step, number: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed((STEPS_PER_SEED * step.seed + number) % 2**63)
     phase = int(torch.randint(total, (), generator=generator))
     starts = torch.rand(len(sizes), generator=generator, dtype=torch.float64).tolist()
-    views, seen, done = [], 0, 0
+    windows, seen, done = [], 0, 0
     for parameter, size, place in zip(step.parameters, sizes, starts):
         seen += size
         length = (seen * kept + phase) // total - done
         done += length
-        elements, start = flat(parameter), int(place * size)
-        views.append(elements[start : start + length])
+        start = int(place * size)
+        windows.append((parameter, slice(start, start + length)))
         if start + length > size:
-            views.append(elements[: start + length - size])
-    return views
+            windows.append((parameter, slice(start + length - size)))
+    return windows
 
 
 def keep_windows(step: Step, number: int) -> Generator[None, None, None]:
     """Copy the windows of the random numbers `number` and put them back after the step."""
-    copies = [view.clone() for view in windows_to_keep(step, number)]
+    windows = windows_to_keep(step, number)
+    copies = [flat(parameter)[window].clone() for parameter, window in windows]
     yield
-    # Drawn again, as some optimizers give a parameter other memory.
-    for view, copy in zip(windows_to_keep(step, number), copies):
-        view.copy_(copy)
+    # No view of before: some optimizers give a parameter other memory.
+    for (parameter, window), copy in zip(windows, copies):
+        flat(parameter)[window].copy_(copy)
 
 
 def random_windows(step: Step) -> Generator[None, None, None]:

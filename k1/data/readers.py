@@ -34,24 +34,28 @@ def file_documents(path: Path) -> Iterator[str | None]:
     if path.suffix.lower() in ARCHIVES:
         raise K1Error(f"{path}: archives are not read; unpack it")
     try:
-        # The library leaves the locks of what it reads in its cache.
-        with quiet_logs(), tempfile.TemporaryDirectory(prefix=".", dir=cache_folder()) as cache:
-            if kind == "text":
-                with fsspec.open(str(path), "rt", compression="infer", encoding="utf-8-sig") as file:
-                    yield file.read()
-            elif path.stat().st_size:
-                # "NA" is a text.
-                table = {"keep_default_na": False, "na_values": "", "sep": "\t" if ".tsv" in path.name.lower() else ","}
-                yield from rows(
-                    datasets.load_dataset(
-                        kind, data_files=glob.escape(str(path)), split="train", streaming=True, cache_dir=cache,
-                        **(table if kind == "csv" else {}),
-                    ), path,
-                )  # fmt: skip
+        if kind == "text":
+            with fsspec.open(str(path), "rt", compression="infer", encoding="utf-8-sig") as file:
+                yield file.read()
+        elif path.stat().st_size:
+            yield from table_documents(path, kind)
     except K1Error:
         raise
     except Exception as error:  # what it is depends on where the damage is
         raise K1Error(f"{path}: cannot be read as {kind}: {reason(error)}; mend or remove the file") from error
+
+
+def table_documents(path: Path, kind: str) -> Iterator[str | None]:
+    """Read the documents of a file of rows, None for a row without text; raises what `datasets` and `rows` do."""
+    # "NA" is a text.
+    csv = {"keep_default_na": False, "na_values": "", "sep": "\t" if ".tsv" in path.name.lower() else ","}
+    # The library leaves the locks of what it reads in its cache.
+    with quiet_logs(), tempfile.TemporaryDirectory(prefix=".", dir=cache_folder()) as cache:
+        loaded = datasets.load_dataset(
+            kind, data_files=glob.escape(str(path)), split="train", streaming=True, cache_dir=cache,
+            **(csv if kind == "csv" else {}),
+        )  # fmt: skip
+        yield from rows(loaded, path)
 
 
 def choose_column(kinds: Mapping[str, str], where: object) -> str:

@@ -166,9 +166,9 @@ class Method:
 
     `label` is its name in tables and pictures. It continues the model of dataset 1 of `start`, and trains with the
     settings of `script` (both `k1` or `baseline`) but for the share `rehearsal` of rehearsed text and the `flags`, by
-    `training`, which gets each of the `settings` in turn.
-    `learning_rates` are its own, if it has others than those like it. `reference` is the method that it is compared
-    with, and `joint` means all datasets at once from fresh weights.
+    `training`, which gets each of the `settings` in turn. `learning_rates` are its own, if it has others than those
+    like it. `reference` is the method that it is compared with, and `joint` means all datasets at once from fresh
+    weights.
     """
 
     label: str
@@ -218,12 +218,12 @@ STUDY = {
 def of_map(rehearsal: float, policy: str, share: float) -> Method:
     """A place of the map: the `share` of parameters that a step updates, and the `policy` that chooses them.
 
-    Its rates are those at which a step is about as long as of all parameters, the root of the sum of squares: the
+    Its rates are three at which a step is about as long as of all parameters, the root of the sum of squares: the
     change of random windows is taken times 1/share already, that of the other policies is not.
     """
     stretch = share ** (0.5 if policy == "windows" else -0.5)
     return Method(
-        "100%" if share == 1 else f"{share:.0%}, {MAP_POLICIES[policy]}", "k1", "k1", rehearsal,
+        "100%" if share == 1 else f"{share:.0%}, {MAP_POLICIES[policy]}", script="k1", start="k1", rehearsal=rehearsal,
         flags={"policy": policy, "update_fraction": share}, reference=f"all_{rehearsal:g}",
         learning_rates=tuple(float(f"{rate * stretch:.2g}") for rate in RATES[rehearsal > 0][:3]),
     )  # fmt: skip
