@@ -22,7 +22,7 @@ from k1.sparse import POLICIES, UPDATE_FRACTION
 CHANGES = {
     "smoke": dict(
         hidden_size=32, intermediate_size=88, layers=2, heads=2, vocabulary_size=512,
-        max_steps=(60, 30, 30), warmup_steps=5, evaluation_tokens=8_192, max_documents=200,
+        max_steps=(60, 30, 30), warmup_steps=5, evaluation_tokens=8_192, max_documents=200, rehearsal_sequences=64,
         learning_rate=dict.fromkeys(ARMS, (1e-2, 1e-2)),
     ),
     "quick": dict(),

@@ -81,26 +81,24 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def loaded(endpoint, home):
     return load(
-        home, endpoint, ["data", "wikitext", "hub"], ["data", "code", "auto", 2], ["data", "science"],
-        ["data", "stories", "auto", 2], ["data", "codeparrot/codeparrot-clean-valid"], ["model", "owner/model"],
+        home, endpoint, ["data", "wikitext", "hub"], ["data", "code", "auto", 2],
+        ["data", "codeparrot/codeparrot-clean-valid"], ["model", "owner/model"],
     )  # fmt: skip
 
 
 def test_datasets_are_loaded_and_the_process_is_left_as_it_was(loaded):
     results, printed = loaded
     splits = {name: [ARTICLES, f"Fourth .\n{name}"] for name in ("train", "validation", "test")}
-    assert results[:5] == [
+    assert results[:3] == [
         {"source": "hub", **splits},
         {"source": "hub", "train": CODE[:2]},
-        {"source": "hub", "train": ["On A\n\nThe problem", "On B\n\nWe"]},
-        {"source": "hub", "train": ["Once", "upon"]},
         {"source": "hub", "train": CODE},
     ]
     assert printed == []
 
 
 def test_of_a_model_only_what_holds_no_code_is_downloaded_and_its_commit_recorded(loaded, home, folder):
-    assert loaded[0][5]["revision"] == COMMIT
+    assert loaded[0][3]["revision"] == COMMIT
     files = {path.name for path in home.rglob("*/snapshots/*/*")}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
     assert not files & {"model.py", "pytorch_model.bin"}
@@ -115,9 +113,16 @@ REFUSED = {
 }
 
 
-def test_what_cannot_be_loaded_is_one_line_that_says_why(loaded, endpoint, home):
+def test_what_cannot_be_loaded_is_one_line_that_says_why(endpoint, tmp_path):
     """Also if another configuration of the dataset is there already."""
-    results, printed = load(home, endpoint, *(["data", name] for name in REFUSED), ["model", "owner/name"])
+    good = [["data", "wikitext"], ["data", "science"], ["data", "stories", "auto", 2]]
+    bad = [*(["data", name] for name in REFUSED), ["model", "owner/name"]]
+    (_, *found), printed = load(tmp_path, endpoint, *good, *bad)
+    assert found[:2] == [
+        {"source": "hub", "train": ["On A\n\nThe problem", "On B\n\nWe"]},
+        {"source": "hub", "train": ["Once", "upon"]},
+    ]
+    results = found[2:]
     for name, found in zip(REFUSED, results):
         assert REFUSED[name] in found and name in found and "\n" not in found, found
     assert (
@@ -128,16 +133,16 @@ def test_what_cannot_be_loaded_is_one_line_that_says_why(loaded, endpoint, home)
 
 
 @pytest.mark.parametrize("offline", ["", "1"])
-def test_without_the_hub_the_cached_copy_is_taken_else_the_bundled_text(loaded, home, tmp_path, offline):
-    nowhere = "http://127.0.0.1:9"
+def test_without_the_hub_the_cached_copy_is_taken_else_the_bundled_text(loaded, home, offline):
     reason = f"on the Hub ({'OfflineModeIsEnabled' if offline else 'LocalEntryNotFoundError'})"
     cached = [["data", "wikitext", "hub"], ["data", "code"], ["model", "owner/model"]]
-    results, printed = load(home, nowhere, *cached, HF_HUB_OFFLINE=offline)
-    assert results == [loaded[0][0], {"source": "hub", "train": CODE}, loaded[0][5]] and printed == []
-    loads = [*2 * [["data", "science", "auto", 1]], ["data", "science", "hub"], ["data", "stories"]]
-    results, [warning] = load(tmp_path, nowhere, *loads, ["model", "owner/model"], HF_HUB_OFFLINE=offline)
-    assert results[0]["source"] == results[1]["source"] == "bundled"
+    missing = [*2 * [["data", "science", "auto", 1]], ["data", "science", "hub"], ["data", "stories"]]
+    results, [warning] = load(
+        home, "http://127.0.0.1:9", *cached, *missing, ["model", "owner/other"], HF_HUB_OFFLINE=offline
+    )
+    assert results[:3] == [loaded[0][0], {"source": "hub", "train": CODE}, loaded[0][3]]
+    assert results[3]["source"] == results[4]["source"] == "bundled"
     assert warning.startswith("warning: the bundled text is used, as science cannot be loaded from the hub: ")
-    assert reason in warning and reason in results[2] and reason in results[3]
-    assert "use --data_source bundled" in results[2] and "use a local path" in results[3]
-    assert results[4].startswith("there is no folder owner/model, and no model of this name can be had from the hub: ")
+    assert reason in warning and reason in results[5] and reason in results[6]
+    assert "use --data_source bundled" in results[5] and "use a local path" in results[6]
+    assert results[7].startswith("there is no folder owner/other, and no model of this name can be had from the hub: ")
