@@ -6,7 +6,9 @@ In a script that was started by itself there is one process, and nothing here do
 
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_all_start_methods, get_context
 from typing import TypeVar
 
 import torch
@@ -92,3 +94,11 @@ def require_identical(what: str, content: dict) -> None:
         dist.all_gather_object(digests, content_digest(content))
         if len(set(digests)) > 1:
             raise K1Error(f"the processes do not hold the same {what}; give them the same machine type and libraries")
+
+
+def process_pool(count: int, module: str) -> ProcessPoolExecutor:
+    """Processes beside this one, for functions of `module`, which is imported once for all if the system can."""
+    # A plain fork would inherit the threads of this process.
+    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    context.set_forkserver_preload([module])
+    return ProcessPoolExecutor(count, mp_context=context)

@@ -1,8 +1,7 @@
 """The quality of generated text, right after a dataset's own stage and at the end, and how much of it is kept."""
 
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from k1.checkpoints import load_checkpoint, restore_model
 from k1.data.loader import TokenizedDataset
 from k1.data.tokenizer import load_tokenizer, vocabulary_size
 from k1.model import configure_torch
+from k1.parallel import process_pool
 from k1.report.generation import generate
 from k1.report.generation_arguments import TEMPERATURE, TOP_K
 from k1.report.kneser_ney import KneserNey
@@ -137,8 +137,7 @@ class GenerationTest:
 
         Two processes write, while this one trains the judges.
         """
-        # A fork would inherit the threads of this process.
-        pool = ProcessPoolExecutor(2, mp_context=get_context("spawn"))
+        pool = process_pool(2, __name__)
 
         @cache  # some arms share a file
         def written(path: Path, index: int) -> Future[np.ndarray]:

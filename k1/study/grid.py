@@ -3,10 +3,9 @@
 import json
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import replace
 from functools import lru_cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from k1.data.tokenizer import load_tokenizer
 from k1.errors import Diverged, K1Error
 from k1.files import lock, write_text
 from k1.model import build_model, configure_torch
+from k1.parallel import process_pool
 from k1.report.metrics import matrix_of, mean
 from k1.report.plots import write_figure
 from k1.stages import Learner
@@ -171,8 +171,7 @@ def execute_all(runs: list[dict], results: dict, out: Path, jobs: int) -> list[d
     """
     records, names = results["runs"], list(map(name_of, runs))
     (out / "first").mkdir(exist_ok=True)
-    # A fork would inherit the threads of this process.
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    pool = process_pool(jobs, __name__)
     try:
         futures = {
             pool.submit(execute, run, out, results["settings"]): name
