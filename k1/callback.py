@@ -266,15 +266,19 @@ def autocast(args: TrainingArguments, model: PreTrainedModel) -> torch.autocast:
 
 
 def new_sample(loader: Any, args: TrainingArguments) -> list[dict[str, Tensor]]:
-    """A fixed sample of the text of the Trainer's data `loader`, as its batches; none of a stream."""
+    """A fixed sample of the text of the Trainer's data `loader`, as its batches; none if no numbers lead to it."""
     dataset: Any = getattr(loader, "dataset", None)
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         return []
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(args.seed))[:SAMPLE]
-    # A collator may draw, too; what the Trainer draws next stays the same.
+    # A dataset and a collator may draw, too; what the Trainer draws next stays the same.
     with torch.random.fork_rng(devices=[]):
-        parts = chosen.split(args.per_device_train_batch_size)
-        batches = [loader.collate_fn([dataset[number] for number in part.tolist()]) for part in parts]
+        try:
+            items = [dataset[number] for number in chosen.tolist()]
+        except (LookupError, TypeError):  # of other keys, which its own sampler knows
+            return []
+        size = args.per_device_train_batch_size
+        batches = [loader.collate_fn(items[start : start + size]) for start in range(0, len(items), size)]
     return [{name: batch[name] for name in INPUTS if name in batch} for batch in batches]
 
 

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 import k1
-from k1.callback import PRECISION, UNFIT
+from k1.callback import PRECISION, UNFIT, new_sample
 from k1.errors import K1Error
 from k1.rehearsal import Rehearsal, divergence_from
 from tests.conftest import run_two
@@ -108,6 +108,8 @@ def test_the_report_has_both_texts_before_and_after(tmp_path):
     assert last < first
     assert forgotten == f"| predicted forgetting |  | {callback.rehearsal.predicted_forgetting(trainer.model)[0]:.3f} |"
     assert len(seconds) == 2
+    # A dataset that its own sampler reads, by names.
+    assert new_sample(SimpleNamespace(dataset={"name": NEW[0]}), trainer.args) == []
 
 
 def test_the_gradient_of_the_divergence_is_added_and_no_more_is_read_at_once_than_by_the_trainer(monkeypatch):

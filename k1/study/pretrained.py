@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from itertools import count, islice
+from itertools import count, cycle, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,7 @@ ARMS = {
     "k1": Arm("K-1", fraction=UPDATE_FRACTION, known=True),
     "k1_lora": Arm("K-1 on LoRA", ADAPTER_RATES, fraction=UPDATE_FRACTION, known=True, adapter=lora),
 }
+FULL = ARMS["full"].label
 
 
 def new_documents() -> Iterator[str]:
@@ -212,7 +213,7 @@ def pull_to_start(optimizer: torch.optim.Optimizer, strength: float) -> None:
 
 def learn(
     model: PreTrainedModel, rows: Iterator[Tensor], steps: int, rate: float, precision: str, arm: Arm, seed: int,
-    rehearsal: Rehearsal | None = None, weight: float = REHEARSAL_WEIGHT,
+    rehearsal: Rehearsal | None = None, weight: float = 0.0,
 ) -> None:  # fmt: skip
     """Train `model` in place for `steps` steps of fused AdamW on `rows`, batches of token ids; as a user would."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -271,9 +272,9 @@ def continuations(model: PreTrainedModel, texts: dict, decode: Callable[[Tensor]
 
 def run(
     start: PreTrainedModel, texts: dict, decode: Callable, arm: Arm, rate: float, seed: int,
-    arguments: argparse.Namespace,
+    weight: float | None, arguments: argparse.Namespace,
 ) -> dict:  # fmt: skip
-    """One training from the model `start`, which stays as it is.
+    """One training from the model `start`, which stays as it is; `weight` is that of the rehearsal, if there is one.
 
     Returns the `losses` by share of the change, those `after` each task, the `predicted` forgetting, seconds,
     `writing` among them, the `peak` of the process's memory so far in bytes, how many parameters were `trained`,
@@ -297,7 +298,7 @@ def run(
             known = texts[task]["train"]
         writing += time.perf_counter() - begun
         rows = batches(texts[task]["train"], known, arm, seed)
-        learn(trained, rows, arguments.steps, rate, precision, arm, seed, rehearsal, arguments.rehearsal_weight)
+        learn(trained, rows, arguments.steps, rate, precision, arm, seed, rehearsal, weight or 0.0)
         seconds += time.perf_counter() - begun
         if task != tasks[-1]:
             after.append(losses(trained, texts, precision))
@@ -330,11 +331,15 @@ def known_rise(results: dict, scores: dict[str, dict[str, float]], split: str) -
 
 
 def by_arm_and_rate(results: dict) -> dict[str, dict[float, list[dict]]]:
-    """The records of each arm and learning rate, seeds together, in the order of `ARMS`."""
-    found: dict[str, dict[float, list[dict]]] = {name: defaultdict(list) for name in ARMS}
-    for record in results["runs"].values():
-        found[record["arm"]][record["rate"]].append(record)
-    return {name: dict(sorted(rates.items())) for name, rates in found.items() if rates}
+    """The records of each arm, by its label and the weight of its rehearsal, and learning rate, seeds together."""
+    found: dict[str, dict[float, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    order = list(ARMS)
+    for record in sorted(
+        results["runs"].values(), key=lambda run: (order.index(run["arm"]), run["weight"] or 0.0, run["rate"])
+    ):
+        weight = "" if record["weight"] is None else f", weight {record['weight']:g}"
+        found[ARMS[record["arm"]].label + weight][record["rate"]].append(record)
+    return found
 
 
 def positions(results: dict, rates: dict[float, list[dict]], split: str, shares: Iterable[float] = SHARES) -> Line:
@@ -376,13 +381,13 @@ def equal_learning_table(results: dict) -> str:
     Full fine-tuning, which the others are divided by, is its rates alone, the others rates and shares. Test text.
     """
     found = by_arm_and_rate(results)
-    full = best_line(results, found["full"], [1.0])
+    full = best_line(results, found[FULL], [1.0])
     rows = [["", "Rates", "Seeds", *(f"at {new:.3f}" for new, _ in full)]]
-    rows.append(["full fine-tuning, nats per token", *tried(found["full"]), *(f"{rise:.3f}" for _, rise in full)])
+    rows.append(["full fine-tuning, nats per token", *tried(found[FULL]), *(f"{rise:.3f}" for _, rise in full)])
     for name, rates in found.items():
         line = best_line(results, rates)
         levels = [(forgetting_at(line, new), rise) for new, rise in full]
-        label = f"{ARMS[name].label}, a share of the change" if name == "full" else ARMS[name].label
+        label = f"{name}, a share of the change" if name == FULL else name
         shares = ["-" if level is None or rise < LEAST_RISE else f"{level / rise:.2f}" for level, rise in levels]
         rows.append([label, *tried(rates), *shares])
     caption = (
@@ -416,7 +421,7 @@ def runs_table(results: dict) -> str:
             # Older records have no seconds of writing.
             seconds = [[record[key] for record in records if key in record] for key in ("seconds", "writing")]
             rows.append([
-                ARMS[name].label, f"{rate:g}", str(len(records)),
+                name, f"{rate:g}", str(len(records)),
                 *(mean_and_interval([scores[text] for scores in whole]) for text in (*tasks, *KNOWN)),
                 *(mean_and_interval(list(map(task_rise, records))) for _ in of_tasks),
                 mean_and_interval([known_rise(results, record["losses"]["1"], "test") for record in records]),
@@ -428,9 +433,8 @@ def runs_table(results: dict) -> str:
     caption = (
         f"{settings['model']}, {settings['parameters']:,} parameters with {settings['rows']:,} rows of its embedding; "
         f"{settings['steps']} steps of {ROWS} sequences of {LENGTH} tokens of {' and then '.join(tasks)} text, "
-        "what is rehearsed or replayed comes on top, weight of rehearsal "
-        f"{settings['rehearsal_weight']:g}; nats per token on test text. Rise of known: mean of both texts; with 75%: "
-        "the rise, and the loss on new text, if only 75% of the change of all weights is kept"
+        "what is rehearsed or replayed comes on top; nats per token on test text. Rise of known: mean of both texts; "
+        "with 75%: the rise, and the loss on new text, if only 75% of the change of all weights is kept"
     )
     return str(Table(caption, rows))
 
@@ -444,7 +448,7 @@ def costs_table(results: dict) -> str:
         name: {record["seed"]: record for records in rates.values() for record in records if "peak" in record}
         for name, rates in by_arm_and_rate(results).items()
     }
-    full, settings = found.get("full", {}), results["settings"]
+    full, settings = found.get(FULL, {}), results["settings"]
     steps = settings["steps"] * len(tasks_of(results["start"]["test"]))
     rows = [["Arm", "Seconds a step", "Step / full's", "with writing", "Writing, s", "Peak GB", "Trained %"]]
     for name, records in found.items():
@@ -455,7 +459,7 @@ def costs_table(results: dict) -> str:
         writing = [record["writing"] for record, _ in pairs]
         training = [seconds - written for seconds, written in zip(ours, writing)]
         rows.append([
-            ARMS[name].label, mean_and_interval([seconds / steps for seconds in training], 2),
+            name, mean_and_interval([seconds / steps for seconds in training], 2),
             *(mean_and_interval([one / other for one, other in zip(of, theirs)], 2) for of in (training, ours)),
             f"{mean(writing):.1f}", mean_and_interval([record["peak"] / 1e9 for record, _ in pairs], 2),
             f"{100 * pairs[0][0]['trained'] / settings['parameters']:.1f}",
@@ -473,7 +477,7 @@ def continuations_page(results: dict) -> str:
     columns = {"before": results["continuations"]}
     for name, rates in by_arm_and_rate(results).items():
         rate, records = list(rates.items())[-1]
-        columns[f"{ARMS[name].label}, {rate:g}"] = records[0].get("continuations", [])
+        columns[f"{name}, {rate:g}"] = records[0].get("continuations", [])
     parts = []
     for number, prompt in enumerate(results["prompts"]):
         written = {label: texts[number] for label, texts in columns.items() if texts}
@@ -495,10 +499,10 @@ def frontier_figure(results: dict) -> Figure:
     """
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
-    for marker, (name, rates) in zip(LINE_MARKERS, by_arm_and_rate(results).items()):
-        if name == "full":
-            axes.plot(*zip(*positions(results, rates, "validation", [1.0])), marker="*", label=ARMS[name].label)
-        label = f"{ARMS[name].label}, a share kept" if name == "full" else ARMS[name].label
+    for marker, (name, rates) in zip(cycle(LINE_MARKERS), by_arm_and_rate(results).items()):
+        if name == FULL:
+            axes.plot(*zip(*positions(results, rates, "validation", [1.0])), marker="*", label=name)
+        label = f"{name}, a share kept" if name == FULL else name
         points = undominated(positions(results, rates, "validation"))
         axes.plot(*zip(*points), marker=marker, linestyle=":", label=label)
     axes.axhline(0, color="0.7", linewidth=1)
@@ -522,7 +526,6 @@ def prepare(arguments: argparse.Namespace) -> tuple[PreTrainedModel, dict, Calla
     settings = {
         "model": Path(arguments.model).name, "steps": arguments.steps, "adapt_steps": arguments.adapt_steps,
         "evaluated": arguments.evaluated, "precision": arguments.precision, "threads": arguments.threads,
-        "rehearsal_weight": arguments.rehearsal_weight,
         "parameters": model.num_parameters(), "rows": model.get_input_embeddings().num_embeddings,
     }  # fmt: skip
     results = open_results(arguments.out, settings)
@@ -553,7 +556,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="of learning a new text (default: %(default)s)")
     parser.add_argument("--tasks", type=int, choices=[1, 2], default=1, help="new texts, each for --steps (default: 1)")
     parser.add_argument("--adapt_steps", type=int, default=128, help="on known text before (default: %(default)s)")
-    parser.add_argument("--rehearsal_weight", type=float, default=REHEARSAL_WEIGHT, help="(default: %(default)s)")
+    parser.add_argument(
+        "--rehearsal_weights", nargs="+", type=float, default=[REHEARSAL_WEIGHT], help="(default: %(default)s)"
+    )
     parser.add_argument("--evaluated", type=int, default=64, help="blocks of each text (default: %(default)s)")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--threads", type=int, default=1)
@@ -562,23 +567,24 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     start, texts, decode, results = prepare(arguments)
     is_first = True
-    for seed in arguments.seeds:
-        for name in arguments.arms:
-            for rate in arguments.learning_rates or ARMS[name].rates:
-                key = f"{name}-{rate:g}-seed{seed}"
-                if key not in results["runs"]:
-                    found = run(start, texts, decode, ARMS[name], rate, seed, arguments)
-                    if not is_first:
-                        # Later runs use memory that this one left.
-                        del found["peak"]
-                    is_first = False
-                    results["runs"][key] = {"arm": name, "rate": rate, "seed": seed, **found}
-                    write_results(results, arguments.out)
+    for seed, name in product(arguments.seeds, arguments.arms):
+        arm = ARMS[name]
+        weights = [None] if arm.known is None else arguments.rehearsal_weights
+        for rate, weight in product(arguments.learning_rates or arm.rates, weights):
+            key = f"{name}-{rate:g}-seed{seed}" + ("" if weight is None else f"-weight{weight:g}")
+            if key not in results["runs"]:
+                found = run(start, texts, decode, arm, rate, seed, weight, arguments)
+                if not is_first:
+                    # Later runs use memory that this one left.
+                    del found["peak"]
+                is_first = False
+                results["runs"][key] = {"arm": name, "rate": rate, "seed": seed, "weight": weight, **found}
+                write_results(results, arguments.out)
     tables = [runs_table(results)]
     if any(record["arm"] == "full" for record in results["runs"].values()):
         tables.append(equal_learning_table(results))
         write_text(arguments.out / "equal.md", tables[-1] + "\n")
-    write_text(arguments.out / "costs.md", costs_table(results) + "\n")
+        write_text(arguments.out / "costs.md", costs_table(results) + "\n")
     write_text(arguments.out / "continuations.md", continuations_page(results) + "\n")
     show(arguments.out, "\n\n".join(tables), "frontier.png", frontier_figure(results))
 

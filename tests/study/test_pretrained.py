@@ -73,19 +73,20 @@ def command(tokenizer, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_runs_are_recorded_shown_and_not_repeated(command, tmp_path, capsys, monkeypatch):
-    arms, rate = ["full", "lora", "k1", "osf", "k1_lora"], ["--learning_rates", 1e-2]
+    arms, rate = ["full", "lora", "k1", "osf", "k1_lora"], ["--learning_rates", 1e-2, "--rehearsal_weights", 0.5]
     for arm in arms[:2]:
         command("--arms", arm, *rate)
     flags = ["--arms", *arms, *rate]
     capsys.readouterr()
     recorded = command(*flags)
-    assert {run: "peak" in record for run, record in recorded["runs"].items()} == {
-        f"{arm}-0.01-seed0": arm in ("full", "lora", "k1") for arm in arms
-    }
+    names = [f"{arm}-0.01-seed0{'-weight0.5' * arm.startswith('k1')}" for arm in arms]
+    assert {run: "peak" in record for run, record in recorded["runs"].items()} == dict(
+        zip(names, [True, True, True, False, False])
+    )
     costs = [[cell.strip() for cell in line.split("|")[1:-1]] for line in costs_table(recorded).splitlines()[4:]]
-    assert [row[0] for row in costs] == ["full fine-tuning", "LoRA", "K-1"]
+    assert [row[0] for row in costs] == ["full fine-tuning", "LoRA", "K-1, weight 0.5"]
     # What the table rounds may take less than a tenth of a second.
-    none, written = (recorded["runs"][f"{arm}-0.01-seed0"]["writing"] for arm in ("lora", "k1"))
+    none, written = (recorded["runs"][name]["writing"] for name in names[1:3])
     assert costs[0][3] == "1.00" and written > 100 * none
     assert [float(row[4]) for row in costs[1:]] == [0, float(f"{written:.1f}")]
     # Matrices of rank 16 beside layers that are no wider.
@@ -104,7 +105,9 @@ def test_runs_are_recorded_shown_and_not_repeated(command, tmp_path, capsys, mon
     assert (tmp_path / "out" / "costs.md").read_text() == costs_table(recorded) + "\n"
     assert (tmp_path / "out" / "frontier.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "out" / "continuations.md").read_text()
-    assert page.count("**") == 20 and page.count("\n- before: ") == page.count("\n- K-1 on LoRA, 0.01: ") == 10
+    assert (
+        page.count("**") == 20 and page.count("\n- before: ") == page.count("\n- K-1 on LoRA, weight 0.5, 0.01: ") == 10
+    )
     monkeypatch.setattr(pretrained, "learn", None)
     assert command(*flags) == recorded and capsys.readouterr().out == printed
     with pytest.raises(K1Error, match="recorded with another steps"):
@@ -165,22 +168,35 @@ def test_forgetting_is_the_rise_since_the_start_beside_the_line_of_full_fine_tun
 
     runs = [("full", 2.0, 1.0), ("full", 1.0, 2.0), ("k1", 1.5, 0.25), ("lora", 0.5, 0.0)]
     records = [
-        {"arm": arm, "rate": 1e-4 / new, "seed": 0, "losses": shares(new, rise), "seconds": 7, "predicted": None}
+        {"arm": arm, "rate": 1e-4 / new, "seed": 0, "losses": shares(new, rise), "seconds": 7,
+         "predicted": None, "weight": None}
         for arm, new, rise in runs
-    ]
-    records[2] |= {"predicted": 0.125, "writing": 2}
-    settings = {"model": "tiny", "parameters": 1_000, "rows": 10, "steps": 6, "rehearsal_weight": 3.0}
+    ]  # fmt: skip
+    records[2] |= {"predicted": 0.125, "writing": 2, "weight": 3.0}
+    settings = {"model": "tiny", "parameters": 1_000, "rows": 10, "steps": 6}
     results = {"start": start, "runs": dict(enumerate(records)), "settings": settings}
     assert [known_rise(results, record["losses"]["1"], "test") for record in records] == [1, 2, 0.25, 0]
-    assert {arm: len(rates) for arm, rates in by_arm_and_rate(results).items()} == {"full": 2, "lora": 1, "k1": 1}
+    assert {arm: list(map(len, rates.values())) for arm, rates in by_arm_and_rate(results).items()} == {
+        "full fine-tuning": [1, 1], "LoRA": [1], "K-1, weight 3": [1],
+    }  # fmt: skip
     first, second = rows_of(runs_table(results), ["Arm"]), rows_of(equal_learning_table(results), [""])
-    assert first["K-1"][2:] == ["1.500", "3.250", "1.250", "0.250", "0.125 at 1.750", "0.062 at 2.000", "0.125", "7, 2"]
+    k1 = "K-1, weight 3"
+    assert first[k1][2:] == [
+        "1.500",
+        "3.250",
+        "1.250",
+        "0.250",
+        "0.125 at 1.750",
+        "0.062 at 2.000",
+        "0.125",
+        "7, 2",
+    ]
     assert second[""] == ["Rates", "Seeds", "at 1.000", "at 2.000"]
     assert second["full fine-tuning, nats per token"] == ["2", "1", "2.000", "1.000"]
     # The run that learned more, with half of its change, has a loss of 1.667; that with 75% of it 1.333 and 2 / 2.
     assert second["full fine-tuning, a share of the change"] == ["2", "1", "1.00", "0.38"]
     # K-1 with half of its change has the loss of full fine-tuning's first rate; it never learned as much as the other.
-    assert second["K-1"] == ["1", "1", "-", "0.06"]
+    assert second[k1] == ["1", "1", "-", "0.06"]
     # LoRA learned more than is asked for, and forgot nothing.
     assert second["LoRA"][2:] == ["0.00", "0.00"] and first["LoRA"][-1] == "7"
     monkeypatch.setattr(pretrained, "LEAST_RISE", 1.5)
