@@ -60,7 +60,7 @@ class K1Callback(TrainerCallback):
         fraction: float = UPDATE_FRACTION,
         policy: str | None = None,
         weight: float = REHEARSAL_WEIGHT,
-        sequences: int = 512,
+        sequences: int = 128,
         length: int | None = None,
         rows: int | None = None,
         interval: int = 50,

@@ -26,7 +26,7 @@ from k1.model import static_cache
 from k1.parallel import copy_from_main_process, process_rank
 from k1.teacher import casts_kept, config_of, in_mode, teacher_of, unwrapped, without_adapter
 
-REHEARSAL_WEIGHT = 3.0
+REHEARSAL_WEIGHT = 1.0
 LENGTH = 128  # tokens of a sequence, where the model has as many positions
 ROWS = 128  # written side by side
 # Keeps the seeds of one stage's sequences apart from those of other stages, and those of processes.
@@ -68,7 +68,7 @@ class Rehearsal:
         written: Sequence[Tensor] = (),
         *,
         tokenizer: object = None,
-        sequences: int = 512,
+        sequences: int = 128,
         length: int | None = None,
         rows: int = 1,
         interval: int = 50,

@@ -148,7 +148,7 @@ def test_text_is_read_by_the_tokenizer_of_the_trainer(tmp_path, known):
 def test_without_known_text_or_settings_the_model_begins_by_itself(tmp_path):
     callback = k1.K1Callback()
     trainer_of(tmp_path, callback, max_steps=1).train()
-    assert callback.rehearsal.written[0].shape == (512, 24) and callback.rehearsal.length == 32
+    assert callback.rehearsal.written[0].shape == (128, 24) and callback.rehearsal.length == 32
     assert "known text" not in callback.report() and "new text" in callback.report()
 
 

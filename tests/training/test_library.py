@@ -108,7 +108,7 @@ def with_trainer(model, example: str | None, folder, capsys):
     assert "| | before | after |\n|---|---:|---:|\n| loss on known text | " in capsys.readouterr().out
     exec(EXAMPLES["next task"], names)
     Trainer(model, arguments, train_dataset=dataset, callbacks=[names["following"]])
-    assert [len(text) for text in names["following"].rehearsal.written] == [512, 512]
+    assert [len(text) for text in names["following"].rehearsal.written] == [128, 128]
 
 
 @pytest.mark.slow
