@@ -1,14 +1,15 @@
-"""Several processes of one training: which one this is, sums over all of them, proof that they agree.
+"""Several processes of one training: which one this is, sums over all of them, proof that they agree; and a pool.
 
 They are those of torchrun, or those that a Trainer, accelerate or a loop of one's own has connected.
-In a script that was started by itself there is one process, and nothing here does anything.
+In a script that was started by itself there is one process, and nothing here but `process_pool` does anything.
 """
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_context
 from typing import TypeVar
 
 import torch
@@ -97,8 +98,9 @@ def require_identical(what: str, content: dict) -> None:
 
 
 def process_pool(count: int, module: str) -> ProcessPoolExecutor:
-    """Processes beside this one, for functions of `module`, which is imported once for all if the system can."""
-    # A plain fork would inherit the threads of this process.
-    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-    context.set_forkserver_preload([module])
+    """Processes beside this one, for functions of `module`, which on Linux is imported once for all."""
+    # A plain fork would inherit the threads of this process; elsewhere libraries do not bear any fork.
+    context = get_context("forkserver" if sys.platform == "linux" else "spawn")
+    if sys.platform == "linux":
+        context.set_forkserver_preload([module])
     return ProcessPoolExecutor(count, mp_context=context)

@@ -40,7 +40,8 @@ def open_results(out: Path, settings: dict) -> dict:
     try:
         if path.exists():
             results = json.loads(path.read_text())
-        different = [name for name in settings if results["settings"].get(name) != settings[name]]
+        recorded = results["settings"]
+        different = [name for name in {**settings, **recorded} if recorded.get(name) != settings.get(name)]
         out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError, LookupError) as error:
         raise K1Error(f"{path} cannot be read or written as results of a study ({error}); choose another --out")

@@ -11,7 +11,7 @@ arXiv:2109.01903). A run that is recorded in results.json below --out is not rep
 The tables go to stdout and results.md, the picture of forgetting against learning to
 frontier.png; equal.md has forgetting at equal learning alone, continuations.md what the
 model writes before and after, costs.md time and memory beside full fine-tuning. Memory is
-that of runs that had a process of their own: one arm, rate and seed at a time.
+that of runs that had a process of their own: one arm, rate, weight of rehearsal and seed at a time.
 """
 
 import argparse
@@ -40,6 +40,7 @@ from k1.data.corpora import bundled_documents, package_dir, python_files
 from k1.data.messages import refusals
 from k1.errors import K1Error, command, module_parser
 from k1.files import write_atomically, write_text
+from k1.flag_types import positive
 from k1.rehearsal import REHEARSAL_WEIGHT, Rehearsal, keep_share, sample_tokens
 from k1.report.metrics import mean, mean_and_interval
 from k1.report.tables import Table
@@ -213,7 +214,7 @@ def pull_to_start(optimizer: torch.optim.Optimizer, strength: float) -> None:
 
 def learn(
     model: PreTrainedModel, rows: Iterator[Tensor], steps: int, rate: float, precision: str, arm: Arm, seed: int,
-    rehearsal: Rehearsal | None = None, weight: float = 0.0,
+    rehearsal: Rehearsal | None = None, weight: float = REHEARSAL_WEIGHT,
 ) -> None:  # fmt: skip
     """Train `model` in place for `steps` steps of fused AdamW on `rows`, batches of token ids; as a user would."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -331,15 +332,20 @@ def known_rise(results: dict, scores: dict[str, dict[str, float]], split: str) -
 
 
 def by_arm_and_rate(results: dict) -> dict[str, dict[float, list[dict]]]:
-    """The records of each arm, by its label and the weight of its rehearsal, and learning rate, seeds together."""
+    """The records of each arm with each weight of rehearsal, by label, and learning rate, seeds together.
+
+    In the order of `ARMS`, weights and rates.
+    """
     found: dict[str, dict[float, list[dict]]] = defaultdict(lambda: defaultdict(list))
     order = list(ARMS)
-    for record in sorted(
-        results["runs"].values(), key=lambda run: (order.index(run["arm"]), run["weight"] or 0.0, run["rate"])
-    ):
+
+    def place(record: dict) -> tuple[int, float, float]:
+        return order.index(record["arm"]), record["weight"] or 0.0, record["rate"]
+
+    for record in sorted(results["runs"].values(), key=place):
         weight = "" if record["weight"] is None else f", weight {record['weight']:g}"
         found[ARMS[record["arm"]].label + weight][record["rate"]].append(record)
-    return found
+    return {label: dict(rates) for label, rates in found.items()}
 
 
 def positions(results: dict, rates: dict[float, list[dict]], split: str, shares: Iterable[float] = SHARES) -> Line:
@@ -493,11 +499,11 @@ def quoted(text: str) -> str:
 
 
 def frontier_figure(results: dict) -> Figure:
-    """Forgetting of known text against the loss on new text, a line for each arm; validation text.
+    """Forgetting of known text against the loss on new text, a line for each arm and weight; validation text.
 
     Of full fine-tuning it is that of its learning rates, of all arms (of it too, dotted) the best of rates and shares.
     """
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots()
     for marker, (name, rates) in zip(cycle(LINE_MARKERS), by_arm_and_rate(results).items()):
         if name == FULL:
@@ -557,7 +563,11 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, choices=[1, 2], default=1, help="new texts, each for --steps (default: 1)")
     parser.add_argument("--adapt_steps", type=int, default=128, help="on known text before (default: %(default)s)")
     parser.add_argument(
-        "--rehearsal_weights", nargs="+", type=float, default=[REHEARSAL_WEIGHT], help="(default: %(default)s)"
+        "--rehearsal_weights",
+        nargs="+",
+        type=positive,
+        default=[REHEARSAL_WEIGHT],
+        help=f"of the divergence beside the loss on new text, each for runs of its own (default: {REHEARSAL_WEIGHT:g})",
     )
     parser.add_argument("--evaluated", type=int, default=64, help="blocks of each text (default: %(default)s)")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")

@@ -113,16 +113,13 @@ REFUSED = {
 }
 
 
-def test_what_cannot_be_loaded_is_one_line_that_says_why(endpoint, tmp_path):
+def test_tables_and_splits_are_read_and_what_cannot_be_is_one_line_that_says_why(endpoint, tmp_path):
     """Also if another configuration of the dataset is there already."""
     good = [["data", "wikitext"], ["data", "science"], ["data", "stories", "auto", 2]]
     bad = [*(["data", name] for name in REFUSED), ["model", "owner/name"]]
-    (_, *found), printed = load(tmp_path, endpoint, *good, *bad)
-    assert found[:2] == [
-        {"source": "hub", "train": ["On A\n\nThe problem", "On B\n\nWe"]},
-        {"source": "hub", "train": ["Once", "upon"]},
-    ]
-    results = found[2:]
+    (_, science, stories, *results), printed = load(tmp_path, endpoint, *good, *bad)
+    assert science == {"source": "hub", "train": ["On A\n\nThe problem", "On B\n\nWe"]}
+    assert stories == {"source": "hub", "train": ["Once", "upon"]}
     for name, found in zip(REFUSED, results):
         assert REFUSED[name] in found and name in found and "\n" not in found, found
     assert (

@@ -166,18 +166,19 @@ def test_forgetting_is_the_rise_since_the_start_beside_the_line_of_full_fine_tun
         parts = {"1": (new, rise), "0.75": (new + (3 - new) / 6, rise / 2), "0.5": (new + (3 - new) / 3, rise / 4)}
         return {share: losses(loss, 3.0 + known, 1.0 + known) for share, (loss, known) in parts.items()}
 
-    runs = [("full", 2.0, 1.0), ("full", 1.0, 2.0), ("k1", 1.5, 0.25), ("lora", 0.5, 0.0)]
+    runs = [("full", 2.0, 1.0), ("full", 1.0, 2.0), ("k1", 1.5, 0.25), ("lora", 0.5, 0.0), ("k1", 1.5, 0.5)]
     records = [
         {"arm": arm, "rate": 1e-4 / new, "seed": 0, "losses": shares(new, rise), "seconds": 7,
          "predicted": None, "weight": None}
         for arm, new, rise in runs
     ]  # fmt: skip
     records[2] |= {"predicted": 0.125, "writing": 2, "weight": 3.0}
+    records[4]["weight"] = 0.5
     settings = {"model": "tiny", "parameters": 1_000, "rows": 10, "steps": 6}
     results = {"start": start, "runs": dict(enumerate(records)), "settings": settings}
-    assert [known_rise(results, record["losses"]["1"], "test") for record in records] == [1, 2, 0.25, 0]
+    assert [known_rise(results, record["losses"]["1"], "test") for record in records] == [1, 2, 0.25, 0, 0.5]
     assert {arm: list(map(len, rates.values())) for arm, rates in by_arm_and_rate(results).items()} == {
-        "full fine-tuning": [1, 1], "LoRA": [1], "K-1, weight 3": [1],
+        "full fine-tuning": [1, 1], "LoRA": [1], "K-1, weight 0.5": [1], "K-1, weight 3": [1],
     }  # fmt: skip
     first, second = rows_of(runs_table(results), ["Arm"]), rows_of(equal_learning_table(results), [""])
     k1 = "K-1, weight 3"
