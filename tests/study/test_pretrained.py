@@ -105,9 +105,8 @@ def test_runs_are_recorded_shown_and_not_repeated(command, tmp_path, capsys, mon
     assert (tmp_path / "out" / "costs.md").read_text() == costs_table(recorded) + "\n"
     assert (tmp_path / "out" / "frontier.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "out" / "continuations.md").read_text()
-    assert (
-        page.count("**") == 20 and page.count("\n- before: ") == page.count("\n- K-1 on LoRA, weight 0.5, 0.01: ") == 10
-    )
+    assert page.count("**") == 20
+    assert page.count("\n- before: ") == page.count("\n- K-1 on LoRA, weight 0.5, 0.01: ") == 10
     monkeypatch.setattr(pretrained, "learn", None)
     assert command(*flags) == recorded and capsys.readouterr().out == printed
     with pytest.raises(K1Error, match="recorded with another steps"):
@@ -182,16 +181,7 @@ def test_forgetting_is_the_rise_since_the_start_beside_the_line_of_full_fine_tun
     }  # fmt: skip
     first, second = rows_of(runs_table(results), ["Arm"]), rows_of(equal_learning_table(results), [""])
     k1 = "K-1, weight 3"
-    assert first[k1][2:] == [
-        "1.500",
-        "3.250",
-        "1.250",
-        "0.250",
-        "0.125 at 1.750",
-        "0.062 at 2.000",
-        "0.125",
-        "7, 2",
-    ]
+    assert first[k1][2:] == ["1.500", "3.250", "1.250", "0.250", "0.125 at 1.750", "0.062 at 2.000", "0.125", "7, 2"]
     assert second[""] == ["Rates", "Seeds", "at 1.000", "at 2.000"]
     assert second["full fine-tuning, nats per token"] == ["2", "1", "2.000", "1.000"]
     # The run that learned more, with half of its change, has a loss of 1.667; that with 75% of it 1.333 and 2 / 2.
